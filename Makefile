@@ -1,0 +1,48 @@
+# Each target makes the virtual environment first; nothing is needed but Python >= 3.10 and make.
+#   make test               every notebook, the repository's contract, the wheel   (DIFFPOSE_DATA=folder: the real scans too)
+#   make demo               the main job on the phantom, with pictures
+#   make export             notebooks -> diffpose/
+#   make refresh NB=...     run notebooks and store their outputs (all of them without NB)
+#   make clean              strip the notebooks of counts and metadata
+#   make readme             index.ipynb -> README.md
+#   make prepare            export, clean, readme: before a commit
+# PYTHON=python3.12 chooses the interpreter, VENV=folder the environment, TESTS="tests/test_contract.py -k clean" the tests.
+PYTHON ?= python3
+VENV ?= .venv
+TESTS ?=
+NB ?=
+
+python := $(VENV)/bin/python
+installed := $(VENV)/.diffpose-installed
+
+.PHONY: help install test demo export refresh clean readme prepare
+help:
+	@sed -n 's/^#   //p' Makefile
+
+install: $(installed)
+$(installed): settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("diffpose needs Python 3.10 or newer; %s is %d.%d (make PYTHON=python3.12 chooses another)" % (sys.executable, *sys.version_info[:2]) if sys.version_info < (3, 10) else 0)'
+	@$(python) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { echo "no virtual environment: install Python's venv module (Debian: apt install python3-venv)"; exit 1; }
+	@echo "installing diffpose and what it needs into $(VENV) (once; with torch about 6 GB, some minutes)"
+	@$(python) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+test: $(installed)
+	@$(python) -m tests $(TESTS)
+
+demo: $(installed)
+	@$(VENV)/bin/diffpose demo
+
+export: $(installed)
+	@$(python) -c 'from nbdev.doclinks import nbdev_export; nbdev_export("notebooks")'
+
+refresh: $(installed)
+	@$(python) -m tools.refresh $(NB)
+
+clean: $(installed)
+	@$(python) -c 'from nbdev.clean import nbdev_clean; [nbdev_clean(path) for path in ("notebooks", "index.ipynb")]'
+
+readme: $(installed)
+	@$(python) -m tools.readme
+
+prepare: export clean readme

@@ -1,0 +1,18 @@
+"""The environment of every test, and what the run left out, said at its end."""
+
+import os
+
+from tools.notebook import data_folder
+
+os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
+
+
+def pytest_terminal_summary(terminalreporter):
+    named = os.environ.get("DIFFPOSE_DATA")
+    lines = [f"real scans: {data_folder() or 'none'}" + (f" (DIFFPOSE_DATA names {named}, which is no folder)" if named and not data_folder() else "")]
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            lines += [value for name, value in report.user_properties if name == "left out"]
+    terminalreporter.section("what did not run")
+    for line in lines:
+        terminalreporter.write_line(line)

@@ -1,0 +1,277 @@
+"""The repository's contract. Each rule is a function from the repository's folder to a list of what breaks it.
+
+`test_contract.py` holds this repository to every rule; `test_rules.py` breaks each rule in a small repository, and sees it speak up.
+"""
+
+import ast
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tools import readme
+from tools.notebook import body, directives, dumps, load, notebooks, source
+
+BUDGET_KB = {"api": 300, "tutorials": 1000}
+LINES_PER_EXPORT = 60
+OPTIONAL = {"triton"}  # imported where it is there, never required
+DISTRIBUTION = {"PIL": "pillow"}  # where the import's name is not the distribution's
+RULES = {}
+
+
+def rule(check):
+    RULES[check.__name__] = check
+    return check
+
+
+def settings(root):
+    parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(root / "settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
+
+
+def cells(root):
+    "`(where, notebook's path, cell)` of every cell; `where` names it in a message."
+    for path in notebooks(root):
+        for number, cell in enumerate(load(path)["cells"]):
+            yield f"{path.relative_to(root).as_posix()} cell {number} ({cell.get('id')})", path, cell
+
+
+def is_export(cell):
+    return bool({"export", "exporti", "exports"} & directives(cell).keys())
+
+
+def modules(root):
+    "`{dotted name: (notebook's number, path of the exported module)}`."
+    found = {}
+    for _, path, cell in cells(root):
+        name = directives(cell).get("default_exp")
+        if name:
+            number = re.match(r"\d+", path.name)
+            found[f"diffpose.{name}"] = (int(number[0]) if number else None, root / "diffpose" / (name.replace(".", "/") + ".py"))
+    return found
+
+
+def exported(root):
+    "`(path, tree)` of every module that exists."
+    for _, path in modules(root).values():
+        if path.exists():
+            yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree, package=""):
+    "Absolute dotted names of everything a module imports, at its top or inside a function."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+@rule
+def modules_are_what_the_notebooks_export(root):
+    with tempfile.TemporaryDirectory() as scratch:
+        fresh = Path(scratch) / root.name
+        for path in [root / "settings.ini", *notebooks(root), *(root / "diffpose").rglob("__init__.py")]:
+            target = fresh / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+        code = "from nbdev.doclinks import nbdev_export; nbdev_export('notebooks')"
+        run = subprocess.run([sys.executable, "-c", code], cwd=fresh, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if run.returncode:
+            return ["nbdev_export failed:\n" + run.stderr]
+        theirs = {p.relative_to(fresh).as_posix(): p.read_bytes() for p in (fresh / "diffpose").rglob("*.py")}
+    ours = {p.relative_to(root).as_posix(): p.read_bytes() for p in (root / "diffpose").rglob("*.py")}
+    verdicts = {name: "no notebook exports it" if name not in theirs else "missing" if name not in ours else "differs" for name in ours | theirs}
+    return [f"{name}: {verdicts[name]} (run `make export`)" for name in sorted(verdicts) if ours.get(name) != theirs.get(name)]
+
+
+@rule
+def notebooks_are_clean(root):
+    "As `nbdev_clean` leaves them: no counts, no stray metadata, one way to write the file."
+    from nbdev.clean import clean_nb
+
+    bad = []
+    for path in notebooks(root):
+        nb = load(path)
+        clean_nb(nb, clean_ids=False)
+        if dumps(nb) != path.read_text(encoding="utf-8"):
+            bad.append(f"{path.relative_to(root).as_posix()}: run `make clean`")
+        ids = [cell.get("id") for cell in nb["cells"]]
+        if len(set(ids)) < len(ids):
+            bad.append(f"{path.relative_to(root).as_posix()}: two cells share an id")
+    return bad
+
+
+@rule
+def outputs_are_worth_keeping(root):
+    "No tracebacks, warnings, widgets, progress bars or object addresses among the stored outputs."
+    bad = []
+    for where, _, cell in cells(root):
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            text = "".join(output.get("text", [])) + "".join("".join(data[k]) for k in data if k in ("text/plain", "text/html"))
+            kinds = {
+                "a traceback": output["output_type"] == "error",
+                "stderr": output.get("name") == "stderr",
+                "a widget": any("widget" in kind for kind in data),
+                "a progress bar": bool(re.search(r"\r|\d%\|| it/s|s/it\b|[█▏▎▍▌▋▊▉]", text)),
+                "an object's address": bool(re.search(r" at 0x[0-9a-fA-F]{6,}", text)),
+            }
+            bad += [f"{where} stores {kind}" for kind, found in kinds.items() if found]
+    return bad
+
+
+@rule
+def notebooks_are_within_budget(root):
+    sizes = [(path, path.stat().st_size / 1000, BUDGET_KB.get(path.parent.name, 1000)) for path in notebooks(root)]
+    return [f"{path.relative_to(root).as_posix()}: {kb:.0f} kB, of {budget} kB" for path, kb, budget in sizes if kb > budget]
+
+
+@rule
+def api_notebooks_run_every_cell(root):
+    return [
+        f"{where} is never run"
+        for where, path, cell in cells(root)
+        if path.parent.name == "api" and (directives(cell).get("eval", "").lower() == "false" or "skip_exec" in source(cell))
+    ]
+
+
+@rule
+def export_cells_are_short(root):
+    counts = [(where, len(source(cell).splitlines())) for where, _, cell in cells(root) if is_export(cell)]
+    return [f"{where}: {count} lines, of {LINES_PER_EXPORT}" for where, count in counts if count > LINES_PER_EXPORT]
+
+
+@rule
+def api_notebooks_claim_something(root):
+    "At least one cell that asserts per two cells that export."
+    bad = []
+    for path in notebooks(root):
+        code = [cell for cell in load(path)["cells"] if cell["cell_type"] == "code"]
+        exports = sum(map(is_export, code))
+        claims = sum(bool(re.search(r"\bassert|assert_close|test_eq|test_fail|test_close", source(cell))) for cell in code if not is_export(cell))
+        if path.parent.name == "api" and 2 * claims < exports:
+            bad.append(f"{path.relative_to(root).as_posix()}: {exports} cells export, {claims} claim")
+    return bad
+
+
+@rule
+def notebooks_open_with_name_and_question(root):
+    bad = []
+    for path in notebooks(root):
+        lines = [line for line in source(load(path)["cells"][0]).splitlines() if line.strip()]
+        if len(lines) < 2 or not lines[0].startswith("# ") or not lines[1].startswith("> "):
+            bad.append(f"{path.relative_to(root).as_posix()}: the first cell is not `# name` and `> what it answers`")
+    return bad
+
+
+@rule
+def notebooks_are_numbered_and_named_by_module(root):
+    found = modules(root)
+    numbers = [number for number, _ in found.values()]
+    bad = [f"two notebooks are number {number}" for number in sorted({n for n in numbers if n is not None and numbers.count(n) > 1})]
+    for where, path, cell in cells(root):
+        name = directives(cell).get("default_exp")
+        if name and not re.fullmatch(rf"\d\d_{name.replace('.', '_')}", path.stem):
+            bad.append(f"{where} exports to {name}: call the notebook NN_{name.replace('.', '_')}.ipynb")
+    return bad
+
+
+@rule
+def modules_import_only_lower_numbers(root):
+    found = modules(root)
+    bad = []
+    for name, (number, path) in found.items():
+        if not path.exists():
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for target in sorted(set(imports(tree, name.rpartition(".")[0]))):
+            owner = next((m for m in (target, target.rpartition(".")[0]) if m in found), None)
+            if owner and owner != name and found[owner][0] >= number:
+                bad.append(f"{name} ({number}) imports {owner} ({found[owner][0]})")
+    return bad
+
+
+@rule
+def public_names_have_docstrings(root):
+    bad = []
+    for path, tree in exported(root):
+        public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
+        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+        nodes = [n for n in tree.body if isinstance(n, kinds) and n.name in public]
+        bad += [f"{path.relative_to(root).as_posix()}: {n.name} has no docstring" for n in nodes if not ast.get_docstring(n)]
+    return bad
+
+
+@rule
+def modules_need_no_developer_tool(root):
+    "Nor postponed annotations, which jaxtyping could not check."
+    return [
+        f"{path.relative_to(root).as_posix()} imports {name}"
+        for path, tree in exported(root)
+        for name in sorted(set(imports(tree)))
+        if name.split(".")[0] in {"nbdev", "fastcore", "execnb", "nbclient", "pytest"} or name == "__future__.annotations"
+    ]
+
+
+@rule
+def requirements_are_what_the_modules_import(root):
+    declared = {re.split(r"[<>=!~\[]", r)[0].lower() for r in settings(root)["requirements"].split()}
+    used = {name.split(".")[0] for _, tree in exported(root) for name in imports(tree, "diffpose.any")}
+    used = {DISTRIBUTION.get(name, name) for name in used - set(sys.stdlib_module_names) - OPTIONAL - {"diffpose"}}
+    return [f"{name}: imported, not in settings.ini's requirements" for name in sorted(used - declared)] + [
+        f"{name}: in settings.ini's requirements, never imported" for name in sorted(declared - used)
+    ]
+
+
+@rule
+def modules_parse_with_the_oldest_python(root):
+    bad = []
+    for path, _ in exported(root):
+        try:
+            ast.parse(path.read_text(encoding="utf-8"), feature_version=tuple(map(int, settings(root)["min_python"].split("."))))
+        except SyntaxError as problem:
+            bad.append(f"{path.relative_to(root).as_posix()}: {problem}")
+    return bad
+
+
+@rule
+def imports_stand_in_cells_of_their_own(root):
+    "The docs build runs every cell that imports; it must find nothing else to do there."
+    bad = []
+    for where, path, cell in cells(root):
+        if cell["cell_type"] != "code" or is_export(cell) or path.name == "index.ipynb":
+            continue
+        code = "\n".join("pass" if line.lstrip()[:1] in ("%", "!") else line for line in body(cell).splitlines())
+        kinds = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(code).body if not isinstance(node, ast.Pass)]
+        if any(kinds) and not all(kinds):
+            bad.append(f"{where} imports, and does more")
+    return bad
+
+
+@rule
+def notebooks_name_no_place_on_a_machine(root):
+    "No absolute path, in a source or in an output."
+    place = re.compile(r"""(?<![\w./:<>&$\\}\])-])(/[A-Za-z][\w.-]*/[\w.-]+|[A-Z]:\\\w+)""")
+    bad = []
+    for where, _, cell in cells(root):
+        outputs = [o.get("text", "") for o in cell.get("outputs", [])]
+        outputs += [v for o in cell.get("outputs", []) for k, v in o.get("data", {}).items() if k in ("text/plain", "text/html", "text/markdown")]
+        for text in [cell["source"], *outputs]:
+            bad += [f"{where} names {match[1]}" for match in place.finditer("".join(text))]
+    return bad
+
+
+@rule
+def readme_is_made_from_the_index(root):
+    bad = []
+    for name, content in readme.render(root).items():
+        if not (root / name).exists() or (root / name).read_bytes() != content:
+            bad.append(f"{name} is not what index.ipynb gives (run `make readme`)")
+    return bad + [f"{path.relative_to(root).as_posix()}: index.ipynb no longer shows it (run `make readme`)" for path in readme.stale(root)]

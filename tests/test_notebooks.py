@@ -1,0 +1,30 @@
+"""Every notebook runs from top to bottom, in a fresh process, and leaves no file behind."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tools.notebook import ROOT, directives, environment, flags_left_out, load, notebooks
+
+TIMEOUT_S = 900
+WHY = {"data": "no real scans: set DIFFPOSE_DATA", "slow": "not asked for: set DIFFPOSE_SLOW=1", "cuda": "no GPU"}
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_notebook(path, record_property):
+    nb = load(path)
+    left_out = sorted(flags_left_out(nb))
+    for flag in left_out:
+        count = sum(flag in directives(cell) for cell in nb["cells"])
+        record_property("left out", f"{path.relative_to(ROOT).as_posix()}: {count} cell(s) flagged {flag} did not run ({WHY[flag]})")
+    before = set(path.parent.iterdir())
+    command = [sys.executable, "-m", "tests.run_notebook", str(path), *left_out]
+    try:
+        run = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"still running after {TIMEOUT_S} s", pytrace=False)
+    if run.returncode:
+        pytest.fail((run.stdout + run.stderr)[-8000:], pytrace=False)
+    new = {p.name for p in set(path.parent.iterdir()) - before} - {"__pycache__", ".ipynb_checkpoints"}
+    assert not new, f"it left {sorted(new)} behind: write into a temporary folder"

@@ -1,0 +1,114 @@
+"""What a user installs: the wheel, made from the source archive, and how fast it answers."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+
+import pytest
+
+from tests.contract import settings
+from tools.notebook import ROOT
+
+SOURCES = ["settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "diffpose"]
+HEAVY = {"torch", "torchio", "numba", "numpy", "matplotlib", "pandas", "scipy", "seaborn"}
+
+
+def python(*args, **kwargs):
+    "Run Python, fail with what it printed."
+    run = subprocess.run([sys.executable, *args], capture_output=True, text=True, stdin=subprocess.DEVNULL, **kwargs)
+    if run.returncode:
+        pytest.fail(f"python {' '.join(map(str, args))}\n{run.stdout}{run.stderr}", pytrace=False)
+    return run.stdout
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    "`(source archive, wheel)`, the wheel made from the archive, away from the checkout."
+    import shutil
+
+    copy = tmp_path_factory.mktemp("build") / "diffpose"
+    copy.mkdir()
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, copy / name)
+    python("-m", "build", "--no-isolation", str(copy), cwd=copy.parent)
+    (sdist,) = (copy / "dist").glob("*.tar.gz")
+    (wheel,) = (copy / "dist").glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.fixture(scope="module")
+def metadata(archives):
+    with zipfile.ZipFile(archives[1]) as wheel:
+        (name,) = (n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(wheel.read(name).decode())
+
+
+def test_wheel_holds_the_package_and_its_licence(archives):
+    with zipfile.ZipFile(archives[1]) as wheel:
+        names = set(wheel.namelist())
+        (entry_points,) = (wheel.read(n).decode() for n in names if n.endswith("entry_points.txt"))
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "diffpose").rglob("*.py")} | {"diffpose/py.typed"}
+    info = {n for n in names if ".dist-info/" in n}
+    assert names - info == modules
+    assert any(n.endswith("/LICENSE") for n in info)
+    assert "diffpose = diffpose.cli:main" in entry_points or "diffpose=diffpose.cli:main" in entry_points
+
+
+def test_sdist_holds_what_the_wheel_needs(archives):
+    with tarfile.open(archives[0]) as sdist:
+        names = {n.partition("/")[2] for n in sdist.getnames()}
+    assert {"settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "diffpose/__init__.py"} <= names
+
+
+def test_metadata_says_what_settings_say(metadata):
+    cfg = settings(ROOT)
+    assert (metadata["Name"], metadata["Version"], metadata["Summary"]) == (cfg["lib_name"], cfg["version"], cfg["description"])
+    assert metadata["License-Expression"] == "MIT" and metadata["Requires-Python"] == ">=3.10"
+    classifiers = metadata.get_all("Classifier")
+    assert {f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)} <= set(classifiers)
+    assert metadata["Description-Content-Type"] == "text/markdown" and "# diffpose" in metadata.get_payload()
+
+
+def test_runtime_requirements_stand_apart_from_the_extras(metadata):
+    cfg, required = settings(ROOT), metadata.get_all("Requires-Dist")
+    assert set(metadata.get_all("Provides-Extra")) == {"dev", "docs", "bench"}
+    assert len([r for r in required if "extra ==" not in r]) == len(cfg["requirements"].split())
+    for extra in ("dev", "docs", "bench"):
+        marked = [r for r in required if r.replace("'", '"').endswith(f'extra == "{extra}"')]
+        assert len(marked) == len(cfg[f"{extra}_requirements"].split())
+
+
+def test_wheel_installs_in_an_empty_environment(archives, tmp_path):
+    "Alone: importing the package itself needs nothing else, and its version is the wheel's."
+    empty = tmp_path / "empty"
+    python("-m", "venv", "--without-pip", str(empty))
+    there = empty / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python("-m", "pip", "--python", str(there), "install", "--no-deps", "--no-index", "--quiet", str(archives[1]))
+    code = "import diffpose, importlib.metadata as m; print(diffpose.__version__ == m.version('diffpose'), 'empty' in diffpose.__file__)"
+    run = subprocess.run([there, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.stdout.split() == ["True", "True"], run.stderr
+
+
+def imported_by(code):
+    "Heavy modules that are loaded after `code` ran in a fresh process."
+    end = f"\nimport sys; print('LOADED', *sorted({HEAVY!r} & sys.modules.keys()))"
+    out = python("-c", code + end, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return out.rpartition("LOADED")[2].split(), out
+
+
+def test_importing_the_package_loads_no_heavy_module():
+    assert imported_by("import diffpose")[0] == []
+
+
+def test_help_answers_at_once():
+    "`diffpose --help`, and each command's, load neither torch nor anything of its weight."
+    call = "import sys\nsys.argv = ['diffpose', *{args!r}]\nfrom diffpose.cli import main\ntry: main()\nexcept SystemExit as end: assert not end.code"
+    for args in (["--help"], ["render", "--help"], ["register", "--help"], ["demo", "--help"]):
+        heavy, out = imported_by(call.format(args=args))
+        assert heavy == [] and "usage" in out.lower()

@@ -1,0 +1,178 @@
+"""A rule that cannot fail proves nothing: each is broken here in a small repository, and must name the fault."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.contract import LINES_PER_EXPORT, RULES
+from tools import readme
+from tools.notebook import ROOT, dumps
+
+SETTINGS = """[DEFAULT]
+repo = diffpose
+lib_name = diffpose
+version = 0.0.1
+description = a small repository
+author = somebody
+author_email = somebody@example.org
+license = mit
+min_python = 3.10
+lib_path = diffpose
+nbs_path = .
+doc_path = _docs
+update_pyproject = False
+user = diffpose
+branch = main
+git_url = https://example.org/diffpose
+requirements = torch
+"""
+PICTURE = {"data": {"image/png": "iVBORw0KGgo="}, "metadata": {}, "output_type": "display_data"}
+
+
+def markdown(text):
+    return {"cell_type": "markdown", "metadata": {}, "source": text}
+
+
+def code(text, *outputs):
+    return {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": list(outputs), "source": text}
+
+
+def stream(text, name="stdout"):
+    return {"name": name, "output_type": "stream", "text": [text]}
+
+
+def write(path, *cells):
+    for number, cell in enumerate(cells):
+        cell["id"] = f"{path.stem[:2]}{number:06d}"
+        cell["source"] = cell["source"].splitlines(keepends=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}), encoding="utf-8")
+
+
+def change(path, edit):
+    "Apply `edit` to a notebook's cells."
+    nb = json.loads(path.read_text(encoding="utf-8"))
+    edit(nb["cells"])
+    path.write_text(dumps(nb), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory):
+    "A small repository that keeps every rule."
+    root = tmp_path_factory.mktemp("sound") / "repo"
+    (root / "diffpose").mkdir(parents=True)
+    (root / "settings.ini").write_text(SETTINGS, encoding="utf-8")
+    (root / "diffpose" / "__init__.py").touch()
+    write(
+        root / "notebooks/api/00_a.ipynb",
+        markdown("# a\n\n> What is it?"),
+        code("#| default_exp a"),
+        code("#| export\nimport torch"),
+        code('#| export\ndef one():\n    "The number one."\n    return torch.ones(())'),
+        code("assert one() == 1"),
+    )
+    write(
+        root / "notebooks/api/01_b.ipynb",
+        markdown("# b\n\n> What comes next?"),
+        code("#| default_exp b"),
+        code("#| export\nfrom diffpose.a import one"),
+        code('#| export\ndef two():\n    "The number two."\n    return one() + one()'),
+        code("assert two() == 2"),
+    )
+    write(root / "index.ipynb", markdown("# repo\n\n> A small one."), code("1 + 1", stream("2\n"), PICTURE))
+    for name, content in readme.render(root).items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(content)
+    export(root)
+    return root
+
+
+def export(root):
+    "As `make export` does."
+    code = "from nbdev.doclinks import nbdev_export; nbdev_export('notebooks')"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, stdin=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_sound_repository_passes(sound, name):
+    assert RULES[name](sound) == []
+
+
+def edit_source(number, text):
+    return lambda cells: cells[number].update(source=text.splitlines(keepends=True))
+
+
+def add(cell):
+    return lambda cells: cells.append({**cell, "id": "ffffffff", "source": cell["source"].splitlines(keepends=True)})
+
+
+def append(name, text):
+    return lambda root: (root / name).open("a", encoding="utf-8").write(text)
+
+
+def replace(name, old, new):
+    return lambda root: (root / name).write_text((root / name).read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+
+def in_notebook(name, edit):
+    return lambda root: change(root / name, edit)
+
+
+A, B = "notebooks/api/00_a.ipynb", "notebooks/api/01_b.ipynb"
+LONG = "#| export\ndef long():\n    'Long.'\n" + "    x = 1\n" * LINES_PER_EXPORT
+FAULTS = [
+    ("modules_are_what_the_notebooks_export", "differs", append("diffpose/a.py", "# edited by hand\n")),
+    ("modules_are_what_the_notebooks_export", "no notebook exports it", append("diffpose/stray.py", "\n")),
+    ("modules_are_what_the_notebooks_export", "missing", lambda root: (root / "diffpose/b.py").unlink()),
+    ("modules_are_what_the_notebooks_export", "__init__.py: differs", replace("settings.ini", "0.0.1", "0.0.2")),
+    ("notebooks_are_clean", "00_a", in_notebook(A, lambda cells: cells[1].update(execution_count=7))),
+    ("notebooks_are_clean", "00_a", in_notebook(A, lambda cells: cells[1].update(metadata={"scrolled": True}))),
+    ("notebooks_are_clean", "share an id", in_notebook(A, lambda cells: cells[1].update(id=cells[2]["id"]))),
+    ("outputs_are_worth_keeping", "stderr", in_notebook(A, add(code("1", stream("careful", "stderr"))))),
+    ("outputs_are_worth_keeping", "a progress bar", in_notebook(A, add(code("1", stream(" 40%|####      | 4/10"))))),
+    ("outputs_are_worth_keeping", "address", in_notebook(A, add(code("1", stream("<object at 0x7f00aa11bb22>"))))),
+    ("outputs_are_worth_keeping", "a traceback", in_notebook(A, add(code("1", {"output_type": "error", "ename": "", "evalue": "", "traceback": []})))),
+    (
+        "outputs_are_worth_keeping",
+        "a widget",
+        in_notebook(A, add(code("1", {"output_type": "display_data", "metadata": {}, "data": {"application/vnd.jupyter.widget-view+json": {}}}))),
+    ),
+    ("notebooks_are_within_budget", "of 300 kB", in_notebook(A, add(code("1", stream("x" * 301_000))))),
+    ("api_notebooks_run_every_cell", "00_a", in_notebook(A, add(code("#| eval: false\n1")))),
+    ("api_notebooks_run_every_cell", "00_a", in_notebook(A, add(markdown("- skip_exec: true")))),
+    ("export_cells_are_short", f"{LINES_PER_EXPORT + 3} lines", in_notebook(A, add(code(LONG)))),
+    ("api_notebooks_claim_something", "2 cells export, 0 claim", in_notebook(A, edit_source(4, "one()"))),
+    ("notebooks_open_with_name_and_question", "00_a", in_notebook(A, edit_source(0, "# a"))),
+    ("notebooks_are_numbered_and_named_by_module", "number 0", lambda root: (root / B).rename(root / "notebooks/api/00_b.ipynb")),
+    ("notebooks_are_numbered_and_named_by_module", "NN_b.ipynb", lambda root: (root / B).rename(root / "notebooks/api/01_c.ipynb")),
+    ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\ndef f():\n    from .b import two\n")),
+    ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\nimport diffpose.b\n")),
+    ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\nfrom diffpose import b\n")),
+    ("public_names_have_docstrings", "one has no docstring", replace("diffpose/a.py", '"The number one."', "pass")),
+    ("modules_need_no_developer_tool", "fastcore", append("diffpose/a.py", "\ndef f():\n    from fastcore.test import test_eq\n")),
+    ("modules_need_no_developer_tool", "__future__", append("diffpose/a.py", "\nfrom __future__ import annotations\n")),
+    ("requirements_are_what_the_modules_import", "yaml: imported", append("diffpose/a.py", "\nimport yaml\n")),
+    ("requirements_are_what_the_modules_import", "vtk: in settings.ini", replace("settings.ini", "= torch", "= torch vtk>=9")),
+    ("modules_parse_with_the_oldest_python", "a.py", append("diffpose/a.py", "\ntry: pass\nexcept* ValueError: pass\n")),
+    ("imports_stand_in_cells_of_their_own", "00_a", in_notebook(A, add(code("import math\nmath.pi")))),
+    ("notebooks_name_no_place_on_a_machine", "/data/ct.nii.gz", in_notebook(A, add(code("open('/data/ct.nii.gz')")))),
+    ("notebooks_name_no_place_on_a_machine", "/srv/a.py", in_notebook(A, add(code("1", stream("see /srv/a.py"))))),
+    ("readme_is_made_from_the_index", "README.md", in_notebook("index.ipynb", add(markdown("More.")))),
+    ("readme_is_made_from_the_index", "no longer shows it", append("index_files/old.png", "")),
+]
+
+
+@pytest.mark.parametrize("name,message,fault", FAULTS, ids=[f"{name}-{number}" for number, (name, *_) in enumerate(FAULTS)])
+def test_a_fault_is_named(sound, tmp_path, name, message, fault):
+    root = tmp_path / "repo"
+    shutil.copytree(sound, root)
+    fault(root)
+    assert message in "\n".join(RULES[name](root))
+
+
+def test_every_rule_is_broken_once():
+    assert {name for name, *_ in FAULTS} == set(RULES)
+    assert ROOT.joinpath("settings.ini").exists()
