@@ -49,7 +49,7 @@ def _along(a, b, x, y, z):
         return 0.0
     return min(max(((x - a[0]) * dx + (y - a[1]) * dy + (z - a[2]) * dz) / length2, 0.0), 1.0)
 
-
+# %% ../notebooks/api/03_phantom.ipynb #d13259ba
 @_jit
 def _swept(e, x, y, z):
     "Sphere-swept triangle; its row after the kind: three corners of (x, y, z, radius, cortex, core)."
@@ -155,7 +155,7 @@ def _one_solid(kind, centre, axes, up, waist, cortex, core) -> np.ndarray:
     x /= np.linalg.norm(x)
     return np.array([[kind, *centre, *axes, *np.stack([x, np.cross(z, x), z], 1).ravel(), waist, cortex, core]], float)
 
-
+# %% ../notebooks/api/03_phantom.ipynb #cd11323d
 @jaxtyped(typechecker=beartype)
 def ball(
     centre,  # x, y, z, mm
@@ -359,7 +359,8 @@ def _paint(start, stop, hu, labels, box, origin, h, elements, reach, joins, latt
                 u = grain[0, 0] * x + grain[0, 1] * y + grain[0, 2] * z
                 v = grain[1, 0] * x + grain[1, 1] * y + grain[1, 2] * z
                 w = grain[2, 0] * x + grain[2, 1] * y + grain[2, 2] * z
-                fine, medium, coarse = _noise(lattice, u, v, w), _noise(lattice, 0.37 * v + 9.0, 0.37 * w, 0.37 * u), _noise(lattice, 0.11 * w, 0.11 * u + 5.0, 0.11 * v)
+                fine, medium = _noise(lattice, u, v, w), _noise(lattice, 0.37 * v + 9.0, 0.37 * w, 0.37 * u)
+                coarse = _noise(lattice, 0.11 * w, 0.11 * u + 5.0, 0.11 * v)
                 noise = 0.7 * fine + 0.8 * medium + 0.9 * coarse
                 surface, thick = d[j, k] + rough * (medium + coarse), t[j, k]
                 if rough > 0.0:
@@ -371,7 +372,16 @@ def _paint(start, stop, hu, labels, box, origin, h, elements, reach, joins, latt
                 if label and surface < 0.0 and above[0] * x + above[1] * y + above[2] * z >= above[3]:
                     labels[I, J, K] = label
 
-# %% ../notebooks/api/03_phantom.ipynb #02c9e650
+# %% ../notebooks/api/03_phantom.ipynb #8e3d72bc
+def _rotation(x=0.0, y=0.0, z=0.0) -> np.ndarray:
+    "Rotation by angles in degrees about x, then y, then z."
+    (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians([x, y, z])), np.sin(np.radians([x, y, z]))
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+# %% ../notebooks/api/03_phantom.ipynb #886e601d
 @jaxtyped(typechecker=beartype)
 def paint(
     tissues: list,  # Tissue, painted in this order, each over those before
@@ -390,18 +400,10 @@ def paint(
             box = np.stack([np.floor((around[:, :3].min(0) - margin - origin) / spacing), np.ceil((around[:, 3:].max(0) + margin - origin) / spacing) + 1])
             box = np.clip(box, 0, hu.shape).astype(np.int64)
             grain = _rotation(31, 17, 43) / (2.4 * np.array(tissue.grain))
-            rest = (hu, labels, box, origin, spacing, *packed, lattice, grain, tissue.shell, tissue.texture, tissue.rough, tissue.label, np.array(tissue.above, float))
+            look = (tissue.shell, tissue.texture, tissue.rough, tissue.label, np.array(tissue.above, float))
+            rest = (hu, labels, box, origin, spacing, *packed, lattice, grain, *look)
             edges = np.append(np.arange(box[0, 0], box[1, 0], 8), box[1, 0])
             list(pool.map(lambda start, stop: _paint(start, stop, *rest), edges[:-1], edges[1:]))
-
-# %% ../notebooks/api/03_phantom.ipynb #8e3d72bc
-def _rotation(x=0.0, y=0.0, z=0.0) -> np.ndarray:
-    "Rotation by angles in degrees about x, then y, then z."
-    (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians([x, y, z])), np.sin(np.radians([x, y, z]))
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
 
 # %% ../notebooks/api/03_phantom.ipynb #b37f2b1a
 FEMORAL_HEAD = np.array([86.0, 0.0, 0.0])  # centre of the right one, mm
@@ -436,13 +438,13 @@ def _socket() -> np.ndarray:
 def _ischium_and_pubis() -> list[np.ndarray]:
     "What surrounds the obturator foramen: two columns, the wall between them, ischial spine, ramus and pubic body."
     anterior = tube([(93, 37, 30, 7), (84, 33, 17, 9), (68, 31, 3, 9), (51, 33, -4, 7.2), (35, 38, -9, 6.2), (20, 41, -14, 6.6)], cortex=1.3, core=180.0)
-    posterior = tube([(62, -42, 46, 8), (68, -37, 22, 9), (67, -37, 0, 9), (65, -39, -20, 9.5), (63, -42, -36, 11.5), (57, -44, -50, 13)], cortex=1.2, core=170.0)
+    posterior = [(62, -42, 46, 8), (68, -37, 22, 9), (67, -37, 0, 9), (65, -39, -20, 9.5), (63, -42, -36, 11.5), (57, -44, -50, 13)]
     wall = [[(74, 20, 31, 4), (68, 0, 35, 4), (63, -30, 38, 4)], [(62, 26, 9, 2.2), (57.5, 0, 10, 1.6), (58, -38, 12, 2.6)],
             [(58, 26, -4, 2.6), (58, 2, -9, 1.6), (60, -32, -12, 2.6)]]
     spine = tube([(64, -40, 4, 7), (56, -50, 2, 4.5), (47, -57, -2, 2.4)])
     ramus = tube([(56, -42, -54, 9), (46, -28, -57, 6.5), (33, -8, -52, 5.2), (22, 8, -44, 5.4), (15, 20, -34, 6)])
     pubis = [[(6.5, 40, -15, 6.8), (20, 41, -14, 6.2)], [(6.5, 31, -28, 6.5), (17, 32, -26, 5.6)], [(6, 22, -41, 5.5), (14, 21, -38, 5.2)]]
-    return [anterior, posterior, plate(wall, cortex=0.6, core=150.0), spine, ramus, plate(pubis)]
+    return [anterior, tube(posterior, cortex=1.2, core=170.0), plate(wall, cortex=0.6, core=150.0), spine, ramus, plate(pubis)]
 
 # %% ../notebooks/api/03_phantom.ipynb #452a21d5
 def hip_bone() -> Shape:
@@ -509,11 +511,13 @@ def sacrum() -> Shape:
         bone = bone.add(part, blend=4)
     return bone.cut(canal, blend=2).cut(_mirrored(_foramina()), blend=2)
 
-
+# %% ../notebooks/api/03_phantom.ipynb #4e12f95b
 def coccyx() -> Shape:
     "Four small vertebrae that turn forward: a strip with four swellings."
-    half, y, z, thick = np.array([(9, 7, 7.5, 4.5, 5.5, 3.2, 3.5, 2), (-80, -80, -78, -75.5, -72.5, -69, -65, -60), (0, -5, -11, -17, -22, -27, -31, -34), (4, 4.6, 3.2, 4.2, 2.8, 3.6, 2.6, 2.4)])
-    return Shape().add(plate([[(x, b, c, t) for x in (-h, 0, h)] for h, b, c, t in zip(half, y, z, thick)], cortex=0.7, core=130.0))
+    y, z = (-80, -80, -78, -75.5, -72.5, -69, -65, -60), (0, -5, -11, -17, -22, -27, -31, -34)
+    half_width, half_depth = (9, 7, 7.5, 4.5, 5.5, 3.2, 3.5, 2), (4, 4.6, 3.2, 4.2, 2.8, 3.6, 2.6, 2.4)
+    rows = [[(x, b, c, r) for x in (-w, 0, w)] for w, b, c, r in zip(half_width, y, z, half_depth)]
+    return Shape().add(plate(rows, cortex=0.7, core=130.0))
 
 # %% ../notebooks/api/03_phantom.ipynb #58dacca4
 def vertebra() -> Shape:
@@ -548,7 +552,7 @@ class Specimen:
     gas: float  # amount of bowel gas
     mineral: float  # density of bone
 
-
+# %% ../notebooks/api/03_phantom.ipynb #fbb980e4
 @jaxtyped(typechecker=beartype)
 def specimen(seed: int) -> Specimen:
     "The person with this number; even ones lean to the female, odd ones to the male."
@@ -595,7 +599,7 @@ def _cores(elements: np.ndarray, change: Callable, cortex: float | None = None) 
         out[np.ix_(swept, (5, 11, 17))], out[~swept, 17] = cortex, cortex
     return out
 
-
+# %% ../notebooks/api/03_phantom.ipynb #c57d5299
 def _lumbar(who: Specimen) -> list[tuple[Shape, Shape]]:
     "Vertebra and the disc below it, from L5 up to L1, stacked on the sacrum."
     bends = np.array([38, *(np.array([20, 9, 0, -7, -11]) * who.lordosis)])  # forward inclination of S1, then of L5 to L1, degrees
@@ -609,7 +613,7 @@ def _lumbar(who: Specimen) -> list[tuple[Shape, Shape]]:
         top = centre + R[:, 2] * 14 * size
     return out
 
-# %% ../notebooks/api/03_phantom.ipynb #c57d5299
+# %% ../notebooks/api/03_phantom.ipynb #7532c9a8
 LABELS = {1: "left hemipelvis", 2: "right hemipelvis", 3: "vertebrae", 4: "upper sacrum", 5: "left femur", 6: "right femur"}  # of DeepFluoro
 
 
@@ -619,8 +623,8 @@ def skeleton(who: Specimen) -> list:
     middle = _place(who)
 
     def bone(shape, place, **kwargs):
-        grown_dense = lambda e: _cores(placed(e, place), lambda core: np.where(core > 0, core * who.mineral, core))  # noqa: E731
-        return Tissue(shape.each(grown_dense), shell=1350 * who.mineral, rough=0.35, **kwargs)
+        dense = shape.each(lambda e: _cores(placed(e, place), lambda core: np.where(core > 0, core * who.mineral, core)))
+        return Tissue(dense, shell=1350 * who.mineral, rough=0.35, **kwargs)
 
     S2, S3 = middle(SACRAL_CENTRES[1:3])
     lumbar = _lumbar(who)
@@ -633,7 +637,7 @@ def skeleton(who: Specimen) -> list:
         tissues += [hip._replace(shape=hip.shape.cut(gap, blend=1)), bone(femur(), _leg(who, left), label=5 if left else 6, grain=(1, 1, 3))]
     return tissues
 
-# %% ../notebooks/api/03_phantom.ipynb #cd26b1ac
+# %% ../notebooks/api/03_phantom.ipynb #cd0ac940
 def _flesh(shape: Shape, core: float, skin: float = 0.0, **kwargs) -> Tissue:
     "A soft tissue of one density (HU), perhaps under a skin or wall (mm)."
     return Tissue(shape.each(lambda e: _cores(e, lambda c: np.full_like(c, core), skin)), **kwargs)
@@ -656,15 +660,16 @@ def _trunk(who: Specimen) -> list[Tissue]:
     return [_flesh(outline(who.fat - 8).add(belly, blend=25), -102, skin=1.8, shell=30, texture=0.5),
             _flesh(outline(-8.0), 48, texture=0.16, grain=(1, 1, 3)), _flesh(cavity, -92, texture=0.8)]
 
-
+# %% ../notebooks/api/03_phantom.ipynb #d99b4d0c
 def _hip_flexors() -> Tissue:
     "Psoas and iliacus."
-    psoas = tube([(26, -8, 250, 11), (30, -4, 200, 17), (38, 4, 140, 20), (50, 14, 95, 19), (66, 30, 50, 16), (84, 36, 10, 13), (102, 12, -28, 11), (114, -16, -54, 8)])
+    psoas = tube([(26, -8, 250, 11), (30, -4, 200, 17), (38, 4, 140, 20), (50, 14, 95, 19), (66, 30, 50, 16), (84, 36, 10, 13), (102, 12, -28, 11),
+                  (114, -16, -54, 8)])
     iliacus = plate([[(62, -18, 54, 8), (72, 5, 48, 8), (78, 25, 46, 7)], [(68, -32, 86, 7), (84, -8, 86, 8), (96, 22, 80, 7)],
                      [(80, -36, 122, 4), (102, -10, 122, 5), (114, 24, 104, 5)]])
     return _flesh(Shape().add(_mirrored(psoas)).add(_mirrored(iliacus), blend=6), 55, texture=0.14, grain=(1, 1, 3))
 
-# %% ../notebooks/api/03_phantom.ipynb #cd0ac940
+# %% ../notebooks/api/03_phantom.ipynb #43993439
 def _gut(points, rng, bumps: int) -> np.ndarray:
     "Control points of a bowel near `points`, whose radius swells and narrows `bumps` times per point."
     points = np.array([(*(np.array(p[:3]) + rng.normal(0, 5, 3)), p[3] * rng.uniform(0.85, 1.15)) for p in points])
@@ -685,7 +690,7 @@ def _bubbles(path: np.ndarray, rng, amount: float) -> list[np.ndarray]:
         i += n + int(rng.integers(2, 9))
     return out
 
-
+# %% ../notebooks/api/03_phantom.ipynb #25c22e76
 def _bowel(who: Specimen) -> list[Tissue]:
     "Colon and rectum with stool, loops of small bowel, bladder, kidneys, and gas: different in every person."
     rng = np.random.default_rng([who.seed, 5])
@@ -701,8 +706,10 @@ def _bowel(who: Specimen) -> list[Tissue]:
     bladder = ball((rng.normal(0, 4), 34, 14), (36 + rng.normal(0, 4), 28, 24 + rng.normal(0, 5)))
     organs = Shape().add(bladder, ball((0, 2, 20), (24, 18, 22)), _mirrored(ball((62, -34, 222), (27, 22, 48))))
     gas = [b for path in colon for b in _bubbles(path, rng, who.gas)] + [b for path in loops for b in _bubbles(path, rng, 0.35 * who.gas)]
-    return [_flesh(Shape().add(*(tube(p, refine=1) for p in loops)), 32, texture=0.2, rough=1.0), _flesh(organs, 14, skin=3, shell=40, texture=0.05),
-            _flesh(Shape().add(*(tube(p, refine=2) for p in colon)), 5, skin=2.5, shell=40, texture=1.1, rough=1.5), *([_flesh(Shape().add(*gas), -960, texture=0.0, rough=1.2)] if gas else [])]
+    tissues = [_flesh(Shape().add(*(tube(p, refine=1) for p in loops)), 32, texture=0.2, rough=1.0),
+               _flesh(organs, 14, skin=3, shell=40, texture=0.05),
+               _flesh(Shape().add(*(tube(p, refine=2) for p in colon)), 5, skin=2.5, shell=40, texture=1.1, rough=1.5)]
+    return tissues + [_flesh(Shape().add(*gas), -960, texture=0.0, rough=1.2)] if gas else tissues
 
 # %% ../notebooks/api/03_phantom.ipynb #86317574
 @jaxtyped(typechecker=beartype)
