@@ -407,7 +407,7 @@ def paint(
 
 # %% ../notebooks/api/03_phantom.ipynb #b37f2b1a
 FEMORAL_HEAD = np.array([86.0, 0.0, 0.0])  # centre of the right one, mm
-HEAD_RADIUS = 23.5  # mm; 46.1 +- 4.8 mm across, Noble et al. 1988
+HEAD_RADIUS = 23.5  # mm
 JOINT_SPACE = 3.8  # mm of cartilage between the head and its socket
 
 
