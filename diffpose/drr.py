@@ -212,7 +212,7 @@ class _Differentiated(_Posed):
         s, t = ends[0].expand_as(ends[1]).contiguous().requires_grad_(), ends[1].requires_grad_()
         with torch.enable_grad():
             out = self.renderer(self.density.detach(), s, t, length, None, None, pieces, **options)
-        return out.detach(), *torch.autograd.grad(out.sum(), (s, t))
+            return out.detach(), *torch.autograd.grad(out.sum(), (s, t))
 
 # %% ../notebooks/api/08_drr.ipynb #1d49e075
 class DRR(_Differentiated):

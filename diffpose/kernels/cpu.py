@@ -19,8 +19,8 @@ from torch import Tensor
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #c96f464f
 # No flag that assumes away NaN or infinity: rays parallel to an axis rely on both.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
-_inline = nb.njit(fastmath=_FAST, error_model="numpy", cache=True)
-_generator = nb.njit(fastmath=_FAST, error_model="numpy")  # numba cannot load a cached generator; its callers are cached
+# Helpers only borrow their arrays (_nrt=False): counting references, atomically and across threads, would cost as much as a cell does.
+_inline = nb.njit(fastmath=_FAST, error_model="numpy", forceinline=True, _nrt=False)
 _kernel = nb.njit(fastmath=_FAST, error_model="numpy", cache=True, parallel=True)
 _NO_PIECES = (math.inf, 1.0, 0.0, 1.0, 0.0)  # contrast map that changes nothing
 
@@ -60,14 +60,61 @@ def _start(s, d, n, lo):
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #8a576fb4
 @_inline
+def _walk(visit, state, given, s, d, n):
+    "Fold visit over the cells that a ray crosses: state = visit(state, given, cell, a, b, axis at a, axis at b)."
+    lo, hi, axis, leave = _clip_box(s, d, n)
+    if lo < hi:
+        i, a0, e0, left0, step0 = _start(s[0], d[0], n[0], lo)
+        j, a1, e1, left1, step1 = _start(s[1], d[1], n[1], lo)
+        k, a2, e2, left2, step2 = _start(s[2], d[2], n[2], lo)
+        a = lo
+        while True:
+            b = min(min(a0, a1), min(a2, hi))
+            after = leave if b >= hi else (0 if b == a0 else (1 if b == a1 else 2))
+            state = visit(state, given, i, j, k, a, b, axis, after)
+            if b >= hi:
+                break
+            a, axis = b, after
+            if b == a0:
+                left0, i, a0 = left0 - 1, i + step0, a0 + e0
+            elif b == a1:
+                left1, j, a1 = left1 - 1, j + step1, a1 + e1
+            else:
+                left2, k, a2 = left2 - 1, k + step2, a2 + e2
+            if left0 < 0 or left1 < 0 or left2 < 0:
+                break
+    return state
+
+# %% ../../notebooks/api/05_kernels_cpu.ipynb #a1af405c
+@_inline
 def _mapped(v, piece):
     "Density after the contrast map (threshold, scale and offset below, scale and offset above)."
     return piece[3] * v + piece[4] if v > piece[0] else piece[1] * v + piece[2]
 
+
+@_inline
+def _gain(labels, weight, p, b, q):
+    "Weight of voxel p in ray q of image b: that of its label's channel, or of the only one; 1 without weights."
+    if weight is None:
+        return 1.0
+    if labels is None:
+        return np.float64(weight[b, 0, q])
+    return np.float64(weight[b, labels[p], q])
+
+
+@_inline
+def _voxel(flat, p, piece, labels, weight, b, q):
+    "Density of voxel p, as ray q of image b counts it."
+    v = np.float64(flat[p])
+    if piece[0] < math.inf:
+        v = _mapped(v, piece)
+    return v * _gain(labels, weight, p, b, q)
+
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #5570e4f1
 @_inline
-def _siddon_ray(flat, n, stride, s, d, piece, jac):
+def _siddon_ray(flat, n, stride, labels, weight, ray, jac):
     "Integral over alpha, A and B of the three axes (zeros when jac is False)."
+    image, q, s, d, piece = ray
     lo, hi, enter, leave = _clip_box(s, d, n)
     acc = A0 = A1 = A2 = B0 = B1 = B2 = 0.0
     if not lo < hi:
@@ -77,7 +124,7 @@ def _siddon_ray(flat, n, stride, s, d, piece, jac):
     k, a2, e2, left2, step2 = _start(s[2], d[2], n[2], lo)
     p = i * stride[0] + j * stride[1] + k * stride[2]
     step0, step1, step2 = step0 * stride[0], step1 * stride[1], step2 * stride[2]
-    v = _mapped(flat[np.uint64(p)], piece)
+    v = _voxel(flat, np.uint64(p), piece, labels, weight, image, q)
     A0, B0 = (-v, -v * lo) if enter == 0 else (0.0, 0.0)
     A1, B1 = (-v, -v * lo) if enter == 1 else (0.0, 0.0)
     A2, B2 = (-v, -v * lo) if enter == 2 else (0.0, 0.0)
@@ -92,21 +139,21 @@ def _siddon_ray(flat, n, stride, s, d, piece, jac):
             left0, p, a0 = left0 - 1, p + step0, a0 + e0
             if left0 < 0:
                 break
-            v = _mapped(flat[np.uint64(p)], piece)
+            v = _voxel(flat, np.uint64(p), piece, labels, weight, image, q)
             if jac:
                 A0, B0 = A0 + (before - v), B0 + (before - v) * b
         elif b == a1:
             left1, p, a1 = left1 - 1, p + step1, a1 + e1
             if left1 < 0:
                 break
-            v = _mapped(flat[np.uint64(p)], piece)
+            v = _voxel(flat, np.uint64(p), piece, labels, weight, image, q)
             if jac:
                 A1, B1 = A1 + (before - v), B1 + (before - v) * b
         else:
             left2, p, a2 = left2 - 1, p + step2, a2 + e2
             if left2 < 0:
                 break
-            v = _mapped(flat[np.uint64(p)], piece)
+            v = _voxel(flat, np.uint64(p), piece, labels, weight, image, q)
             if jac:
                 A2, B2 = A2 + (before - v), B2 + (before - v) * b
     acc += (hi - a) * v
@@ -117,13 +164,14 @@ def _siddon_ray(flat, n, stride, s, d, piece, jac):
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #b5c455ff
 @_inline
-def _ends(source, target, r):
-    "Image of ray r, its start and its direction."
+def _ray(source, target, pieces, r):
+    "Image and place of ray r, its start, its direction, its contrast map."
     b = r // target.shape[1]
     q = r - b * target.shape[1]
     o = q if source.shape[1] > 1 else 0
     s = (source[b, o, 0], source[b, o, 1], source[b, o, 2])
-    return b, q, s, (target[b, q, 0] - s[0], target[b, q, 1] - s[1], target[b, q, 2] - s[2])
+    d = (target[b, q, 0] - s[0], target[b, q, 1] - s[1], target[b, q, 2] - s[2])
+    return b, q, s, d, (pieces[b, 0], pieces[b, 1], pieces[b, 2], pieces[b, 3], pieces[b, 4])
 
 
 @_inline
@@ -136,11 +184,11 @@ def _store(jacobian, b, q, axis, d, A, B):
 
 
 @_kernel
-def _siddon(flat, n, stride, source, target, pieces, out, jacobian, jac):
+def _siddon(flat, n, stride, source, target, pieces, labels, weight, out, jacobian, jac):
     for r in nb.prange(target.shape[0] * target.shape[1]):
-        b, q, s, d = _ends(source, target, r)
-        piece = (pieces[b, 0], pieces[b, 1], pieces[b, 2], pieces[b, 3], pieces[b, 4])
-        acc, A0, A1, A2, B0, B1, B2 = _siddon_ray(flat, n, stride, s, d, piece, jac)
+        ray = _ray(source, target, pieces, r)
+        b, q, s, d, piece = ray
+        acc, A0, A1, A2, B0, B1, B2 = _siddon_ray(flat, n, stride, labels, weight, ray, jac)
         out[b, q] = acc
         if jac:
             _store(jacobian, b, q, 0, d[0], A0, B0)
@@ -161,108 +209,102 @@ def _taylor(c, x, y, z):
     fz, fxz = u2 + y * y1 - v0, dx2 + y * xy1 - x0
     return v0 + z * fz, x0 + z * fxz, y0 + z * fyz, fz, xy0 + z * fxyz, fxz, fyz, fxyz
 
-
+# %% ../../notebooks/api/05_kernels_cpu.ipynb #76a48b7f
 @_inline
-def _corner(flat, n, stride, i, j, k, piece):
+def _corner(flat, n, stride, labels, weight, ray, i, j, k):
     "One voxel, zero outside the volume."
+    b, q, s, d, piece = ray
     if i < 0 or j < 0 or k < 0 or i >= n[0] or j >= n[1] or k >= n[2]:
         return 0.0
-    return _mapped(flat[np.uint64(i * stride[0] + j * stride[1] + k * stride[2])], piece)
+    return _voxel(flat, np.uint64(i * stride[0] + j * stride[1] + k * stride[2]), piece, labels, weight, b, q)
 
 
 @_inline
-def _corners(flat, n, stride, i, j, k, piece):
-    "The eight voxels from (i, j, k) up, first axis fastest."
+def _corners(flat, n, stride, labels, weight, ray, i, j, k):
+    "The eight voxels from (i, j, k) up, first axis fastest; zero outside the volume."
+    b, q, s, d, piece = ray
     if 0 <= i < n[0] - 1 and 0 <= j < n[1] - 1 and 0 <= k < n[2] - 1:
         p = np.uint64(i * stride[0] + j * stride[1] + k * stride[2])
         x, y, z = np.uint64(stride[0]), np.uint64(stride[1]), np.uint64(stride[2])
-        q = p + z
-        c = (flat[p], flat[p + x], flat[p + y], flat[p + y + x], flat[q], flat[q + x], flat[q + y], flat[q + y + x])
-        if piece[0] < math.inf:
-            c0, c1, c2, c3 = _mapped(c[0], piece), _mapped(c[1], piece), _mapped(c[2], piece), _mapped(c[3], piece)
-            c4, c5, c6, c7 = _mapped(c[4], piece), _mapped(c[5], piece), _mapped(c[6], piece), _mapped(c[7], piece)
-            return c0, c1, c2, c3, c4, c5, c6, c7
-        c0, c1, c2, c3 = np.float64(c[0]), np.float64(c[1]), np.float64(c[2]), np.float64(c[3])
-        return c0, c1, c2, c3, np.float64(c[4]), np.float64(c[5]), np.float64(c[6]), np.float64(c[7])
-    c0, c1 = _corner(flat, n, stride, i, j, k, piece), _corner(flat, n, stride, i + 1, j, k, piece)
-    c2, c3 = _corner(flat, n, stride, i, j + 1, k, piece), _corner(flat, n, stride, i + 1, j + 1, k, piece)
-    c4, c5 = _corner(flat, n, stride, i, j, k + 1, piece), _corner(flat, n, stride, i + 1, j, k + 1, piece)
-    c6, c7 = _corner(flat, n, stride, i, j + 1, k + 1, piece), _corner(flat, n, stride, i + 1, j + 1, k + 1, piece)
+        c0 = _voxel(flat, p, piece, labels, weight, b, q)
+        c1 = _voxel(flat, p + x, piece, labels, weight, b, q)
+        c2 = _voxel(flat, p + y, piece, labels, weight, b, q)
+        c3 = _voxel(flat, p + y + x, piece, labels, weight, b, q)
+        p += z
+        c4 = _voxel(flat, p, piece, labels, weight, b, q)
+        c5 = _voxel(flat, p + x, piece, labels, weight, b, q)
+        c6 = _voxel(flat, p + y, piece, labels, weight, b, q)
+        c7 = _voxel(flat, p + y + x, piece, labels, weight, b, q)
+        return c0, c1, c2, c3, c4, c5, c6, c7
+    c0 = _corner(flat, n, stride, labels, weight, ray, i, j, k)
+    c1 = _corner(flat, n, stride, labels, weight, ray, i + 1, j, k)
+    c2 = _corner(flat, n, stride, labels, weight, ray, i, j + 1, k)
+    c3 = _corner(flat, n, stride, labels, weight, ray, i + 1, j + 1, k)
+    c4 = _corner(flat, n, stride, labels, weight, ray, i, j, k + 1)
+    c5 = _corner(flat, n, stride, labels, weight, ray, i + 1, j, k + 1)
+    c6 = _corner(flat, n, stride, labels, weight, ray, i, j + 1, k + 1)
+    c7 = _corner(flat, n, stride, labels, weight, ray, i + 1, j + 1, k + 1)
     return c0, c1, c2, c3, c4, c5, c6, c7
 
-# %% ../../notebooks/api/05_kernels_cpu.ipynb #461e8f56
+# %% ../../notebooks/api/05_kernels_cpu.ipynb #f869bf02
 @_inline
-def _trilinear_ray(flat, n, stride, s, d, piece, jac):
-    "Exact integral of the interpolant, of its gradient (p) and of alpha times its gradient (q)."
-    cells = (n[0] + 1, n[1] + 1, n[2] + 1)
-    lo, hi, enter, leave = _clip_box(s, d, cells)
-    acc = p0 = p1 = p2 = q0 = q1 = q2 = 0.0
-    if not lo < hi:
-        return acc, p0, p1, p2, q0, q1, q2
-    i, a0, e0, left0, step0 = _start(s[0], d[0], cells[0], lo)
-    j, a1, e1, left1, step1 = _start(s[1], d[1], cells[1], lo)
-    k, a2, e2, left2, step2 = _start(s[2], d[2], cells[2], lo)
-    d0, d1, d2 = d[0], d[1], d[2]
-    dxy, dxz, dyz = d0 * d1, d0 * d2, d1 * d2
-    a = lo
-    while True:
-        b = min(min(a0, a1), min(a2, hi))
-        if b > a:
-            m, h = 0.5 * (a + b), b - a
-            h3 = h * h * h * (1.0 / 12.0)
-            c = _corners(flat, n, stride, i - 1, j - 1, k - 1, piece)
-            f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, s[0] + m * d0 - i, s[1] + m * d1 - j, s[2] + m * d2 - k)
-            acc += h * f + h3 * (fxy * dxy + fxz * dxz + fyz * dyz)
-            if jac:
-                w0, w1, w2 = h * fx + h3 * fxyz * dyz, h * fy + h3 * fxyz * dxz, h * fz + h3 * fxyz * dxy
-                p0, p1, p2 = p0 + w0, p1 + w1, p2 + w2
-                q0 += m * w0 + h3 * (fxy * d1 + fxz * d2)
-                q1 += m * w1 + h3 * (fxy * d0 + fyz * d2)
-                q2 += m * w2 + h3 * (fxz * d0 + fyz * d1)
-        if b >= hi:
-            break
-        a = b
-        if b == a0:
-            left0, i, a0 = left0 - 1, i + step0, a0 + e0
-        elif b == a1:
-            left1, j, a1 = left1 - 1, j + step1, a1 + e1
-        else:
-            left2, k, a2 = left2 - 1, k + step2, a2 + e2
-        if left0 < 0 or left1 < 0 or left2 < 0:
-            break
+def _empty(c):
+    "Whether all eight corners are zero."
+    return abs(c[0]) + abs(c[1]) + abs(c[2]) + abs(c[3]) + abs(c[4]) + abs(c[5]) + abs(c[6]) + abs(c[7]) == 0.0
+
+
+@_inline
+def _add_cell(state, given, i, j, k, a, b, axis, after):
+    "Add the integrals of f, of its gradient (p) and of alpha times its gradient (q) from a to b."
+    acc, p0, p1, p2, q0, q1, q2 = state
+    flat, n, stride, labels, weight, ray, jac, spread = given
+    image, q, s, d, piece = ray
+    c = _corners(flat, n, stride, labels, weight, ray, i - 1, j - 1, k - 1)
+    if not _empty(c):
+        m, h = 0.5 * (a + b), b - a
+        h3 = h * h * h * spread
+        f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, s[0] + m * d[0] - i, s[1] + m * d[1] - j, s[2] + m * d[2] - k)
+        acc += h * f + h3 * (fxy * (d[0] * d[1]) + fxz * (d[0] * d[2]) + fyz * (d[1] * d[2]))
+        if jac:
+            w0, w1, w2 = h * fx + h3 * fxyz * (d[1] * d[2]), h * fy + h3 * fxyz * (d[0] * d[2]), h * fz + h3 * fxyz * (d[0] * d[1])
+            p0, p1, p2 = p0 + w0, p1 + w1, p2 + w2
+            q0 += m * w0 + h3 * (fxy * d[1] + fxz * d[2])
+            q1 += m * w1 + h3 * (fxy * d[0] + fyz * d[2])
+            q2 += m * w2 + h3 * (fxz * d[0] + fyz * d[1])
     return acc, p0, p1, p2, q0, q1, q2
 
-
-@_kernel
-def _trilinear(flat, n, stride, source, target, pieces, out, jacobian, jac):
-    for r in nb.prange(target.shape[0] * target.shape[1]):
-        b, q, s, d = _ends(source, target, r)
-        piece = (pieces[b, 0], pieces[b, 1], pieces[b, 2], pieces[b, 3], pieces[b, 4])
-        acc, p0, p1, p2, q0, q1, q2 = _trilinear_ray(flat, n, stride, s, d, piece, jac)
-        out[b, q] = acc
-        if jac:
-            jacobian[b, q, 0], jacobian[b, q, 1], jacobian[b, q, 2] = p0 - q0, p1 - q1, p2 - q2
-            jacobian[b, q, 3], jacobian[b, q, 4], jacobian[b, q, 5] = q0, q1, q2
-
-# %% ../../notebooks/api/05_kernels_cpu.ipynb #9cc4d57c
+# %% ../../notebooks/api/05_kernels_cpu.ipynb #5f76b12f
 @_inline
-def _sampled_ray(flat, n, stride, s, d, piece, n_points):
-    "Stretch and its axes; sums over the midpoints of f, grad f (p) and alpha grad f (q), per sample."
-    lo, hi, enter, leave = _clip_box(s, d, (n[0] + 1, n[1] + 1, n[2] + 1))
-    acc = p0 = p1 = p2 = q0 = q1 = q2 = 0.0
-    if lo < hi:
-        for m in range(n_points):
-            a = lo + (m + 0.5) * (hi - lo) / n_points
-            x, y, z = s[0] + a * d[0], s[1] + a * d[1], s[2] + a * d[2]
-            i, j, k = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
-            c = _corners(flat, n, stride, i - 1, j - 1, k - 1, piece)
-            f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, x - i, y - j, z - k)
-            acc += f
-            p0, p1, p2 = p0 + fx, p1 + fy, p2 + fz
-            q0, q1, q2 = q0 + a * fx, q1 + a * fy, q2 + a * fz
-    return lo, hi, enter, leave, acc, p0, p1, p2, q0, q1, q2
+def _march(visit, state, given, s, d, n, n_points, near, far):
+    "Fold visit over n_points equal pieces of the ray, or over those whose middles are between near and far."
+    lo, hi, enter, leave = _clip_box(s, d, n)
+    w = (hi - lo) / n_points
+    first = max(int(math.floor((max(near, lo) - lo) / w - 0.5)), 0) if lo < hi else 0
+    last = min(int(math.ceil((min(far, hi) - lo) / w + 0.5)), n_points) if lo < hi else 0
+    for m in range(first, last):
+        a = lo + (m + 0.5) * w
+        i, j, k = int(math.floor(s[0] + a * d[0])), int(math.floor(s[1] + a * d[1])), int(math.floor(s[2] + a * d[2]))
+        state = visit(state, given, i, j, k, a - 0.5 * w, a + 0.5 * w, -1, -1)
+    return state
 
 
+@_inline
+def _along(visit, state, given, s, d, n, n_points):
+    "Fold visit over the pieces of a trilinear ray: the cells, or n_points equal pieces."
+    cells = (n[0] + 1, n[1] + 1, n[2] + 1)
+    if n_points is None:
+        return _walk(visit, state, given, s, d, cells)
+    return _march(visit, state, given, s, d, cells, n_points, 0.0, 1.0)
+
+
+@_inline
+def _spread(n_points):
+    "Variance of a piece's samples, in units of its squared length: a whole piece, or its middle alone."
+    if n_points is None:
+        return 1.0 / 12.0
+    return 0.0
+
+# %% ../../notebooks/api/05_kernels_cpu.ipynb #97343a73
 @_inline
 def _move_end(jacobian, b, q, axis, alpha, d, change):
     "Add the effect of an end of the stretch moving along the ray: change = dI / d(alpha of that end)."
@@ -271,223 +313,208 @@ def _move_end(jacobian, b, q, axis, alpha, d, change):
         jacobian[b, q, 3 + axis] -= change * alpha / d[axis]
 
 
+@_inline
+def _move_ends(jacobian, n, ray, n_points, acc, p0, p1, p2, q0, q1, q2):
+    "Equal pieces move with the ends of the stretch that they divide."
+    if n_points is not None:
+        b, q, s, d, piece = ray
+        lo, hi, enter, leave = _clip_box(s, d, (n[0] + 1, n[1] + 1, n[2] + 1))
+        if lo < hi:
+            all_f = p0 * d[0] + p1 * d[1] + p2 * d[2]  # integral of f'
+            up_f = (q0 * d[0] + q1 * d[1] + q2 * d[2] - lo * all_f) / (hi - lo)  # integral of u f'
+            _move_end(jacobian, b, q, enter, lo, d, all_f - up_f - acc / (hi - lo))
+            _move_end(jacobian, b, q, leave, hi, d, up_f + acc / (hi - lo))
+
+
 @_kernel
-def _sampled(flat, n, stride, source, target, pieces, out, jacobian, jac, n_points):
+def _trilinear(flat, n, stride, source, target, pieces, labels, weight, out, jacobian, jac, n_points):
     for r in nb.prange(target.shape[0] * target.shape[1]):
-        b, q, s, d = _ends(source, target, r)
-        piece = (pieces[b, 0], pieces[b, 1], pieces[b, 2], pieces[b, 3], pieces[b, 4])
-        lo, hi, enter, leave, acc, p0, p1, p2, q0, q1, q2 = _sampled_ray(flat, n, stride, s, d, piece, n_points)
-        w = max(hi - lo, 0.0) / n_points
-        out[b, q] = w * acc
+        ray = _ray(source, target, pieces, r)
+        b, q, s, d, piece = ray
+        given = (flat, n, stride, labels, weight, ray, jac, _spread(n_points))
+        acc, p0, p1, p2, q0, q1, q2 = _along(_add_cell, (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0), given, s, d, n, n_points)
+        out[b, q] = acc
         if jac:
-            jacobian[b, q, 0], jacobian[b, q, 1], jacobian[b, q, 2] = w * (p0 - q0), w * (p1 - q1), w * (p2 - q2)
-            jacobian[b, q, 3], jacobian[b, q, 4], jacobian[b, q, 5] = w * q0, w * q1, w * q2
-            if w > 0.0:
-                all_f = p0 * d[0] + p1 * d[1] + p2 * d[2]  # sum of f'
-                up_f = (q0 * d[0] + q1 * d[1] + q2 * d[2] - lo * all_f) / (hi - lo)  # sum of u f'
-                _move_end(jacobian, b, q, enter, lo, d, w * (all_f - up_f) - acc / n_points)
-                _move_end(jacobian, b, q, leave, hi, d, w * up_f + acc / n_points)
-
-# %% ../../notebooks/api/05_kernels_cpu.ipynb #97343a73
-@_generator
-def _segments(s, d, n):
-    "Yield voxel (i, j, k), its chord from a to b, and the axes of the planes at both ends."
-    lo, hi, enter, leave = _clip_box(s, d, n)
-    if lo < hi:
-        i, a0, e0, left0, step0 = _start(s[0], d[0], n[0], lo)
-        j, a1, e1, left1, step1 = _start(s[1], d[1], n[1], lo)
-        k, a2, e2, left2, step2 = _start(s[2], d[2], n[2], lo)
-        a, axis = lo, enter
-        while True:
-            b = min(a0, min(a1, a2))
-            after = 0 if b == a0 else (1 if b == a1 else 2)
-            if b >= hi:
-                yield i, j, k, a, hi, axis, leave
-                break
-            yield i, j, k, a, b, axis, after
-            if after == 0:
-                left0, i, a0 = left0 - 1, i + step0, a0 + e0
-            elif after == 1:
-                left1, j, a1 = left1 - 1, j + step1, a1 + e1
-            else:
-                left2, k, a2 = left2 - 1, k + step2, a2 + e2
-            if left0 < 0 or left1 < 0 or left2 < 0:
-                break
-            a, axis = b, after
-
-
-@_generator
-def _points(s, d, n, n_points):
-    "Yield lower corner (i, j, k), position in its cell, alpha and weight of each trilinear sample."
-    cells = (n[0] + 1, n[1] + 1, n[2] + 1)
-    if n_points > 0:
-        lo, hi, enter, leave = _clip_box(s, d, cells)
-        for m in range(n_points if lo < hi else 0):
-            a = lo + (m + 0.5) * (hi - lo) / n_points
-            x, y, z = s[0] + a * d[0], s[1] + a * d[1], s[2] + a * d[2]
-            i, j, k = math.floor(x), math.floor(y), math.floor(z)
-            yield int(i) - 1, int(j) - 1, int(k) - 1, x - i, y - j, z - k, a, (hi - lo) / n_points
-    else:
-        for i, j, k, a, b, axis, after in _segments(s, d, cells):
-            for g in (0.5 - 0.5 / math.sqrt(3.0), 0.5 + 0.5 / math.sqrt(3.0)):
-                m = a + g * (b - a)
-                yield i - 1, j - 1, k - 1, s[0] + m * d[0] - i, s[1] + m * d[1] - j, s[2] + m * d[2] - k, m, 0.5 * (b - a)
-
-
-@_generator
-def _shares(n, i, j, k, x, y, z):
-    "Yield each corner of the cell that is in the volume, its share of the sample, and the share's gradient."
-    for corner in range(8):
-        ci, cj, ck = i + (corner & 1), j + (corner >> 1 & 1), k + (corner >> 2 & 1)
-        if 0 <= ci < n[0] and 0 <= cj < n[1] and 0 <= ck < n[2]:
-            u, gu = (x, 1.0) if corner & 1 else (1 - x, -1.0)
-            v, gv = (y, 1.0) if corner >> 1 & 1 else (1 - y, -1.0)
-            w, gw = (z, 1.0) if corner >> 2 & 1 else (1 - z, -1.0)
-            yield ci, cj, ck, u * v * w, gu * v * w, u * gv * w, u * v * gw
+            jacobian[b, q, 0], jacobian[b, q, 1], jacobian[b, q, 2] = p0 - q0, p1 - q1, p2 - q2
+            jacobian[b, q, 3], jacobian[b, q, 4], jacobian[b, q, 5] = q0, q1, q2
+            _move_ends(jacobian, n, ray, n_points, acc, p0, p1, p2, q0, q1, q2)
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #dc6c0b6d
-@_kernel
-def _siddon_channels(flat, labels, n, stride, source, target, pieces, out):
-    for r in nb.prange(target.shape[0] * target.shape[1]):
-        image, q, s, d = _ends(source, target, r)
-        piece = (pieces[image, 0], pieces[image, 1], pieces[image, 2], pieces[image, 3], pieces[image, 4])
-        for i, j, k, a, b, axis, after in _segments(s, d, n):
-            p = np.uint64(i * stride[0] + j * stride[1] + k * stride[2])
-            out[image, labels[p], q] += (b - a) * _mapped(flat[p], piece)
+@_inline
+def _add_voxel(state, given, i, j, k, a, b, axis, after):
+    "Add a voxel's chord to the channel of its label."
+    flat, n, stride, labels, ray, out = given
+    image, q, s, d, piece = ray
+    p = np.uint64(i * stride[0] + j * stride[1] + k * stride[2])
+    out[image, labels[p], q] += (b - a) * _mapped(flat[p], piece)
+    return state
 
 
 @_kernel
-def _siddon_channels_jacobian(flat, labels, n, stride, source, target, pieces, weight, jacobian):
+def _siddon_channels(flat, n, stride, source, target, pieces, labels, out):
     for r in nb.prange(target.shape[0] * target.shape[1]):
-        image, q, s, d = _ends(source, target, r)
-        piece = (pieces[image, 0], pieces[image, 1], pieces[image, 2], pieces[image, 3], pieces[image, 4])
-        for i, j, k, a, b, axis, after in _segments(s, d, n):
-            p = np.uint64(i * stride[0] + j * stride[1] + k * stride[2])
-            v = weight[image, labels[p], q] * _mapped(flat[p], piece)
-            _move_end(jacobian, image, q, axis, a, d, -v)
-            _move_end(jacobian, image, q, after, b, d, v)
+        ray = _ray(source, target, pieces, r)
+        _walk(_add_voxel, 0, (flat, n, stride, labels, ray, out), ray[2], ray[3], n)
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #100d9885
-@_kernel
-def _trilinear_channels(flat, labels, n, stride, source, target, pieces, out, n_points):
-    for r in nb.prange(target.shape[0] * target.shape[1]):
-        image, q, s, d = _ends(source, target, r)
-        piece = (pieces[image, 0], pieces[image, 1], pieces[image, 2], pieces[image, 3], pieces[image, 4])
-        for i, j, k, x, y, z, a, w in _points(s, d, n, n_points):
-            for ci, cj, ck, share, gx, gy, gz in _shares(n, i, j, k, x, y, z):
-                p = np.uint64(ci * stride[0] + cj * stride[1] + ck * stride[2])
-                out[image, labels[p], q] += w * share * _mapped(flat[p], piece)
-
-
-@_kernel
-def _trilinear_channels_jacobian(flat, labels, n, stride, source, target, pieces, weight, jacobian, n_points):
-    for r in nb.prange(target.shape[0] * target.shape[1]):
-        image, q, s, d = _ends(source, target, r)
-        piece = (pieces[image, 0], pieces[image, 1], pieces[image, 2], pieces[image, 3], pieces[image, 4])
-        lo, hi, enter, leave = _clip_box(s, d, (n[0] + 1, n[1] + 1, n[2] + 1))
-        for i, j, k, x, y, z, a, w in _points(s, d, n, n_points):
-            for ci, cj, ck, share, gx, gy, gz in _shares(n, i, j, k, x, y, z):
-                p = np.uint64(ci * stride[0] + cj * stride[1] + ck * stride[2])
-                v = weight[image, labels[p], q] * _mapped(flat[p], piece)
-                jacobian[image, q, 0] += w * v * gx * (1 - a)
-                jacobian[image, q, 1] += w * v * gy * (1 - a)
-                jacobian[image, q, 2] += w * v * gz * (1 - a)
-                jacobian[image, q, 3] += w * v * gx * a
-                jacobian[image, q, 4] += w * v * gy * a
-                jacobian[image, q, 5] += w * v * gz * a
-                if n_points > 0:
-                    along, u = w * v * (gx * d[0] + gy * d[1] + gz * d[2]), (a - lo) / (hi - lo)
-                    _move_end(jacobian, image, q, enter, lo, d, (1 - u) * along - v * share / n_points)
-                    _move_end(jacobian, image, q, leave, hi, d, u * along + v * share / n_points)
-
-# %% ../../notebooks/api/05_kernels_cpu.ipynb #12424e5c
-@_kernel
-def _siddon_max(flat, n, stride, source, target, pieces, out, jacobian):
-    for r in nb.prange(target.shape[0] * target.shape[1]):
-        image, q, s, d = _ends(source, target, r)
-        piece = (pieces[image, 0], pieces[image, 1], pieces[image, 2], pieces[image, 3], pieces[image, 4])
-        best = value = lo = hi = 0.0
-        enter = leave = -1
-        for i, j, k, a, b, axis, after in _segments(s, d, n):
-            v = _mapped(flat[np.uint64(i * stride[0] + j * stride[1] + k * stride[2])], piece)
-            if (b - a) * v > best:
-                best, value, lo, hi, enter, leave = (b - a) * v, v, a, b, axis, after
-        out[image, q] = best
-        _move_end(jacobian, image, q, enter, lo, d, -value)
-        _move_end(jacobian, image, q, leave, hi, d, value)
+@_inline
+def _shares(s, d, i, j, k, a, b, spread):
+    "Weights of the eight corners of a cell (first axis fastest) in the integral from a to b."
+    m, h = 0.5 * (a + b), b - a
+    x, y, z, h3 = s[0] + m * d[0] - i, s[1] + m * d[1] - j, s[2] + m * d[2] - k, h * h * h * spread
+    mxy, mxz, myz = h * x * y + h3 * (d[0] * d[1]), h * x * z + h3 * (d[0] * d[2]), h * y * z + h3 * (d[1] * d[2])
+    w7 = h * x * y * z + h3 * (x * (d[1] * d[2]) + y * (d[0] * d[2]) + z * (d[0] * d[1]))
+    w3, w5, w6 = mxy - w7, mxz - w7, myz - w7
+    w1, w2, w4 = h * x - mxy - w5, h * y - mxy - w6, h * z - mxz - w6
+    return h - w1 - w2 - w3 - w4 - w5 - w6 - w7, w1, w2, w3, w4, w5, w6, w7
 
 
 @_inline
-def _widths(s, d, n, n_points, a, w):
-    "Ends (alpha and axis) of the piece that a trilinear sample stands for, and the sample's place in it."
-    if n_points > 0:
-        lo, hi, enter, leave = _clip_box(s, d, (n[0] + 1, n[1] + 1, n[2] + 1))
-        return lo, hi, enter, leave, 1.0 / n_points, (a - lo) / (hi - lo)
-    for i, j, k, lo, hi, enter, leave in _segments(s, d, (n[0] + 1, n[1] + 1, n[2] + 1)):
-        if lo <= a <= hi:
-            return lo, hi, enter, leave, 0.5, (a - lo) / (hi - lo)
-    return 0.0, 1.0, -1, -1, 0.0, 0.0
+def _add_shares(state, given, i, j, k, a, b, axis, after):
+    "Add the eight corners' shares to the channels of their labels."
+    flat, n, stride, labels, ray, out, spread = given
+    image, q, s, d, piece = ray
+    w = _shares(s, d, i, j, k, a, b, spread)
+    for corner in range(8):
+        ci, cj, ck = i - 1 + (corner & 1), j - 1 + (corner >> 1 & 1), k - 1 + (corner >> 2)
+        if 0 <= ci < n[0] and 0 <= cj < n[1] and 0 <= ck < n[2]:
+            p = np.uint64(ci * stride[0] + cj * stride[1] + ck * stride[2])
+            v = _mapped(flat[p], piece)
+            if v != 0.0:
+                out[image, labels[p], q] += w[corner] * v
+    return state
+
+
+@_kernel
+def _trilinear_channels(flat, n, stride, source, target, pieces, labels, out, n_points):
+    for r in nb.prange(target.shape[0] * target.shape[1]):
+        ray = _ray(source, target, pieces, r)
+        _along(_add_shares, 0, (flat, n, stride, labels, ray, out, _spread(n_points)), ray[2], ray[3], n, n_points)
+
+# %% ../../notebooks/api/05_kernels_cpu.ipynb #12424e5c
+@_inline
+def _best_voxel(state, given, i, j, k, a, b, axis, after):
+    "The voxel, if it beats the best so far: contribution, density, ends."
+    flat, stride, piece = given
+    v = _mapped(flat[np.uint64(i * stride[0] + j * stride[1] + k * stride[2])], piece)
+    if (b - a) * v > state[0]:
+        return (b - a) * v, v, a, b, axis, after
+    return state
+
+
+@_kernel
+def _siddon_max(flat, n, stride, source, target, pieces, out, jacobian):
+    for r in nb.prange(target.shape[0] * target.shape[1]):
+        image, q, s, d, piece = _ray(source, target, pieces, r)
+        best, v, lo, hi, enter, leave = _walk(_best_voxel, (0.0, 0.0, 0.0, 0.0, -1, -1), (flat, stride, piece), s, d, n)
+        out[image, q] = best
+        _move_end(jacobian, image, q, enter, lo, d, -v)
+        _move_end(jacobian, image, q, leave, hi, d, v)
+
+# %% ../../notebooks/api/05_kernels_cpu.ipynb #da4d40b8
+@_inline
+def _best_sample(state, given, i, j, k, a, b, axis, after):
+    "The larger of the two Gauss points of a cell (which fall together when spread is 0), if it beats the best so far."
+    flat, n, stride, ray, n_points = given
+    image, q, s, d, piece = ray
+    c = _corners(flat, n, stride, None, None, ray, i - 1, j - 1, k - 1)
+    if _empty(c):
+        return state
+    m, h, g = 0.5 * (a + b), b - a, math.sqrt(_spread(n_points)) * (b - a)
+    f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, s[0] + m * d[0] - i, s[1] + m * d[1] - j, s[2] + m * d[2] - k)
+    even = f + g * g * (fxy * (d[0] * d[1]) + fxz * (d[0] * d[2]) + fyz * (d[1] * d[2]))
+    odd = g * (fx * d[0] + fy * d[1] + fz * d[2] + g * g * fxyz * (d[0] * d[1] * d[2]))
+    if n_points is None:
+        h *= 0.5
+    if h * (even + abs(odd)) > state[0]:
+        return h * (even + abs(odd)), m - g if odd < 0 else m + g, a, b, axis, after, i, j, k
+    return state
 
 
 @_kernel
 def _trilinear_max(flat, n, stride, source, target, pieces, out, jacobian, n_points):
     for r in nb.prange(target.shape[0] * target.shape[1]):
-        image, q, s, d = _ends(source, target, r)
-        piece = (pieces[image, 0], pieces[image, 1], pieces[image, 2], pieces[image, 3], pieces[image, 4])
-        best = f = at = width = fx = fy = fz = 0.0
-        for i, j, k, x, y, z, a, w in _points(s, d, n, n_points):
-            c = _corners(flat, n, stride, i, j, k, piece)
-            g = _taylor(c, x, y, z)
-            if w * g[0] > best:
-                best, f, at, width, fx, fy, fz = w * g[0], g[0], a, w, g[1], g[2], g[3]
-        out[image, q] = best
-        if best > 0.0:
-            lo, hi, enter, leave, part, u = _widths(s, d, n, n_points, at, width)
-            for axis, g in ((0, fx), (1, fy), (2, fz)):
-                jacobian[image, q, axis] = width * g * (1 - at)
-                jacobian[image, q, 3 + axis] = width * g * at
-            along = width * (fx * d[0] + fy * d[1] + fz * d[2])
-            _move_end(jacobian, image, q, enter, lo, d, (1 - u) * along - part * f)
-            _move_end(jacobian, image, q, leave, hi, d, u * along + part * f)
+        ray = _ray(source, target, pieces, r)
+        image, q, s, d, piece = ray
+        best = _along(_best_sample, (0.0, 0.0, 0.0, 0.0, -1, -1, 0, 0, 0), (flat, n, stride, ray, n_points), s, d, n, n_points)
+        value, at, lo, hi, enter, leave, i, j, k = best
+        out[image, q] = value
+        if value > 0.0:
+            share, width = 0.5, 0.5 * (hi - lo)
+            if n_points is not None:
+                lo, hi, enter, leave = _clip_box(s, d, (n[0] + 1, n[1] + 1, n[2] + 1))
+                share, width = 1.0 / n_points, (hi - lo) / n_points
+            c = _corners(flat, n, stride, None, None, ray, i - 1, j - 1, k - 1)
+            g = _taylor(c, s[0] + at * d[0] - i, s[1] + at * d[1] - j, s[2] + at * d[2] - k)
+            for axis in range(3):
+                jacobian[image, q, axis] = width * g[1 + axis] * (1 - at)
+                jacobian[image, q, 3 + axis] = width * g[1 + axis] * at
+            along, u = width * (g[1] * d[0] + g[2] * d[1] + g[3] * d[2]), (at - lo) / (hi - lo)
+            _move_end(jacobian, image, q, enter, lo, d, (1 - u) * along - share * g[0])
+            _move_end(jacobian, image, q, leave, hi, d, u * along + share * g[0])
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #82e3fbf6
 _SLABS = 16
 
 
 @_inline
-def _scatter(grad, p, v, gain, piece):
-    "Add a gradient to voxel p, through the contrast map (v is the voxel's value)."
-    grad[p] += gain * (piece[3] if v > piece[0] else piece[1])
+def _slope(flat, p, piece):
+    "Derivative of the contrast map at voxel p."
+    if piece[0] < math.inf:
+        return piece[3] if flat[p] > piece[0] else piece[1]
+    return 1.0
+
+
+@_inline
+def _scatter_voxel(state, given, i, j, k, a, b, axis, after):
+    "Add the ray's gradient to a voxel, by its chord."
+    flat, n, stride, base, labels, weight, ray, grad = given
+    image, q, s, d, piece = ray
+    p = np.uint64(i * stride[0] + j * stride[1] + k * stride[2] + base)
+    grad[p] += (b - a) * _gain(labels, weight, p, image, q) * _slope(flat, p, piece)
+    return state
 
 
 @_kernel
-def _siddon_adjoint(flat, labels, n, stride, source, target, pieces, weight, grad):
+def _siddon_adjoint(flat, n, stride, source, target, pieces, labels, weight, grad):
     for slab in nb.prange(_SLABS):
         first, last = slab * n[2] // _SLABS, (slab + 1) * n[2] // _SLABS
+        size = (n[0], n[1], last - first)
         for r in range(target.shape[0] * target.shape[1] if last > first else 0):
-            image, q, s, d = _ends(source, target, r)
-            piece = (pieces[image, 0], pieces[image, 1], pieces[image, 2], pieces[image, 3], pieces[image, 4])
-            part = (s[0], s[1], s[2] - first)
-            for i, j, k, a, b, axis, after in _segments(part, d, (n[0], n[1], last - first)):
-                p = np.uint64(i * stride[0] + j * stride[1] + (k + first) * stride[2])
-                _scatter(grad, p, flat[p], weight[image, labels[p] if labels.size > 1 else 0, q] * (b - a), piece)
+            ray = _ray(source, target, pieces, r)
+            image, q, s, d, piece = ray
+            given = (flat, size, stride, first * stride[2], labels, weight, ray, grad)
+            _walk(_scatter_voxel, 0, given, (s[0], s[1], s[2] - first), d, size)
+
+# %% ../../notebooks/api/05_kernels_cpu.ipynb #996c0a4d
+@_inline
+def _scatter_shares(state, given, i, j, k, a, b, axis, after):
+    "Add the ray's gradient to the corners with first <= k < last, by their shares."
+    flat, n, stride, base, first, last, labels, weight, ray, grad, spread = given
+    image, q, s, d, piece = ray
+    w = _shares(s, d, i, j, k, a, b, spread)
+    for corner in range(8):
+        ci, cj, ck = i - 1 + (corner & 1), j - 1 + (corner >> 1 & 1), k - 1 + (corner >> 2)
+        if 0 <= ci < n[0] and 0 <= cj < n[1] and first <= ck < last:
+            p = np.uint64(ci * stride[0] + cj * stride[1] + ck * stride[2] + base)
+            grad[p] += w[corner] * _gain(labels, weight, p, image, q) * _slope(flat, p, piece)
+    return state
 
 
 @_kernel
-def _trilinear_adjoint(flat, labels, n, stride, source, target, pieces, weight, grad, n_points):
+def _trilinear_adjoint(flat, n, stride, source, target, pieces, labels, weight, grad, n_points):
     for slab in nb.prange(_SLABS):
         first, last = slab * n[2] // _SLABS, (slab + 1) * n[2] // _SLABS
         for r in range(target.shape[0] * target.shape[1] if last > first else 0):
-            image, q, s, d = _ends(source, target, r)
-            piece = (pieces[image, 0], pieces[image, 1], pieces[image, 2], pieces[image, 3], pieces[image, 4])
-            part, size, base = s, n, 0
-            if n_points == 0:  # the exact rule only needs the cells that touch the slab
-                part, size, base = (s[0], s[1], s[2] - first), (n[0], n[1], last - first), first
-            for i, j, k, x, y, z, a, w in _points(part, d, size, n_points):
-                for ci, cj, ck, share, gx, gy, gz in _shares(size, i, j, k, x, y, z):
-                    if first <= ck + base < last:
-                        p = np.uint64(ci * stride[0] + cj * stride[1] + (ck + base) * stride[2])
-                        _scatter(grad, p, flat[p], weight[image, labels[p] if labels.size > 1 else 0, q] * share * w, piece)
+            image, q, s, d, piece = _ray(source, target, pieces, r)
+            if n_points is None:  # only the cells that touch the slab
+                part = (s[0], s[1], s[2] - first)
+                given = (flat, n, stride, first * stride[2], 0, last - first, labels, weight, (image, q, part, d, piece), grad, _spread(n_points))
+                _walk(_scatter_shares, 0, given, part, d, (n[0] + 1, n[1] + 1, last - first + 1))
+            else:
+                given = (flat, n, stride, 0, first, last, labels, weight, (image, q, s, d, piece), grad, _spread(n_points))
+                near, far, enter, leave = _clip(s[2], d[2], first, last + 1, 2, 0.0, 1.0, -1, -1)
+                _march(_scatter_shares, 0, given, s, d, (n[0] + 1, n[1] + 1, n[2] + 1), n_points, near, far)
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #e746249c
 @jaxtyped(typechecker=beartype)
@@ -546,25 +573,19 @@ def integrate(
 ) -> tuple[Float[Tensor, "b c n"], Optional[Float[Tensor, "b n 6"]]]:  # integrals over alpha, and [d/d source, d/d target]
     "Integral over alpha in [0, 1] along each ray, and its derivative by both ends, in one pass."
     rays = _Rays(volume, source, target, pieces, voxel_shift + (0.5 if rule == "trilinear" else 0.0))
-    extra = (n_points or 0,) if rule == "trilinear" else ()
+    points = (n_points,) if rule == "trilinear" else ()
     batch, n = target.shape[:2]
     if labels is not None:
-        out = np.zeros((batch, n_channels, n), rays.flat.dtype)
-        kernel = _siddon_channels if rule == "siddon" else _trilinear_channels
-        kernel(rays.flat, rays.flatten(labels), *rays.args[1:], out, *extra)
-        return torch.from_numpy(out), None
+        out = np.zeros((batch, n_channels, n))
+        (_siddon_channels if rule == "siddon" else _trilinear_channels)(*rays.args, rays.flatten(labels), out, *points)
+        return torch.from_numpy(out).to(volume.dtype), None
     out = np.empty((batch, n), rays.flat.dtype)
     if reducefn == "max":
         jac = np.zeros((batch, n, 6), rays.flat.dtype)
-        (_siddon_max if rule == "siddon" else _trilinear_max)(*rays.args, out, jac, *extra)
+        (_siddon_max if rule == "siddon" else _trilinear_max)(*rays.args, out, jac, *points)
     else:
         jac = np.empty((batch, n, 6) if jacobian else (1, 1, 6), rays.flat.dtype)
-        if rule == "siddon":
-            _siddon(*rays.args, out, jac, jacobian)
-        elif n_points is None:
-            _trilinear(*rays.args, out, jac, jacobian)
-        else:
-            _sampled(*rays.args, out, jac, jacobian, n_points)
+        (_siddon if rule == "siddon" else _trilinear)(*rays.args, None, None, out, jac, jacobian, *points)
     return torch.from_numpy(out)[:, None], torch.from_numpy(jac) if jacobian else None
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #c3dc4200
@@ -583,13 +604,10 @@ def channel_jacobian(
 ) -> Float[Tensor, "b n 6"]:  # gradient of the loss by [source, target] of each ray
     "Derivative of the weighted sum of label channels by both ends of each ray."
     rays = _Rays(volume, source, target, pieces, voxel_shift + (0.5 if rule == "trilinear" else 0.0))
-    jac = np.zeros((*target.shape[:2], 6), rays.flat.dtype)
+    out, jac = np.empty(target.shape[:2], rays.flat.dtype), np.empty((*target.shape[:2], 6), rays.flat.dtype)
     weight = weight.detach().to(volume.dtype).contiguous().numpy()
-    args = (rays.flat, rays.flatten(labels), *rays.args[1:], weight, jac)
-    if rule == "siddon":
-        _siddon_channels_jacobian(*args)
-    else:
-        _trilinear_channels_jacobian(*args, n_points or 0)
+    points = (n_points,) if rule == "trilinear" else ()
+    (_siddon if rule == "siddon" else _trilinear)(*rays.args, rays.flatten(labels), weight, out, jac, True, *points)
     return torch.from_numpy(jac)
 
 
@@ -611,12 +629,9 @@ def volume_gradient(
     grad = torch.zeros_like(rays.volume)
     flat = grad.permute(rays.order).reshape(-1).numpy()
     weight = weight.detach().to(volume.dtype).contiguous().numpy()
-    names = rays.flatten(labels) if labels is not None else np.zeros(1, np.uint8)
-    args = (rays.flat, names, *rays.args[1:], weight, flat)
-    if rule == "siddon":
-        _siddon_adjoint(*args)
-    else:
-        _trilinear_adjoint(*args, n_points or 0)
+    points = (n_points,) if rule == "trilinear" else ()
+    names = None if labels is None else rays.flatten(labels)
+    (_siddon_adjoint if rule == "siddon" else _trilinear_adjoint)(*rays.args, names, weight, flat, *points)
     return grad
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #9d277fb6
