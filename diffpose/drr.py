@@ -214,8 +214,35 @@ class _Differentiated(_Posed):
             out = self.renderer(self.density.detach(), s, t, length, None, None, pieces, **options)
             return out.detach(), *torch.autograd.grad(out.sum(), (s, t))
 
+# %% ../notebooks/api/08_drr.ipynb #f2763133
+class _Adjustable(_Differentiated):
+    "The detector of a DRR: exchanged, rescaled, and used for points."
+
+    def set_intrinsics_(self, n_subsample: Optional[int] = None, **changes) -> "_Adjustable":
+        "Change sdd, height, width, delx, dely, x0, y0, reverse_x_axis in place; None leaves as is."
+        changes = {name: value for name, value in changes.items() if value is not None}
+        self.detector.set_camera_(replace(self.camera, **changes), n_subsample or self.detector.n_subsample)
+        return self
+
+    def rescale_detector_(self, scale: float) -> "_Adjustable":
+        "Change the number of pixels by a factor, in place; the detector keeps its size in mm."
+        camera = self.camera.rescale(scale)
+        n = self.detector.n_subsample
+        if n is not None:
+            n = max(1, n * camera.height * camera.width // (self.camera.height * self.camera.width))
+        self.detector.set_camera_(camera, n)
+        return self
+
+    def perspective_projection(self, pose: RigidTransform, points: Tensor, calibration=None) -> Tensor:  # B N 2
+        "Pixels (column, row) on which world points B N 3 [mm] fall."
+        return self.detector.project(pose, points, calibration)
+
+    def inverse_projection(self, pose: RigidTransform, pixels: Tensor, calibration=None) -> Tensor:  # B N 3
+        "World points [mm] on the detector plane, behind pixels B N 2 (column, row)."
+        return self.detector.unproject(pose, pixels, calibration)
+
 # %% ../notebooks/api/08_drr.ipynb #1d49e075
-class DRR(_Differentiated):
+class DRR(_Adjustable):
     "Digitally reconstructed radiographs of a subject: a pose in, an image B C H W out, exactly differentiable. Units: mm, and mm x density for pixels."
 
     def __init__(
@@ -260,26 +287,3 @@ class DRR(_Differentiated):
         n = None if p_subsample is None else max(1, int(p_subsample * camera.height * camera.width))
         detector = Detector.from_camera(camera, subject.reorient, n, generator)
         super().__init__(subject, detector, kinds[renderer](voxel_shift=voxel_shift, **renderer_kwargs), reshape, patch_size, persistent)
-
-    def set_intrinsics_(self, n_subsample: Optional[int] = None, **changes) -> "DRR":
-        "Change sdd, height, width, delx, dely, x0, y0, reverse_x_axis in place; None leaves as is."
-        changes = {name: value for name, value in changes.items() if value is not None}
-        self.detector.set_camera_(replace(self.camera, **changes), n_subsample or self.detector.n_subsample)
-        return self
-
-    def rescale_detector_(self, scale: float) -> "DRR":
-        "Change the number of pixels by a factor, in place; the detector keeps its size in mm."
-        camera = self.camera.rescale(scale)
-        n = self.detector.n_subsample
-        if n is not None:
-            n = max(1, n * camera.height * camera.width // (self.camera.height * self.camera.width))
-        self.detector.set_camera_(camera, n)
-        return self
-
-    def perspective_projection(self, pose: RigidTransform, points: Tensor, calibration=None) -> Tensor:  # B N 2
-        "Pixels (column, row) on which world points B N 3 [mm] fall."
-        return self.detector.project(pose, points, calibration)
-
-    def inverse_projection(self, pose: RigidTransform, pixels: Tensor, calibration=None) -> Tensor:  # B N 3
-        "World points [mm] on the detector plane, behind pixels B N 2 (column, row)."
-        return self.detector.unproject(pose, pixels, calibration)

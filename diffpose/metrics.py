@@ -327,15 +327,14 @@ def geodesic_translation(
     return (t1 - t2).norm(dim=-1)
 
 # %% ../notebooks/api/10_metrics.ipynb #e0caf176
-def _check_poses(name: str, pose_1: RigidTransform, pose_2: RigidTransform) -> None:
-    "Refuse batches of poses that cannot be paired."
+def _pair(name: str, pose_1: RigidTransform, pose_2: RigidTransform) -> tuple[RigidTransform, RigidTransform]:
+    "Both in the wider dtype; refuses batches that cannot be paired."
     if len(pose_1) != len(pose_2) and 1 not in (len(pose_1), len(pose_2)):
         raise ValueError(f"{name} compares poses in pairs, or one with many, got batches of {len(pose_1)} and {len(pose_2)} poses")
-    if pose_1.dtype != pose_2.dtype or pose_1.device != pose_2.device:
-        raise ValueError(
-            f"{name} compares poses of one dtype on one device, got {pose_1.dtype} on {pose_1.device} and {pose_2.dtype} on {pose_2.device}: "
-            "convert one of them with .to(...)"
-        )
+    if pose_1.device != pose_2.device:
+        raise ValueError(f"{name} compares poses on one device, got {pose_1.device} and {pose_2.device}: move one of them with .to(...)")
+    dtype = torch.promote_types(pose_1.dtype, pose_2.dtype)
+    return pose_1.to(dtype), pose_2.to(dtype)
 
 
 @jaxtyped(typechecker=beartype)
@@ -344,7 +343,7 @@ def geodesic_se3(
     pose_2: RigidTransform,  # B poses, or 1
 ) -> Float[Tensor, "_"]:  # mm and rad mixed
     "Length of the twist between two poses, in the logarithm of SE(3)."
-    _check_poses("geodesic_se3", pose_1, pose_2)
+    pose_1, pose_2 = _pair("geodesic_se3", pose_1, pose_2)
     return pose_2.compose(pose_1.inverse()).get_se3_log().norm(dim=-1)
 
 # %% ../notebooks/api/10_metrics.ipynb #22ae3a0d
@@ -364,7 +363,7 @@ def double_geodesic_se3(
     eps: float | int = 0.0,  # added under the root [mm²]; 1e-6 is what the predecessor did
 ) -> DoubleGeodesic:
     "Rotation and translation error between two poses, both as lengths, and both together."
-    _check_poses("double_geodesic_se3", pose_1, pose_2)
+    pose_1, pose_2 = _pair("double_geodesic_se3", pose_1, pose_2)
     if not (sdd > 0 and math.isfinite(sdd) and eps >= 0):
         raise ValueError(f"sdd is a distance in mm and must be positive, eps must not be negative, got sdd={sdd}, eps={eps}")
     (R1, t1), (R2, t2) = ((pose.rotation, pose.convert("matrix")[1]) for pose in (pose_1, pose_2))
@@ -425,24 +424,23 @@ def mtre(
     points: Float[Tensor, "_ n 3"],  # targets in the world frame [mm], for each pose or, as a batch of 1, for all
 ) -> Float[Tensor, "_"]:  # [mm]
     "Mean target registration error: distance between the points as seen from the true and the estimated C-arm."
-    _check_points("mtre", pose_true, pose_pred, points)
+    pose_true, pose_pred, points = _targets("mtre", pose_true, pose_pred, points)
     return (pose_true.inverse()(points) - pose_pred.inverse()(points)).norm(dim=-1).mean(-1)
 
 
-def _check_points(name: str, pose_true: RigidTransform, pose_pred: RigidTransform, points: Tensor) -> None:
-    "Refuse points that do not fit the poses."
-    _check_poses(name, pose_true, pose_pred)
+def _targets(name: str, pose_true: RigidTransform, pose_pred: RigidTransform, points: Tensor) -> tuple[RigidTransform, RigidTransform, Tensor]:
+    "Poses and points in the widest dtype; refuses points that do not fit the poses."
+    pose_true, pose_pred = _pair(name, pose_true, pose_pred)
     sizes = {len(pose_true), len(pose_pred), len(points)} - {1}
     if len(sizes) > 1 or not points.shape[1]:
         raise ValueError(
             f"{name} takes the points of one patient (1 N 3) or of each pose (B N 3), at least one, "
             f"got points of shape {tuple(points.shape)} for {max(len(pose_true), len(pose_pred))} poses"
         )
-    if points.dtype != pose_true.dtype or points.device != pose_true.device:
-        raise ValueError(
-            f"{name} needs points and poses of one dtype on one device, got points {points.dtype} on {points.device}, "
-            f"poses {pose_true.dtype} on {pose_true.device}: convert the points with .to(...)"
-        )
+    if points.device != pose_true.device:
+        raise ValueError(f"{name} needs points and poses on one device, got {points.device} and {pose_true.device}: move the points with .to(...)")
+    dtype = torch.promote_types(points.dtype, pose_true.dtype)
+    return pose_true.to(dtype), pose_pred.to(dtype), points.to(dtype)
 
 # %% ../notebooks/api/10_metrics.ipynb #bf758728
 @jaxtyped(typechecker=beartype)
@@ -453,7 +451,7 @@ def mpe(
     camera: object,  # DRR, Detector, or a function (pose, points B N 3) -> pixels B N 2
 ) -> Float[Tensor, "_"]:  # [pixel]
     "Mean projection error: distance between the images of the points, in pixels."
-    _check_points("mpe", pose_true, pose_pred, points)
+    pose_true, pose_pred, points = _targets("mpe", pose_true, pose_pred, points)
     return _image_shift(pose_true, pose_pred, points, camera).norm(dim=-1).mean(-1)
 
 
@@ -484,7 +482,7 @@ def mrpe(
     pixel_size: tuple[float | int, float | int] | None = None,  # (delx, dely) [mm]; None asks the camera
 ) -> Float[Tensor, "_"]:  # [mm] on the detector
     "Mean reprojection error: distance between the images of the points, in mm on the detector."
-    _check_points("mrpe", pose_true, pose_pred, points)
+    pose_true, pose_pred, points = _targets("mrpe", pose_true, pose_pred, points)
     spacing = points.new_tensor(_pixel_size(camera) if pixel_size is None else pixel_size)
     if not (spacing > 0).all():
         raise ValueError(f"pixel_size is (delx, dely) in mm and must be positive, got {tuple(spacing.tolist())}")

@@ -10,7 +10,7 @@ from typing import Callable, NamedTuple, Optional, Union
 
 import torch
 from beartype import beartype
-from jaxtyping import Float, Integer, jaxtyped
+from jaxtyping import Float, jaxtyped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -108,7 +108,7 @@ def line_integral(
     source: Float[Tensor, "b s 3"],  # ray starts, index coordinates; s is 1 or n
     target: Float[Tensor, "b n 3"],  # ray ends, index coordinates
     length: Float[Tensor, "b n"],  # ray lengths [mm]
-    request: Request = Request(),
+    request: Request,
     backend: str = "auto",
 ) -> Float[Tensor, "b c n"]:  # [mm x density], in the volume's dtype
     "Line integrals of a volume, differentiable with respect to every tensor argument."

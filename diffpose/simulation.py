@@ -7,7 +7,7 @@ __all__ = ['WATER_HU', 'BONE_PER_HU', 'SPECTRUM', 'materials', 'transmit', 'Phys
 
 # %% ../notebooks/api/09_simulation.ipynb #57ae8237
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
