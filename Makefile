@@ -31,7 +31,7 @@ test: $(installed)
 	@$(python) -m tests $(TESTS)
 
 demo: $(installed)
-	@$(VENV)/bin/diffpose demo
+	@$(VENV)/bin/diffpose demo --force
 
 export: $(installed)
 	@$(python) -c 'from nbdev.doclinks import nbdev_export; nbdev_export("notebooks")'

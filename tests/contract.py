@@ -18,7 +18,7 @@ from tools.notebook import body, directives, dumps, load, notebooks, source
 BUDGET_KB = {"api": 300, "tutorials": 1000}
 LINES_PER_EXPORT = 60
 OPTIONAL = {"triton"}  # imported where it is there, never required
-DISTRIBUTION = {"PIL": "pillow"}  # where the import's name is not the distribution's
+DISTRIBUTION = {"PIL": "pillow", "SimpleITK": "simpleitk"}  # where the import's name is not the distribution's
 ANNOUNCED = {"timm", "pyvista", "seaborn"}  # part of the package's fixed set: networks, 3D scenes and tables of results import them
 RULES = {}
 
