@@ -594,13 +594,17 @@ _Force = _option(bool, "Overwrite existing results.", _RESULT, "--force")
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Where did the C-arm stand when it took this X-ray?")
 
 
-@app.callback()
-def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False):
-    if version:
+def _print_version(asked: bool) -> None:
+    if asked:
         from diffpose import __version__
 
         typer.echo(__version__)
         raise typer.Exit()
+
+
+@app.callback()
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)] = False):
+    pass
 
 # %% ../notebooks/api/15_cli.ipynb #18af914e
 def chosen_camera(
