@@ -1,0 +1,246 @@
+"What both benchmarks share: the scene, the packages under one interface, the clock, and the description of the machine."
+
+import csv
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchio
+
+SDD = 1020.0  # source to detector [mm]
+FIELD = 400.0  # side of the detector [mm]
+ISOCENTER = 850.0  # source to isocenter [mm]
+# Eight poses: Euler angles ZXY [deg] and translations [mm]. The first is the frontal view that everybody's tutorial shows.
+ANGLES = [[0, 0, 0], [10, 5, -5], [-20, 0, 10], [30, -10, 0], [-30, 10, 5], [45, 0, 0], [15, -15, 15], [-10, 20, -10]]
+SHIFTS = [[0, 0, 0], [5, 20, -5], [-10, 0, 10], [0, -20, 20], [10, 10, 0], [0, 0, -10], [-5, 30, 5], [10, -30, 0]]
+
+
+def poses(batch: int):
+    "Rotations [rad] and translations [mm] of the first poses: two float32 tensors B 3."
+    rotation = torch.deg2rad(torch.tensor(ANGLES[:batch], dtype=torch.float32))
+    return rotation, torch.tensor(SHIFTS[:batch], dtype=torch.float32) + torch.tensor([0.0, ISOCENTER, 0.0])
+
+
+def example_volume():
+    "Density X Y Z of the example chest CT, its affine, and the matrix that turns the C-arm to AP."
+    from diffpose.data import load_example_ct
+
+    subject = load_example_ct()
+    return subject.density.data[0].numpy(), subject.density.affine, subject.reorient.numpy()
+
+
+# Every package is given the same density and the same affine. A renderer is made once, and called with rotation and translation B 3.
+
+
+class Diffpose:
+    def __init__(self, volume, rule, size, dtype=torch.float32):
+        from diffpose.drr import DRR
+
+        density, affine, reorient = volume
+        image = torchio.ScalarImage(tensor=torch.from_numpy(density)[None], affine=affine)
+        subject = torchio.Subject(density=image, reorient=torch.from_numpy(reorient))
+        kind, _, n = rule.partition("-")
+        options = {} if kind == "siddon" else {"n_points": None if n == "exact" else int(n)}
+        self.dtype, self.drr = dtype, DRR(subject, SDD, size, FIELD / size, renderer=kind, **options).to(dtype)
+
+    def __call__(self, rotation, translation):
+        return self.drr(rotation.to(self.dtype), translation.to(self.dtype), parameterization="euler_angles", convention="ZXY")
+
+    def jacobian(self, rotation, translation):
+        return self.drr.jacobian(rotation, translation, parameterization="euler_angles", convention="ZXY")
+
+
+class Diffdrr:
+    def __init__(self, volume, rule, size):
+        from diffdrr.drr import DRR
+
+        density, affine, reorient = volume
+        image = torchio.ScalarImage(tensor=torch.from_numpy(density)[None], affine=affine)
+        subject = torchio.Subject(volume=image, density=image, reorient=torch.from_numpy(reorient), mask=None)
+        kind, _, n = rule.partition("-")
+        self.options = {"n_points": int(n)} if n else {}
+        self.drr = DRR(subject, SDD, size, FIELD / size, renderer=kind)
+
+    def __call__(self, rotation, translation):
+        return self.drr(rotation, translation, parameterization="euler_angles", convention="ZXY", **self.options)
+
+
+class Nanodrr:
+    def __init__(self, volume, rule, size):
+        from nanodrr.data import Subject
+        from nanodrr.drr import DRR
+
+        density, affine, _ = volume
+        image = torchio.ScalarImage(tensor=torch.from_numpy(density)[None], affine=affine)
+        self.subject = Subject.from_images(image, convert_to_mu=False)
+        self.n_samples = int(rule.partition("-")[2])
+        self.drr = DRR.from_carm_intrinsics(SDD, FIELD / size, FIELD / size, 0.0, 0.0, size, size, dtype=torch.float32)
+
+    def __call__(self, rotation, translation):
+        from nanodrr.camera import make_rt_inv
+
+        return self.drr(self.subject, make_rt_inv(torch.rad2deg(rotation), translation, "AP"), n_samples=self.n_samples)
+
+
+class Plastimatch:
+    "The C++ program, as a process. It knows no gradient, and this interface only the frontal view."
+
+    def __init__(self, volume, rule, size):
+        program = shutil.which("drr")
+        self.command = [program] if program else [shutil.which("plastimatch"), "drr"]
+        self.size, self.folder, self.seconds = size, tempfile.TemporaryDirectory(), None
+        density, affine, _ = volume
+        lps = np.diag([-1, -1, 1, 1]) @ affine
+        flips = [k for k in range(3) if lps[k, k] < 0]
+        corner = lps @ [*(density.shape[k] - 1 if k in flips else 0 for k in range(3)), 1]
+        header = {"NDims": 3, "BinaryData": True, "BinaryDataByteOrderMSB": False, "Offset": corner[:3], "ElementSpacing": abs(lps.diagonal()[:3])}
+        header |= {"TransformMatrix": np.eye(3, dtype=int).ravel(), "DimSize": density.shape, "ElementType": "MET_FLOAT", "ElementDataFile": "LOCAL"}
+        lines = ["ObjectType = Image"] + [f"{k} = {' '.join(map(str, np.atleast_1d(v)))}" for k, v in header.items()]
+        with open(Path(self.folder.name) / "volume.mha", "wb") as file:
+            file.write(("\n".join(lines) + "\n").encode() + np.ascontiguousarray(np.flip(density, flips).T).tobytes())
+
+    def __call__(self, rotation, translation):
+        size = f"{self.size} {self.size}"
+        view = ["--nrm", "0 -1 0", "--vup", "0 0 1", "--sad", ISOCENTER, "--sid", SDD, "-o", "0 0 0", "-r", size, "-z", f"{FIELD} {FIELD}"]
+        run = [*self.command, "-i", "exact", "-P", "none", *map(str, view), "-t", "raw", "-O", "out_", "volume.mha"]
+        said = subprocess.run(run, cwd=self.folder.name, capture_output=True, text=True, check=True).stdout
+        self.seconds = float(said.split("Total time:")[1].split()[0]) - float(said.split("I/O time:")[1].split()[0])  # without reading the volume
+        image = np.fromfile(next(Path(self.folder.name).glob("out_*.raw")), np.float32)
+        return 10 * torch.from_numpy(image).reshape(1, 1, self.size, self.size)  # cm to mm
+
+
+PACKAGES = {"diffpose": Diffpose, "diffdrr": Diffdrr, "nanodrr": Nanodrr, "plastimatch": Plastimatch}
+
+
+def available(name: str) -> bool:
+    "Whether a package can be measured here."
+    return bool(shutil.which("drr") or shutil.which("plastimatch")) if name == "plastimatch" else find_spec(name) is not None
+
+
+# The clock
+
+
+def interleave(contenders: dict, rounds: int, budget: float, turn: float = 0.1) -> dict:
+    """Seconds of each contender in each round. Contenders take turns, so that a busy machine is unfair to all alike. A turn repeats a
+    function for `turn` seconds and counts its median; who has used up `budget` seconds sits out the rest."""
+    times, spent = {name: [] for name in contenders}, dict.fromkeys(contenders, 0.0)
+    for k in range(rounds):
+        for name, function in contenders.items():
+            if spent[name] > budget:
+                times[name].append(float("nan"))
+                continue
+            laps = []
+            while sum(laps) < turn or not laps:
+                start = time.perf_counter()
+                function()
+                laps.append(getattr(function, "seconds", None) or time.perf_counter() - start)
+            times[name].append(statistics.median(laps))
+            spent[name] += sum(laps)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+def spread(values) -> str:
+    "Median and range of the finite values."
+    values = np.asarray(values)[np.isfinite(values)]
+    if len(values) == 0:
+        return "-"
+    return f"{np.median(values):.3g}" + (f" ({values.min():.3g}-{values.max():.3g})" if len(values) > 1 else " (once)")
+
+
+def ratio(seconds, base) -> str:
+    "Ratio of the medians, and of the smallest: what a quiet machine would give."
+    if base is None or not np.isfinite(seconds).any() or not np.isfinite(base).any():
+        return ""
+    return f"{np.nanmedian(seconds) / np.nanmedian(base):.3g} ({np.nanmin(seconds) / np.nanmin(base):.3g})"
+
+
+# Memory
+
+
+def peak_bytes() -> int:
+    "High-water mark of this process's memory."
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def reset_peak() -> None:
+    "Forget the peak so far, where the system can (Linux)."
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+# The machine
+
+
+def machine(command: str) -> dict:
+    "Where, when and with what the numbers were made."
+    names = ("diffpose", "diffdrr", "nanodrr", "torch", "numba", "numpy", "torchio")
+    root = Path(__file__).resolve().parent
+    git = lambda *a: subprocess.run(["git", *a], cwd=root, capture_output=True, text=True).stdout.strip()
+    info = {"date": time.strftime("%Y-%m-%d"), "command": command, "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+    info |= {"memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1), "system": platform.platform(terse=True), "python": platform.python_version()}
+    info |= {name: _version(name) for name in names}
+    if available("plastimatch"):
+        said = subprocess.run(["plastimatch", "--version"], capture_output=True, text=True).stdout.split() if shutil.which("plastimatch") else []
+        info["plastimatch"] = said[2] if len(said) > 2 else "installed"
+    info["commit"] = (git("rev-parse", "--short", "HEAD") or "unknown") + (" with uncommitted changes" if git("status", "--porcelain", "--", "../diffpose") else "")
+    info["environment"] = " ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "NUMBA_", "MKL_", "GOMP_", "KMP_"))) or "no settings for threads"
+    info["numba_threads"] = _numba_threads()
+    info["torch_threads"], info["load_average_at_start"] = torch.get_num_threads(), f"{os.getloadavg()[0]:.2f}"
+    return info
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed" if find_spec(name) is None else "from source"
+
+
+def _numba_threads() -> int:
+    import numba
+
+    return min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)  # what the kernels take
+
+
+def _cpu() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text().splitlines()
+        get = lambda key: next((line.split(":")[1].strip() for line in text if line.startswith(key)), "")
+        return f"{get('model name')} (family {get('cpu family')}, model {get('model')})"
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def write_csv(path: Path, info: dict, rows: list) -> None:
+    "A table below lines `# key: value` that say how it was made (pandas: read_csv(path, comment='#'))."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        file.writelines(f"# {key}: {value}\n" for key, value in info.items())
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def show(rows: list, columns: list) -> None:
+    "Print a table in Markdown."
+    cells = [columns, ["-" * len(c) for c in columns], *([str(row.get(c, "")) for c in columns] for row in rows)]
+    widths = [max(len(line[k]) for line in cells) for k in range(len(columns))]
+    for line in cells:
+        print("| " + " | ".join(text.ljust(w) for text, w in zip(line, widths)) + " |")

@@ -1,0 +1,200 @@
+"""How fast, how accurate and how large is a DRR, with and without the gradient by its pose?
+
+    pip install -e .[bench]
+    python benchmarks/render.py --out _runs/bench          # about ten minutes on two cores, most of them for the other packages
+    python benchmarks/render.py --packages diffpose        # two minutes
+
+The scene: the example chest CT (512 x 512 x 133 voxels of 0.70 x 0.70 x 2.5 mm), source to detector 1020 mm, source to isocenter
+850 mm, a detector of 400 x 400 mm, frontal view (a batch of 8 adds oblique ones). Each case, in this order:
+
+1. A fresh process (forked from one that has done no more than its imports) loads the volume, renders an 8 x 8 image to warm up, then
+   the case once: peak memory beyond what was there before, the image and the gradient, which are compared with float64.
+2. One process times all packages in turns: median (smallest-largest). Ratios are of medians (in brackets: of the smallest).
+
+A package's case whose expected time (by its number of rays) or memory is beyond the limits below is left out, and the table says so.
+"""
+
+import argparse
+import gc
+import multiprocessing
+import resource
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import PACKAGES, available, example_volume, interleave, machine, peak_bytes, poses, ratio, reset_peak, show, spread, write_csv
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for render.csv")
+parser.add_argument("--sizes", type=int, nargs="+", default=[200, 512], help="images of N x N pixels")
+parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images per call, at most 8")
+parser.add_argument("--packages", nargs="+", default=list(PACKAGES), choices=list(PACKAGES))
+parser.add_argument("--points", type=int, nargs="+", default=[500], help="samples per ray of the sampled trilinear rule")
+parser.add_argument("--rounds", type=int, default=9, help="turns of each contender")
+parser.add_argument("--budget", type=float, default=4.0, help="a contender that has run for so long [s] takes no more turns")
+parser.add_argument("--limit", type=float, default=30.0, help="a case expected to take longer than this [s] is left out")
+parser.add_argument("--max-gb", type=float, default=10.0, help="a case that needs more memory than this [GB] is left out")
+parser.add_argument("--threads", type=int, default=0, help="threads (0: as torch chooses)")
+
+# package, rule: Siddon is exact for voxels of constant density, "exact" integrates the trilinear interpolant, a number samples it
+CONTENDERS = {
+    "diffpose": ["siddon", "trilinear-exact", "trilinear-{n}"],
+    "diffdrr": ["siddon", "trilinear-{n}"],
+    "nanodrr": ["trilinear-{n}"],
+    "plastimatch": ["siddon"],
+}
+TASKS = ["value", "gradient", "jacobian"]  # image; image and its gradient by the pose; image and Jacobian B H W 6 (diffpose only)
+
+
+class Task:
+    "A piece of work as a function of no arguments. It returns the image, and the gradient by rotation and translation if asked."
+
+    def __init__(self, renderer, task: str, size: int, batch: int):
+        self.renderer, self.run = renderer, getattr(self, task)
+        self.rotation, self.translation = poses(batch)
+        v, u = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+        self.weight = torch.sin(3 * u + 1) * torch.cos(4 * v - 1) + u * v  # some smooth function: the loss is (image * weight).mean()
+
+    def __call__(self):
+        return self.run()
+
+    seconds = property(lambda self: getattr(self.renderer, "seconds", None), doc="What the last call took, where it knows better than we do.")
+
+    def value(self):
+        with torch.no_grad():
+            return (self.renderer(self.rotation, self.translation),)
+
+    def gradient(self):
+        rotation, translation = self.rotation.clone().requires_grad_(), self.translation.clone().requires_grad_()
+        image = self.renderer(rotation, translation)
+        (image * self.weight.to(image.dtype)).mean((1, 2, 3)).sum().backward()
+        return image.detach(), rotation.grad, translation.grad
+
+    def jacobian(self):
+        return self.renderer.jacobian(self.rotation, self.translation)[:1]
+
+
+def probe(connection, path, package, rule, task, size, batch, dtype, threads, max_gb):
+    "One case, in a process of its own."
+    if threads:
+        torch.set_num_threads(threads)
+    volume = tuple(np.load(path / f"{name}.npy") for name in ("density", "affine", "reorient"))
+    options = {"dtype": torch.float64} if dtype == "float64" else {}
+    if package != "plastimatch":
+        Task(PACKAGES[package](volume, rule, 8, **options), task, 8, 1)()
+    work = Task(PACKAGES[package](volume, rule, size, **options), task, size, batch)
+    gc.collect()
+    resource.setrlimit(resource.RLIMIT_AS, (int(virtual_bytes() + max_gb * 1e9), -1)) if max_gb and sys.platform == "linux" else None
+    reset_peak()
+    before, start = peak_bytes(), time.perf_counter()
+    try:
+        out = work()
+    except (MemoryError, RuntimeError) as error:
+        if "alloc" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        return connection.send(None)
+    seconds, megabytes = time.perf_counter() - start, (peak_bytes() - before) / 1e6
+    connection.send((work.seconds or seconds, "" if work.seconds else f"{megabytes:.0f}", [x.double().numpy() for x in out]))
+
+
+def virtual_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def measure(context, *arguments):
+    "Seconds, MB, results of a case in a fresh process; None if it needs too much memory."
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=probe, args=(there, *arguments))
+    process.start()
+    there.close()
+    try:
+        result = here.recv()
+    except EOFError:
+        result = None  # killed: out of memory
+    process.join()
+    return result
+
+
+def errors(out, truth):
+    "Largest error of the image relative to its maximum, and of the gradient relative to its length."
+    image = np.abs(out[0] - truth[0]).max() / truth[0].max()
+    gradient = max((np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(out[1:], truth[1:])), default=float("nan"))
+    return image, gradient
+
+
+def main():
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    packages = [name for name in args.packages if available(name)]
+    info = machine("python benchmarks/render.py " + shlex.join(sys.argv[1:]))
+    for key, value in info.items():
+        print(f"{key}: {value}")
+    for name in set(args.packages) - set(packages):
+        print(f"{name} is not installed, and left out")
+
+    volume = example_volume()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name, array in zip(("density", "affine", "reorient"), volume):
+        np.save(args.out / f"{name}.npy", array)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["diffpose.drr", *(f"{p}.drr" for p in packages if p in ("diffdrr", "nanodrr"))])
+
+    contenders = [(p, rule.format(n=n)) for p in packages for rule in CONTENDERS[p] for n in (args.points if "{n}" in rule else [0])]
+    rows, per_ray = [], {}
+    for size in args.sizes:
+        for batch in args.batches:
+            rows += case(args, context, volume, contenders, per_ray, size, batch)
+            show(rows[-sum(r["size"] == size and r["batch"] == batch for r in rows) :], ["size", "batch", "package", "rule", "task", "ms", "times_siddon", "times_value", "peak_mb", "image_error", "gradient_error"])
+            write_csv(args.out / "render.csv", info, rows)
+    for name in ("density", "affine", "reorient"):
+        (args.out / f"{name}.npy").unlink()
+    print(f"written: {args.out / 'render.csv'}")
+
+
+def case(args, context, volume, contenders, per_ray, size, batch):
+    "All contenders and tasks at one size and batch: rows of the table."
+    truth, functions, rows = {}, {}, []
+    for rule in ("siddon", "trilinear-exact"):
+        truth[rule.split("-")[0]] = measure(context, args.out, "diffpose", rule, "gradient", size, batch, "float64", args.threads, 0)[2]
+    for package, rule in contenders:
+        kept = PACKAGES[package](volume, rule, size)
+        for task in TASKS:
+            if task == "jacobian" and package != "diffpose" or package == "plastimatch" and (task != "value" or batch > 1):
+                continue
+            row = {"size": size, "batch": batch, "package": package, "rule": rule, "task": task}
+            rows.append(row)
+            rays = batch * size * size
+            expected = per_ray.get((package, rule, task), 0) * rays
+            if package != "diffpose" and expected > args.limit:
+                row["ms"] = f"not run (about {expected:.0f} s)"
+                continue
+            result = measure(context, args.out, package, rule, task, size, batch, "float32", args.threads, args.max_gb)
+            if result is None:
+                row["ms"] = f"not run (over {args.max_gb:g} GB)"
+                continue
+            seconds, megabytes, out = result
+            per_ray.setdefault((package, rule, task), seconds / rays)
+            image, gradient = errors(out, truth[rule.split("-")[0]])
+            row |= {"peak_mb": megabytes, "image_error": f"{image:.1e}", "gradient_error": "" if np.isnan(gradient) else f"{gradient:.1e}"}
+            functions[package, rule, task] = Task(kept, task, size, batch)
+    for key, function in functions.items():
+        if key[0] == "diffpose":
+            function()  # warm
+    times = interleave(functions, args.rounds, args.budget)
+    for row in rows:
+        key = (row["package"], row["rule"], row["task"])
+        if key not in times:
+            continue
+        seconds = times[key]
+        row["ms"], row["turns"] = spread(1000 * seconds), int(np.isfinite(seconds).sum())
+        row["times_siddon"] = ratio(seconds, times.get(("diffpose", "siddon", row["task"])))
+        row["times_value"] = ratio(seconds, times.get((*key[:2], "value"))) if key[2] != "value" else ""
+    return rows
+
+
+if __name__ == "__main__":
+    main()
