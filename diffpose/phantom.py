@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import pandas as pd
 import torch
@@ -23,12 +22,12 @@ import torchio as tio
 from beartype import beartype
 from jaxtyping import Float, Float32, UInt8, jaxtyped
 
-from .data import read
+from .data import compiled, read
 
 # %% ../notebooks/api/03_phantom.ipynb #aab2dce5
 SWEPT, BALL, BARREL = 0.0, 1.0, 2.0  # kinds of element
 FAR = 1e3  # mm, stands for "nothing is near"
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
+_jit = compiled(nogil=True, error_model="numpy", fastmath=True)
 
 
 @_jit

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import torchio
 from torch import Tensor
 
+from .data import open_field
 from .drr import DRR
 from .metrics import mtre
 from .pose import RigidTransform, convert, se3_exp
@@ -525,7 +526,7 @@ class _Attempts(_Judge):
         if not isinstance(xray, Tensor) or tuple(xray.shape) != (1, 1, *size):
             given = tuple(xray.shape) if isinstance(xray, Tensor) else type(xray).__name__
             raise ValueError(f"the X-ray must be a tensor of shape (1, 1, {size[0]}, {size[1]}), the size of the DRR's detector, not {given}: resize the image, and the camera with Camera.resize")
-        mask = torch.ones_like(xray, dtype=torch.bool) if mask is None else mask
+        mask = open_field(xray) if mask is None else mask
         if tuple(mask.shape) != tuple(xray.shape):
             raise ValueError(f"the mask must have the X-ray's shape {tuple(xray.shape)}, not {tuple(mask.shape)}")
         mask = mask.bool() & xray.isfinite()
@@ -570,7 +571,7 @@ class GaussNewton(_Attempts):
         self,
         xray: Tensor,  # 1 1 H W line integrals (bone bright)
         init: Union[RigidTransform, PosePrior],  # a guess, several, or a prior to draw from
-        mask: Optional[Tensor] = None,  # 1 1 H W, True where the X-ray can be trusted
+        mask: Optional[Tensor] = None,  # 1 1 H W, True where the X-ray can be trusted; default `open_field(xray)`, between the blades
         landmarks: Optional[Tensor] = None,  # N 3 or 1 N 3 world [mm], for the expected TRE; default `default_landmarks`
         n_starts: int = 64,  # how many to draw from a prior
         seed: int = 0,  # of everything that is drawn

@@ -239,7 +239,7 @@ def plot_convergence(
     axs = _axes(axs, 1 if several and ground_truth is None else 3, 0.8, 3.0)
     for name, df in runs.items():
         if "loss" in df.columns:
-            axs[0].plot(np.arange(len(df)), df["loss"], label=name)
+            axs[0].plot(*_by_level(df), ".-", markersize=4, label=name)
         if not several:
             _plot_components(axs[1:], df, ground_truth, parameterization, convention)
         elif ground_truth is not None:
@@ -255,6 +255,12 @@ def plot_convergence(
     return axs
 
 
+def _by_level(df: object) -> tuple:
+    "Steps and losses, with a gap where the level changes: each level measures its loss in its own way."
+    cuts = np.flatnonzero(np.diff(df["level"])) + 1 if "level" in df.columns else []
+    return tuple(np.insert(np.asarray(x, dtype=float), cuts, np.nan) for x in (np.arange(len(df)), df["loss"]))
+
+# %% ../notebooks/api/14_visualization.ipynb #638da1ed
 def _plot_components(axs: list, df: object, ground_truth: RigidTransform | None, parameterization: str, convention: str | None) -> None:
     "Rotation [°] and translation [mm] of each step, less the truth or else the last step."
     reference = "last step" if ground_truth is None else "truth"

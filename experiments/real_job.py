@@ -48,15 +48,15 @@ def run(args) -> None:
         for view in args.views:
             rows = Rows(args.folder / f"rows_{scan}_{view}_{args.tool_mm:g}.csv", ["start"])
             truth = view_pose(view)
-            xrays, fields = simulate_xray(subject, camera, truth.expand(XRAYS), physics=Physics(tool_mm=args.tool_mm), return_mask=True)
+            xrays = simulate_xray(subject, camera, truth.expand(XRAYS), physics=Physics(tool_mm=args.tool_mm))
             starts = draw_starts(truth, args.starts, DEGREES, SHIFT, SEED)
             error = lambda pose: mtre(truth.double(), pose, points[None]).item()
-            solver.register(xrays[:1], truth, mask=fields[:1])  # compile, build the pyramid
+            solver.register(xrays[:1], truth)  # compile, build the pyramid
             for k in range(args.starts):
                 if rows.has(k):
                     continue
                 begun, x = time.perf_counter(), k % XRAYS
-                result = solver.register(xrays[x : x + 1], starts[k], mask=fields[x : x + 1], landmarks=points)
+                result = solver.register(xrays[x : x + 1], starts[k], landmarks=points)
                 seconds = time.perf_counter() - begun
                 evidence = {name: result.evidence[name] for name in ("similarity", "local_similarity", "expected_tre_mm", "rival_cost", "cost")}
                 rows.add(dict(scan=scan, view=view, tool_mm=args.tool_mm, start=k, xray=x, start_mtre_mm=error(starts[k]), mtre_mm=error(result.pose), verdict=result.verdict, starts=result.evidence["starts"], seconds=seconds, steps=result.steps, renders=result.renders, **evidence, reasons="; ".join(result.reasons)))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,4 +73,6 @@ def environment():
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     env.pop("MPLBACKEND", None)
     env.pop("DIFFPOSE_DATA", None)
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # IPython, matplotlib and numba want to write there
+        env["HOME"] = tempfile.mkdtemp(prefix="diffpose-home-")
     return {**env, "DIFFPOSE_DATA": data_folder()} if data_folder() else env

@@ -16,12 +16,14 @@ from beartype import beartype
 from jaxtyping import Float, Integer, jaxtyped
 from torch import Tensor
 
+from ..data import compiled
+
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #c96f464f
 # No flag that assumes away NaN or infinity: rays parallel to an axis rely on both.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 # Helpers only borrow their arrays (_nrt=False): counting references, atomically and across threads, would cost as much as a cell does.
 _inline = nb.njit(fastmath=_FAST, error_model="numpy", forceinline=True, _nrt=False)
-_kernel = nb.njit(fastmath=_FAST, error_model="numpy", cache=True, parallel=True)
+_kernel = compiled(fastmath=_FAST, error_model="numpy", parallel=True)
 _NO_PIECES = (math.inf, 1.0, 0.0, 1.0, 0.0)  # contrast map that changes nothing
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #4758720f
