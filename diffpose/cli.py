@@ -786,7 +786,7 @@ def windowed(
 def overlay(
     xray: object,  # 1 1 H W
     image: object,  # 1 1 H W: the DRR whose edges are drawn
-    mask: object = None,  # 1 1 H W bool: what is outside does not set the contrast
+    mask: object = None,  # 1 1 H W bool: what is outside does not set the contrast, and gets no edges
     px: int = OVERLAY_PX[0],  # least height and width of the picture
 ) -> object:  # PIL image
     "Edges of a DRR on an X-ray, as a picture."
@@ -798,7 +798,8 @@ def overlay(
     scale = max(1.0, px / min(xray.shape[-2:]))
     size = [round(scale * n) for n in xray.shape[-2:]]
     larger = [interpolate(x.float(), size, mode="bicubic") if scale > 1 else x.float() for x in (windowed(xray, mask), image)]
-    return Image.fromarray(overlay_edges(*larger, sigma=1.5 * max(1.0, scale))[0])
+    field = None if mask is None else interpolate(mask.float(), size, mode="nearest") > 0
+    return Image.fromarray(overlay_edges(*larger, sigma=1.5 * max(1.0, scale), mask=field)[0])
 
 
 def film(
@@ -840,6 +841,7 @@ def write_results(
     from diffpose.visualization import plot_convergence
 
     view, image = reduced(drr, windowed(xray, mask), OVERLAY_PX[1])
+    field = None if mask is None else torch.nn.functional.interpolate(mask.float(), image.shape[-2:]) > 0
     with written_together(folder) as inside, torch.no_grad():
         write_json(inside / "pose.json", {**pose_to_dict(result.pose, drr.subject), **verdict_to_dict(result), **(about or {})})
         write_json(inside / "covariance.json", covariance_to_dict(result.covariance, float(result.expected_tre_mm)))
@@ -847,7 +849,7 @@ def write_results(
         units = {**{c: f"{c}_rad" for c in COLUMNS[0]}, **{c[:-3]: c for c in COLUMNS[1]}}
         history.rename(columns=units).to_csv(inside / "history.csv", index=False)
         for name, pose in (("before", start), ("after", result.pose)):
-            overlay(image, view(pose.float())).save(inside / f"overlay_{name}.png")
+            overlay(image, view(pose.float()), field).save(inside / f"overlay_{name}.png")
         figure = plot_convergence(history)[0].figure
         figure.savefig(inside / "convergence.png", dpi=120)
         plt.close(figure)
@@ -901,7 +903,7 @@ def report(
     lines += [f"work            {result.steps} steps, {result.renders} images, {seconds:.1f} s; {share:.0%} of the X-ray's pixels count", ""]
     lines += [f"{'':16}{'start':>10}{'result':>10}{'+- 1 sd':>10}"]
     names = ("alpha (deg)", "beta (deg)", "gamma (deg)", "x (mm)", "y (mm)", "z (mm)")
-    return "\n".join(lines + [f"{name:16}{a:10.2f}{b:10.2f}{c:10.3f}" for name, a, b, c in zip(names, *columns)])
+    return "\n".join(lines + [f"{name:16}{round(a, 2) + 0.0:10.2f}{round(b, 2) + 0.0:10.2f}{c:10.3f}" for name, a, b, c in zip(names, *columns)])
 
 # %% ../notebooks/api/15_cli.ipynb #b1a6f8af
 @app.command()

@@ -136,10 +136,12 @@ def overlay_edges(
     sigma: float | int = 1.5,  # deviation of the blur before the gradient [px]
     color: object = "#00e676",  # any matplotlib colour
     window: tuple[float | int, float | int] = (0.5, 99.5),  # percentiles of the X-ray that become black and white
+    mask: Bool[Tensor, "#b 1 h w"] | None = None,  # True where edges are drawn; None: everywhere
     **edge_kwargs,  # low and high of `edges`
 ) -> UInt8[np.ndarray, "_ h w 3"]:  # pictures, red, green and blue up to 255
     "Draw the edges of one image on another, as an RGB picture."
-    contours = edges(drr_image, sigma, **edge_kwargs).cpu().numpy()
+    contours = edges(drr_image, sigma, **edge_kwargs).cpu()
+    contours = (contours if mask is None else contours & mask[:, 0].cpu()).numpy()
     gray = _gray(xray, window)
     n = max(len(contours), len(gray))
     picture = np.repeat(np.broadcast_to(gray, (n, *gray.shape[1:]))[..., None], 3, -1)
