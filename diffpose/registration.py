@@ -526,7 +526,7 @@ class _Attempts(_Judge):
         if not isinstance(xray, Tensor) or tuple(xray.shape) != (1, 1, *size):
             given = tuple(xray.shape) if isinstance(xray, Tensor) else type(xray).__name__
             raise ValueError(f"the X-ray must be a tensor of shape (1, 1, {size[0]}, {size[1]}), the size of the DRR's detector, not {given}: resize the image, and the camera with Camera.resize")
-        mask = open_field(xray) if mask is None else mask
+        mask = open_field(xray.float()) if mask is None else mask.to(xray.device)
         if tuple(mask.shape) != tuple(xray.shape):
             raise ValueError(f"the mask must have the X-ray's shape {tuple(xray.shape)}, not {tuple(mask.shape)}")
         mask = mask.bool() & xray.isfinite()
