@@ -300,14 +300,22 @@ class PosePrior:
     rotation_deg: Union[float, Sequence[float]] = 30.0  # half-width [deg], one for all or one per angle
     translation_mm: Union[float, Sequence[float]] = 30.0  # half-width [mm]
 
+    def __post_init__(self):
+        if len(self.mean) != 1:
+            raise ValueError(f"a prior has one mean pose, not {len(self.mean)}")
+        for name in ("rotation_deg", "translation_mm"):
+            width = torch.as_tensor(getattr(self, name), dtype=torch.float64)
+            if width.numel() not in (1, 3) or not ((width >= 0) & width.isfinite()).all():
+                raise ValueError(f"{name} of a prior is a half-width, one number or three, none of them negative, not {getattr(self, name)}")
+
     def sample(
         self,
         n: int,
         generator: Optional[torch.Generator] = None,
     ) -> RigidTransform:  # n poses
         "Draw poses; the first is the mean itself."
-        if len(self.mean) != 1:
-            raise ValueError(f"a prior has one mean pose, not {len(self.mean)}")
+        if n < 1:
+            raise ValueError(f"a prior is sampled once or more often, not {n} times")
         rotation, translation = self.mean.double().convert("euler_angles", "ZXY")
         widths = [torch.as_tensor(x, dtype=torch.float64).expand(3) for x in (self.rotation_deg, self.translation_mm)]
         draw = lambda width: width * (2 * torch.rand(n, 3, generator=generator, dtype=torch.float64) - 1)
@@ -381,6 +389,16 @@ def default_landmarks(drr: DRR) -> Tensor:  # N 3 world [mm]
     centre = (w[:, None] * world).sum(0) / w.sum()
     spread = ((w[:, None] * (world - centre).square()).sum(0) / w.sum()).sqrt()
     return torch.cat([centre[None], centre + torch.diag(spread), centre - torch.diag(spread)])
+
+
+def _landmarks(drr: DRR, given: Optional[Tensor]) -> Tensor:  # N 3 world [mm]
+    "Where the expected TRE is stated."
+    if given is None:
+        return default_landmarks(drr)
+    points = torch.as_tensor(given)
+    if tuple(points.shape[:-2]) not in ((), (1,)) or points.shape[-1:] != (3,) or points.ndim < 2 or not points.numel() or not points.isfinite().all():
+        raise ValueError(f"landmarks are one or more finite points, N 3 or 1 N 3 [mm], not {points.tolist() if points.numel() < 13 else tuple(points.shape)}")
+    return points.reshape(-1, 3).double().cpu()
 
 
 class _Track:
@@ -481,13 +499,13 @@ class _Judge(_Matcher):
         stalled, ambiguous = [], []
         if not e["settled"]:
             stalled.append("the last stage ran out of steps")
-        if e["local_similarity"] < t.similarity:
+        if not e["local_similarity"] >= t.similarity:
             stalled.append(f"X-ray and DRR do not agree (local NCC {e['local_similarity']:.2f}, {t.similarity:.2f} is needed): wrong start, wrong camera, or another patient")
-        if e["similarity"] < t.detail:
+        if not e["similarity"] >= t.detail:
             stalled.append(f"X-ray and DRR do not agree in detail (correlation {e['similarity']:.2f}, {t.detail:.2f} is needed)")
-        if e["expected_tre_mm"] > t.expected_tre_mm:
+        if not e["expected_tre_mm"] <= t.expected_tre_mm:  # NaN too
             ambiguous.append(f"the image leaves {e['expected_tre_mm']:.1f} mm of expected error at the landmarks, {t.expected_tre_mm:.1f} mm is allowed")
-        if e["rival_cost"] < 1 + t.margin:
+        if not e["rival_cost"] >= 1 + t.margin:
             ambiguous.append(f"another pose, more than {t.distance_mm:.0f} mm away, explains the X-ray as well (cost {e['rival_cost']:.2f} times the best)")
         if stalled:
             return "stalled", stalled + ambiguous
@@ -525,7 +543,7 @@ class _Attempts(_Judge):
         size = (self.drr.detector.height, self.drr.detector.width)
         if not isinstance(xray, Tensor) or tuple(xray.shape) != (1, 1, *size):
             given = tuple(xray.shape) if isinstance(xray, Tensor) else type(xray).__name__
-            raise ValueError(f"the X-ray must be a tensor of shape (1, 1, {size[0]}, {size[1]}), the size of the DRR's detector, not {given}: resize the image, and the camera with Camera.resize")
+            raise ValueError(f"the X-ray must be a tensor of shape (1, 1, {size[0]}, {size[1]}), the size of the DRR's detector, not {given}: read_xray makes one of a file or an array; to resize it, resize the camera too (Camera.resize)")
         mask = open_field(xray.float()) if mask is None else mask.to(xray.device)
         if tuple(mask.shape) != tuple(xray.shape):
             raise ValueError(f"the mask must have the X-ray's shape {tuple(xray.shape)}, not {tuple(mask.shape)}")
@@ -564,6 +582,10 @@ class GaussNewton(_Attempts):
     ):
         if min(drr.detector.height, drr.detector.width) < 8:
             raise ValueError(f"registration needs an image of at least 8 x 8 pixels, not {drr.detector.height} x {drr.detector.width}")
+        if restarts < 0 or len(spread) != 2 or not min(spread) >= 0:
+            raise ValueError(f"restarts and spread (degrees, mm) must not be negative, not {restarts} and {spread}")
+        if not keep or min(keep) < 1:
+            raise ValueError(f"keep says how many starts survive each stage, at least one each, not {tuple(keep)}")
         super().__init__(drr, stages, renderer, bone_attenuation_multiplier, keep)
         self.restarts, self.spread, self.thresholds = restarts, spread, thresholds or Thresholds()
 
@@ -582,7 +604,7 @@ class GaussNewton(_Attempts):
         xray, mask, init = self._check(xray, mask, init)
         generator = torch.Generator().manual_seed(seed)
         starts = init.sample(n_starts, generator) if isinstance(init, PosePrior) else init
-        self._points = (default_landmarks(self.drr) if landmarks is None else landmarks.reshape(-1, 3)).double()
+        self._points = _landmarks(self.drr, landmarks)
         levels = self._aim(xray, mask, starts.translation.norm(dim=-1).median().item())
         batches = self._batches(starts, generator)
         with _Progress(len(levels), progress, callback) as tell:
