@@ -203,10 +203,14 @@ _REQUIRED = [key for key, name in _KEYS.items() if _Intrinsics.__dataclass_field
 class _Filed(_Resampled):
     "Camera files."
 
-    def to_json(self, path: str | Path) -> None:
-        "Write the camera to a file, units spelled out in the keys."
+    def to_dict(self) -> dict:
+        "What a camera file holds: units spelled out in the keys, without what is unknown."
         values = asdict(self)
-        Path(path).write_text(json.dumps({key: values[name] for key, name in _KEYS.items() if values[name] is not None}, indent=2) + "\n")
+        return {key: values[name] for key, name in _KEYS.items() if values[name] is not None}
+
+    def to_json(self, path: str | Path) -> None:
+        "Write the camera to a file."
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Camera":

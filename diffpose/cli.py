@@ -9,9 +9,8 @@ __all__ = ['NOT_CONVERGED', 'BAD_INPUT', 'FAULT', 'POSE_KEYS', 'CONVENTIONS', 'A
            'pose_from_dict', 'in_context', 'load_poses', 'load_start', 'start_pose', 'load_ct', 'load_camera',
            'load_xray', 'load_mask', 'load_landmarks', 'image_suffix', 'save_image', 'chosen_camera', 'chosen_poses',
            'image_paths', 'pictured', 'render', 'parameter_deviations', 'covariance_to_dict', 'reduced', 'windowed',
-           'overlay', 'film', 'write_results', 'verdict_to_dict', 'write_json', 'report', 'register', 'camera_text',
-           'solve', 'write_inputs', 'write_ct', 'demo_poses', 'pose_errors', 'demo_table', 'demo_picture', 'demo',
-           'main']
+           'overlay', 'film', 'write_results', 'verdict_to_dict', 'write_json', 'report', 'register', 'solve',
+           'write_inputs', 'write_ct', 'demo_poses', 'pose_errors', 'demo_table', 'demo_picture', 'demo', 'main']
 
 # %% ../notebooks/api/15_cli.ipynb #36103c83
 import contextlib
@@ -373,10 +372,8 @@ def load_camera(
     from diffpose.calibration import Camera
 
     path = existing(path, "a camera file (JSON)")
-    try:
+    with in_options(path):
         return Camera.from_json(path)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{'' if str(path) in str(error) else f'{path}: '}{error}") from error
 
 # %% ../notebooks/api/15_cli.ipynb #15134db8
 def load_xray(
@@ -816,7 +813,7 @@ def film(
 
     small, fixed = reduced(drr, xray, FILM_PX, "siddon")
 
-    def rendered(pose):  # rejected steps repeat a pose
+    def rendered(pose):  # the last pose is held
         matrix, index = torch.unique_consecutive(pose.matrix, dim=0, return_inverse=True)
         return small(RigidTransform(matrix))[index]
 
@@ -969,16 +966,9 @@ def _register(step, patient: dict, ct, xray, out, camera, sdd, spacing, init, re
     pose = start_pose(start, subject, cam, init)
     result, drr, seconds = solve(step, subject, cam, image, pose, counts, targets, seed, restarts=restarts, spread=(prior_rotation, prior_translation))
     step("writing")
-    about = {"ct": str(ct), "xray": str(xray), "camera": json.loads(camera_text(cam))}
+    about = {"ct": str(ct), "xray": str(xray), "camera": cam.to_dict()}
     write_results(folder, result, pose, drr, image, counts, about)
     return result, report(pose, result, seconds, counts.float().mean().item()) + f"\n\n{folder}: {', '.join(RESULT_FILES)}"
-
-
-def camera_text(camera: object) -> str:
-    "What `Camera.to_json` writes."
-    with tempfile.TemporaryDirectory() as folder:
-        camera.to_json(Path(folder) / "camera.json")
-        return (Path(folder) / "camera.json").read_text()
 
 
 def solve(step, subject, camera, xray, start, mask=None, targets=None, seed: int = 0, **options) -> tuple:  # (Result, DRR, seconds)
@@ -1059,14 +1049,14 @@ def pose_errors(
     points: object,  # 1 N 3, world [mm]
 ) -> dict:  # mTRE [mm], rotation [deg], translation [mm]
     "How wrong a pose is: at the landmarks, in rotation, and in where the centre of the volume is seen from the camera."
-    from diffpose.metrics import geodesic_so3, mtre
+    from diffpose.metrics import geodesic_so3, geodesic_translation, mtre
 
     truth, pose = (p.detach().cpu().double() for p in (truth, pose))
     centre = [p.convert("matrix")[1] for p in (truth, pose)]
     return {
         "mTRE_mm": mtre(truth, pose, points.double()).item(),
         "rotation_deg": math.degrees(geodesic_so3(truth.rotation, pose.rotation).item()),
-        "translation_mm": (centre[0] - centre[1]).norm().item(),
+        "translation_mm": geodesic_translation(*centre).item(),
     }
 
 # %% ../notebooks/api/15_cli.ipynb #d821edfe

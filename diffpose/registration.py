@@ -278,7 +278,7 @@ def _descend(level: _Level, matrix: Tensor, record: Callable[[Tensor, Tensor, Te
         now, step = now[~idle], step[~idle]
         if not len(now):
             break
-        trial = _evaluate(level, se3_exp(torch.cat([step[:, 3:], step[:, :3]], -1)) @ fit.matrix[now])
+        trial = _evaluate(level, se3_exp(step.roll(3, -1)) @ fit.matrix[now])
         better = trial.cost < fit.cost[now]
         taken, refused = now[better], now[~better]
         small = 1 - trial.cost[better] / fit.cost[taken] < stage.tolerance

@@ -528,9 +528,9 @@ def best_layout(
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #d0b64a89
 class _Rays:
-    "Arguments of a kernel: flat volume, shape, strides, ends in walking coordinates, contrast pieces."
+    "Arguments of a kernel: flat volume, shape, strides, ends in walking coordinates, contrast pieces; and those that follow the rule."
 
-    def __init__(self, volume, source, target, pieces, lift):
+    def __init__(self, volume, source, target, pieces, rule, n_points, voxel_shift):
         if volume.device.type != "cpu" or volume.dtype not in (torch.float32, torch.float64):
             what = f"{volume.dtype} on {volume.device}"
             raise ValueError(f"The CPU kernels take float32 or float64 volumes in CPU memory, not {what}: move or convert it, or use backend='torch'.")
@@ -541,6 +541,7 @@ class _Rays:
         self.volume, self.order = volume, order
         self.flat = volume.detach().permute(order).reshape(-1).numpy()
         self.n, self.stride = tuple(volume.shape), tuple(volume.stride())
+        lift, self.points = (voxel_shift + 0.5, (n_points,)) if rule == "trilinear" else (voxel_shift, ())
         self.source = (source.detach().double() + lift).contiguous().numpy()
         self.target = (target.detach().double() + lift).contiguous().numpy()
         if pieces is None:
@@ -574,20 +575,19 @@ def integrate(
     jacobian: bool = False,  # also return the derivative (not with labels: see `channel_jacobian`)
 ) -> tuple[Float[Tensor, "b c n"], Optional[Float[Tensor, "b n 6"]]]:  # integrals over alpha, and [d/d source, d/d target]
     "Integral over alpha in [0, 1] along each ray, and its derivative by both ends, in one pass."
-    rays = _Rays(volume, source, target, pieces, voxel_shift + (0.5 if rule == "trilinear" else 0.0))
-    points = (n_points,) if rule == "trilinear" else ()
+    rays = _Rays(volume, source, target, pieces, rule, n_points, voxel_shift)
     batch, n = target.shape[:2]
     if labels is not None:
         out = np.zeros((batch, n_channels, n))
-        (_siddon_channels if rule == "siddon" else _trilinear_channels)(*rays.args, rays.flatten(labels), out, *points)
+        (_siddon_channels if rule == "siddon" else _trilinear_channels)(*rays.args, rays.flatten(labels), out, *rays.points)
         return torch.from_numpy(out).to(volume.dtype), None
     out = np.empty((batch, n), rays.flat.dtype)
     if reducefn == "max":
         jac = np.zeros((batch, n, 6), rays.flat.dtype)
-        (_siddon_max if rule == "siddon" else _trilinear_max)(*rays.args, out, jac, *points)
+        (_siddon_max if rule == "siddon" else _trilinear_max)(*rays.args, out, jac, *rays.points)
     else:
         jac = np.empty((batch, n, 6) if jacobian else (1, 1, 6), rays.flat.dtype)
-        (_siddon if rule == "siddon" else _trilinear)(*rays.args, None, None, out, jac, jacobian, *points)
+        (_siddon if rule == "siddon" else _trilinear)(*rays.args, None, None, out, jac, jacobian, *rays.points)
     return torch.from_numpy(out)[:, None], torch.from_numpy(jac) if jacobian else None
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #c3dc4200
@@ -605,11 +605,10 @@ def channel_jacobian(
     voxel_shift: float = 0.5,
 ) -> Float[Tensor, "b n 6"]:  # gradient of the loss by [source, target] of each ray
     "Derivative of the weighted sum of label channels by both ends of each ray."
-    rays = _Rays(volume, source, target, pieces, voxel_shift + (0.5 if rule == "trilinear" else 0.0))
+    rays = _Rays(volume, source, target, pieces, rule, n_points, voxel_shift)
     out, jac = np.empty(target.shape[:2], rays.flat.dtype), np.empty((*target.shape[:2], 6), rays.flat.dtype)
     weight = weight.detach().to(volume.dtype).contiguous().numpy()
-    points = (n_points,) if rule == "trilinear" else ()
-    (_siddon if rule == "siddon" else _trilinear)(*rays.args, rays.flatten(labels), weight, out, jac, True, *points)
+    (_siddon if rule == "siddon" else _trilinear)(*rays.args, rays.flatten(labels), weight, out, jac, True, *rays.points)
     return torch.from_numpy(jac)
 
 
@@ -627,13 +626,12 @@ def volume_gradient(
     voxel_shift: float = 0.5,
 ) -> Float[Tensor, "x y z"]:
     "Adjoint of `integrate` (sum): gradient of the loss by the voxels. Deterministic, whatever the number of threads."
-    rays = _Rays(volume, source, target, pieces, voxel_shift + (0.5 if rule == "trilinear" else 0.0))
+    rays = _Rays(volume, source, target, pieces, rule, n_points, voxel_shift)
     grad = torch.zeros_like(rays.volume)
     flat = grad.permute(rays.order).reshape(-1).numpy()
     weight = weight.detach().to(volume.dtype).contiguous().numpy()
-    points = (n_points,) if rule == "trilinear" else ()
     names = None if labels is None else rays.flatten(labels)
-    (_siddon_adjoint if rule == "siddon" else _trilinear_adjoint)(*rays.args, names, weight, flat, *points)
+    (_siddon_adjoint if rule == "siddon" else _trilinear_adjoint)(*rays.args, names, weight, flat, *rays.points)
     return grad
 
 # %% ../../notebooks/api/05_kernels_cpu.ipynb #9d277fb6
