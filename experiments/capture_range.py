@@ -8,7 +8,6 @@ Processes that do different scans or views may share a FOLDER; what is there alr
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -18,10 +17,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from scenes import VIEWS, Rows, draw_starts, patients, read_rows, ruler_points, square_camera, summarise, view_pose
+from scenes import VIEWS, Rows, draw_starts, launch, outcome, patients, read_rows, ruler_points, square_camera, summarise, view_pose
 
 from diffpose.drr import DRR
-from diffpose.metrics import mtre
+from diffpose.metrics import geodesic_so3, mtre
 from diffpose.registration import GaussNewton
 
 # ---------------------------------------------------------------- knobs
@@ -59,10 +58,8 @@ def run(args) -> None:
                 begun = time.perf_counter()
                 result = solver.register(xray, starts[k], landmarks=points)
                 seconds = time.perf_counter() - begun
-                turn = (truth.double().inverse().rotation @ starts[k].rotation)[0]
-                angle = np.degrees(np.arccos(np.clip((turn.trace().item() - 1) / 2, -1, 1)))
-                evidence = {name: result.evidence[name] for name in ("similarity", "local_similarity", "expected_tre_mm", "rival_cost", "cost")}
-                rows.add(dict(scan=scan, view=view, start=k, start_mtre_mm=error(starts[k]), start_deg=angle, mtre_mm=error(result.pose), verdict=result.verdict, starts=result.evidence["starts"], seconds=seconds, steps=result.steps, renders=result.renders, **evidence, reasons="; ".join(result.reasons)))
+                angle = np.degrees(geodesic_so3(truth.double().rotation, starts[k].rotation).item())
+                rows.add(dict(scan=scan, view=view, start=k, start_mtre_mm=error(starts[k]), start_deg=angle, **outcome(result, error(result.pose), seconds)))
 
 
 def report(folder: Path) -> None:
@@ -92,8 +89,4 @@ def report(folder: Path) -> None:
 
 if __name__ == "__main__":
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    if not args.report:
-        (args.folder / "config.json").write_text(json.dumps(dict(size=SIZE, field_mm=FIELD, degrees=DEGREES, shift_mm=SHIFT, seed=SEED, starts=args.starts, restarts=args.restarts), indent=1))
-        run(args)
-    report(args.folder)
+    launch(args, run, report, size=SIZE, field_mm=FIELD, degrees=DEGREES, shift_mm=SHIFT, seed=SEED, starts=args.starts, restarts=args.restarts)

@@ -8,7 +8,6 @@ a metal rod across. Processes that do different scans or views may share a FOLDE
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
-from scenes import VIEWS, Rows, draw_starts, patients, read_rows, ruler_points, square_camera, summarise, view_pose
+from scenes import VIEWS, Rows, draw_starts, launch, outcome, patients, read_rows, ruler_points, square_camera, summarise, view_pose
 
 from diffpose.drr import DRR
 from diffpose.metrics import mtre
@@ -58,8 +57,7 @@ def run(args) -> None:
                 begun, x = time.perf_counter(), k % XRAYS
                 result = solver.register(xrays[x : x + 1], starts[k], landmarks=points)
                 seconds = time.perf_counter() - begun
-                evidence = {name: result.evidence[name] for name in ("similarity", "local_similarity", "expected_tre_mm", "rival_cost", "cost")}
-                rows.add(dict(scan=scan, view=view, tool_mm=args.tool_mm, start=k, xray=x, start_mtre_mm=error(starts[k]), mtre_mm=error(result.pose), verdict=result.verdict, starts=result.evidence["starts"], seconds=seconds, steps=result.steps, renders=result.renders, **evidence, reasons="; ".join(result.reasons)))
+                rows.add(dict(scan=scan, view=view, tool_mm=args.tool_mm, start=k, xray=x, start_mtre_mm=error(starts[k]), **outcome(result, error(result.pose), seconds)))
 
 
 def report(folder: Path) -> None:
@@ -88,8 +86,4 @@ def report(folder: Path) -> None:
 
 if __name__ == "__main__":
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    if not args.report:
-        (args.folder / "config.json").write_text(json.dumps(dict(size=SIZE, field_mm=FIELD, degrees=DEGREES, shift_mm=SHIFT, xrays=XRAYS, seed=SEED, starts=args.starts), indent=1))
-        run(args)
-    report(args.folder)
+    launch(args, run, report, size=SIZE, field_mm=FIELD, degrees=DEGREES, shift_mm=SHIFT, xrays=XRAYS, seed=SEED, starts=args.starts)

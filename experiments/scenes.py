@@ -1,6 +1,8 @@
-"What the registration experiments share: the patients, the views, the starts, the ruler, and the tables on disk."
+"What the registration experiments share: the patients, the views, the starts, the ruler, the tables on disk, and how a run begins."
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from diffpose.calibration import Camera
 from diffpose.data import load_example_ct, read
 from diffpose.phantom import make_phantom
 from diffpose.pose import RigidTransform, convert
+from diffpose.registration import Result
 
 ISOCENTER = 850.0  # source to isocentre [mm]
 VIEWS = {"AP": (0.0, 0.0, 0.0), "oblique": (0.6, 0.2, 0.05)}  # Euler angles ZXY [rad]
@@ -47,6 +50,12 @@ def draw_starts(truth: RigidTransform, n: int, degrees: float, mm: float, seed: 
 def ruler_points() -> torch.Tensor:
     "40 points within 70 mm of the isocentre per axis, N 3 [mm]: mTRE is measured on them."
     return 140 * torch.rand(40, 3, generator=torch.Generator().manual_seed(9), dtype=torch.float64) - 70
+
+
+def outcome(result: Result, mtre_mm: float, seconds: float) -> dict:
+    "What a table says of one registration."
+    evidence = {name: result.evidence[name] for name in ("similarity", "local_similarity", "expected_tre_mm", "rival_cost", "cost")}
+    return dict(mtre_mm=mtre_mm, verdict=result.verdict, starts=result.evidence["starts"], seconds=seconds, steps=result.steps, renders=result.renders, **evidence, reasons="; ".join(result.reasons))
 
 
 class Rows:
@@ -88,3 +97,12 @@ def summarise(rows: pd.DataFrame, by: list, limit: float = 1.0) -> pd.DataFrame:
         renders=("renders", "median"),
     )
     return table.round(3).reset_index()
+
+
+def launch(args, run: Callable, report: Callable, **knobs) -> None:
+    "Save the configuration beside the results, run, and report; with --report only the last."
+    args.folder.mkdir(parents=True, exist_ok=True)
+    if not args.report:
+        (args.folder / "config.json").write_text(json.dumps(knobs, indent=1))
+        run(args)
+    report(args.folder)

@@ -1,5 +1,6 @@
 """Reading and writing notebooks as the repository stores them."""
 
+import functools
 import json
 import os
 import re
@@ -68,11 +69,17 @@ def flags_left_out(nb):
     return used
 
 
+@functools.cache
+def spare_home():
+    "A home folder where the real one cannot be written: IPython, matplotlib and numba want to. One for all notebooks."
+    return tempfile.mkdtemp(prefix="diffpose-home-")
+
+
 def environment():
     "What every notebook runs under: this checkout's modules, no network, no bars; pictures as the kernel draws them."
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     env.pop("MPLBACKEND", None)
     env.pop("DIFFPOSE_DATA", None)
-    if not os.access(os.path.expanduser("~"), os.W_OK):  # IPython, matplotlib and numba want to write there
-        env["HOME"] = tempfile.mkdtemp(prefix="diffpose-home-")
+    if not os.access(os.path.expanduser("~"), os.W_OK):
+        env["HOME"] = spare_home()
     return {**env, "DIFFPOSE_DATA": data_folder()} if data_folder() else env
