@@ -10,6 +10,8 @@ parser.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 cfg = parser["DEFAULT"]
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+EXTRAS = {extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "docs", "bench", "experiments")}
+EXTRAS["dev"] += EXTRAS["experiments"]
 STATUS = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 
 setup(
@@ -42,7 +44,7 @@ setup(
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
     package_data={cfg["lib_name"]: ["py.typed"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "docs", "bench")},
+    extras_require=EXTRAS,
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

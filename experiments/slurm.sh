@@ -80,6 +80,8 @@ SelectTypeParameters=CR_Core
 # quick turns, for a handful of jobs
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 KillWait=5
+# there is no accounting: the queue remembers for a day how jobs ended
+MinJobAge=86400
 ReturnToService=2
 $line
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP

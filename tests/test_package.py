@@ -77,11 +77,13 @@ def test_metadata_says_what_settings_say(metadata):
 
 def test_runtime_requirements_stand_apart_from_the_extras(metadata):
     cfg, required = settings(ROOT), metadata.get_all("Requires-Dist")
-    assert set(metadata.get_all("Provides-Extra")) == {"dev", "docs", "bench"}
+    extras = {extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "docs", "bench", "experiments")}
+    extras["dev"] += extras["experiments"]
+    assert set(metadata.get_all("Provides-Extra")) == set(extras)
     assert len([r for r in required if "extra ==" not in r]) == len(cfg["requirements"].split())
-    for extra in ("dev", "docs", "bench"):
+    for extra, wanted in extras.items():
         marked = [r for r in required if r.replace("'", '"').endswith(f'extra == "{extra}"')]
-        assert len(marked) == len(cfg[f"{extra}_requirements"].split())
+        assert len(marked) == len(wanted)
 
 
 def test_wheel_installs_in_an_empty_environment(archives, tmp_path):
