@@ -40,7 +40,7 @@ class Config:
     stages: tyro.conf.Positional[tuple[Literal["train", "register", "evaluate"], ...]]  # what to run
     specimens: tuple[int, ...] = ()  # a task of train and register for each of these numbers
     cluster: Literal["slurm", "local", "debug"] = "local"  # local: processes of this machine; debug: the same in this terminal
-    gpus: int = 0  # per task of train (more than one: torchrun); register takes one of them, evaluate none
+    gpus: int = 0  # per task of train (0: the CPU alone; two or more: torchrun); register takes one of them, evaluate none
     cpus: int | None = None  # cores, and threads, of a task (None: what the cluster gives; here all, shared by parallel tasks)
     memory_gb: float | None = None  # of a task, on Slurm (None: what the cluster gives)
     timeout_min: int = 1440  # a task that reaches it is ended, and starts again
@@ -58,6 +58,7 @@ POLL_S = 0.5  # between two looks for results
 SQUEUE_S = 10.0  # between two questions to Slurm
 GRACE_S = 30.0  # for the result of a finished job to come through a network file system
 TAIL = 20  # lines of a failed task's log
+ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "out of the queue"}
 
 
 @dataclass
@@ -82,7 +83,8 @@ class Command:
                     process.wait(10)
                 except subprocess.TimeoutExpired:
                     process.kill()
-                print(f"ended from outside: {str(why) or type(why).__name__}", file=out, flush=True)
+                reason = {KeyboardInterrupt: "stopped", SystemExit: "out of time, or preempted: it starts again"}.get(type(why), str(why))
+                print(f"ended from outside: {reason}", file=out, flush=True)
                 raise
             if code:
                 verdict = f"exit code {code}" if code > 0 else f"killed by {signal.Signals(-code).name}"
@@ -154,10 +156,10 @@ def check(config: Config) -> None:
         if value is not None and value < least:
             sys.exit(f"launch.py: --{name.replace('_', '-')} {value}: must be {least} or more")
     for stage in stages:
-        if not (config.scripts / f"{stage}.py").is_file():
-            sys.exit(f"launch.py: no {(config.scripts / f'{stage}.py').resolve()}; --scripts names the folder of the scripts, from {ROOT}")
+        if not (ROOT / config.scripts / f"{stage}.py").is_file():
+            sys.exit(f"launch.py: no {ROOT / config.scripts / stage}.py; --scripts names the folder of the scripts, from {ROOT}")
     if config.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("squeue")):
-        sys.exit("launch.py: --cluster slurm, but sbatch and squeue are not here: go to a cluster's login node, try experiments/slurm.sh, or take --cluster local")
+        sys.exit("launch.py: --cluster slurm, but no sbatch and squeue here: go to a cluster's login node, try experiments/slurm.sh, or take --cluster local")
 
 
 def plan(config: Config, flags: dict) -> list:
@@ -171,7 +173,7 @@ def plan(config: Config, flags: dict) -> list:
         env = dict(OMP_NUM_THREADS=threads, NUMBA_NUM_THREADS=threads) if threads else {}
 
         def make(name: str, *specimens: str) -> Task:
-            log = None if config.cluster == "debug" else config.folder.resolve() / f"{name.replace(' ', '_')}.log"
+            log = None if config.cluster == "debug" else ROOT / config.folder / f"{name.replace(' ', '_')}.log"
             return Task(name, stage, Command([*python, str(config.scripts / f"{stage}.py"), *specimens, *flags[stage]], log, env), gpus)
 
         if stage == "evaluate":
@@ -194,13 +196,14 @@ def run_here(tasks: list, config: Config, jobs: Path) -> None:
     try:
         while any(task.state in ("waiting", "running") for task in tasks):
             for task in tasks:
+                room = task.gpus <= len(free) and sum(other.state == "running" for other in tasks) < slots
                 if task.state == "running" and task.job.done() and not task.read_result():
                     task.turn("failed", "ended without a result")
                 if task.state not in ("waiting", "running"):
                     free += held.pop(task.name, [])
                 elif task.state == "waiting" and task.broken_need():
                     task.turn("not run", task.broken_need())
-                elif task.state == "waiting" and all(need.state == "done" for need in task.needs) and sum(t.state == "running" for t in tasks) < slots and task.gpus <= len(free):
+                elif task.state == "waiting" and room and all(need.state == "done" for need in task.needs):
                     held[task.name], free = free[: task.gpus], free[task.gpus :]
                     task.command.env = {**task.command.env, "CUDA_VISIBLE_DEVICES": ",".join(held[task.name])}
                     start_here(task, config, jobs)
@@ -254,8 +257,8 @@ def start_here(task: Task, config: Config, jobs: Path) -> None:
 def submit(tasks: list, config: Config, jobs: Path) -> list:
     "An array per stage, each with its dependency. Returns the ids of the jobs."
     ids = []
-    for name in os.environ.keys() if "SLURM_JOB_ID" in os.environ else ():
-        if name.startswith("SLURM_") and name != "SLURM_CONF":  # we are in a job ourselves: ours shall not inherit its shape
+    if "SLURM_JOB_ID" in os.environ:  # we are in a job ourselves: ours shall not inherit its shape
+        for name in [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]:
             del os.environ[name]
     for stage in dict.fromkeys(task.stage for task in tasks):
         now = [task for task in tasks if task.stage == stage]
@@ -298,7 +301,8 @@ def follow(tasks: list, ids: list) -> None:
     try:
         while any(task.state in ("waiting", "running") for task in tasks):
             for task in tasks:
-                task.state in ("waiting", "running") and task.read_result()
+                if task.state in ("waiting", "running"):
+                    task.read_result()
             if time.monotonic() - asked > SQUEUE_S:
                 asked, answer = time.monotonic(), ask_slurm([task.job.job_id for task in tasks])
                 for task in tasks:
@@ -312,19 +316,22 @@ def follow(tasks: list, ids: list) -> None:
 
 def look_at(task: Task, state: str, reason: str) -> None:
     "Draw the conclusion from what Slurm says of a task that has left no result yet."
-    if state in ("RUNNING", "COMPLETING", "SUSPENDED"):
-        task.turn("running", str(task.command.log))
-    elif state == "PENDING" and reason != "DependencyNeverSatisfied" and not task.broken_need():
-        task.turn("waiting", {"None": "", "Dependency": ""}.get(reason, reason))
-    elif task.broken_need():
-        subprocess.run(["scancel", task.job.job_id], check=False, capture_output=True)
+    undecided = any(need.state in ("waiting", "running") for need in task.needs)  # a failure before it may be about to be read
+    if state not in ENDED:
+        task.gone = None
+    if task.broken_need():
+        subprocess.run(["scancel", task.job.job_id], check=False, capture_output=True)  # where Slurm has not done so itself
         task.turn("not run", task.broken_need())
-    elif state == "CANCELLED" and not any(need.state in ("waiting", "running") for need in task.needs):
+    elif state == "PENDING":
+        task.turn("waiting", reason if reason not in ("None", "Dependency", "DependencyNeverSatisfied") else "")
+    elif state not in ENDED:
+        task.turn("running", str(task.command.log))
+    elif state == "CANCELLED" and not undecided:
         task.turn("failed", "cancelled")
-    else:  # it has ended: its result may be on its way
+    else:  # its result may be on its way
         task.gone = task.gone or time.monotonic()
-        if time.monotonic() - task.gone > GRACE_S and not any(need.state in ("waiting", "running") for need in task.needs):
-            task.turn("failed", f"no result; Slurm: {state.lower()}{' (' * bool(reason)}{reason}{')' * bool(reason)}")
+        if time.monotonic() - task.gone > GRACE_S and not undecided:
+            task.turn("failed", f"no result; Slurm: {state.lower()}" + (f" ({reason})" if reason else ""))
 
 
 # ---------------------------------------------------------------- the end
@@ -353,12 +360,11 @@ def report(tasks: list) -> int:
 
 
 def main() -> int:
-    os.chdir(ROOT)
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     config = tyro.cli(Config, args=sys.argv[1:end], prog="launch.py", description=__doc__)
     check(config)
     tasks = plan(config, split_flags(sys.argv[end + 1 :]))
-    jobs = config.folder.resolve() / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # submitit's; one per launch, as job ids come again
+    jobs = ROOT / config.folder / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # submitit's; one per launch, as job ids come again
     jobs.mkdir(parents=True)
     (jobs / "launch.json").write_text(json.dumps(dict(words=sys.argv[1:], **asdict(config)), default=str, indent=1))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -366,7 +372,8 @@ def main() -> int:
         run_here(tasks, config, jobs)
         return report(tasks)
     ids = submit(tasks, config, jobs)
-    print(f"states       squeue --me --array\nlogs         tail -F {shlex.quote(str(config.folder.resolve()))}/*.log\ncancel       scancel {' '.join(ids)}", flush=True)
+    print(f"states       squeue --me --array\nlogs         tail -F {shlex.quote(str(ROOT / config.folder))}/*.log")
+    print(f"cancel       scancel {' '.join(ids)}", flush=True)
     if not config.wait:
         return 0
     follow(tasks, ids)

@@ -27,7 +27,9 @@ daemons=(slurmd slurmctld munged) # in the order in which they stop
 fail() { echo "slurm.sh: $*" >&2; exit 1; }
 
 runs() { # runs NAME: the process of NAME's pid file is a NAME, and alive (a zombie has nobody to bury it, and is dead)
-  [ -s "$folder/$1.pid" ] && awk -v name="$1" '/^Name:/ {is = $2 == name} /^State:/ {alive = $2 != "Z"} END {exit !(is && alive)}' "/proc/$(cat "$folder/$1.pid")/status" 2>/dev/null
+  [ -s "$folder/$1.pid" ] || return 1
+  local status; status=$(cat "/proc/$(cat "$folder/$1.pid")/status" 2>/dev/null) || return 1
+  [[ $status =~ ^Name:[[:space:]]*$1$'\n' && ! $status =~ State:[[:space:]]*Z ]]
 }
 
 eventually() { # eventually COMMAND...: until it succeeds, or patience ends
@@ -121,7 +123,7 @@ stop() {
     eventually queue_is_empty || echo "slurm.sh: some jobs are still there after $patience_s s" >&2
   fi
   for name in "${daemons[@]}"; do ! runs "$name" || kill "$(cat "$folder/$name.pid")"; done
-  eventually all_stopped || fail "still alive after $patience_s s: $(for name in "${daemons[@]}"; do ! runs "$name" || echo "$name $(cat "$folder/$name.pid")"; done)"
+  eventually all_stopped || fail "not all have ended after $patience_s s (slurm.sh status $folder)"
   rm -f "$folder"/*.pid
   echo "nothing of it runs; logs and state are in $folder"
 }

@@ -140,6 +140,7 @@ class Job:
         ("failed", "PENDING", "DependencyNeverSatisfied", ("not run", "train 1 failed")),
         ("failed", "CANCELLED", "DependencyNeverSatisfied", ("not run", "train 1 failed")),
         ("done", "PENDING", "Resources", ("waiting", "Resources")),
+        ("done", "REQUEUED", "", ("running", f"{ROOT / '_runs/launch/register_1.log'}")),
         ("done", "CANCELLED", "None", ("failed", "cancelled")),
         ("done", "OUT_OF_MEMORY", "OutOfMemory", ("failed", "no result; Slurm: out_of_memory (OutOfMemory)")),
         ("done", "out of the queue", "", ("failed", "no result; Slurm: out of the queue")),
