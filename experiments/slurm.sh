@@ -6,6 +6,7 @@
 #   bash experiments/slurm.sh stop [FOLDER]      cancel its jobs, and end the daemons that were started here
 #
 # Any user may; started by root, it takes jobs of all users. Debian, Ubuntu: apt-get install slurm-wlm munge (their services need not run).
+# Tried with Debian 12, Slurm 22.05, in a container without systemd.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin # where munged, slurmctld and slurmd are
 
@@ -130,5 +131,5 @@ stop() {
 
 case $command in
   start | status | stop) $command ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; [ "$command" = help ] || exit 2 ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; [ "$command" = help ] || exit 2 ;;
 esac
