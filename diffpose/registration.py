@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['WINDOW', 'ROUNDING', 'RIVAL', 'Registration', 'standardise_ncc', 'standardise_mncc', 'standardise_gradient',
            'pool_volume', 'Stage', 'default_stages', 'PosePrior', 'pose_covariance', 'expected_tre', 'Thresholds',
-           'Result', 'default_landmarks', 'GaussNewton']
+           'Result', 'default_landmarks', 'GaussNewton', 'patch_distribution', 'SparseRegistration',
+           'VectorizedNormalizedCrossCorrelation2d', 'SparseAdam', 'PoseRegressor']
 
 # %% ../notebooks/api/12_registration.ipynb #c08f58fa
+import difflib
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Optional, Sequence, Union
@@ -19,8 +21,8 @@ from torch import Tensor
 
 from .data import open_field
 from .drr import DRR
-from .metrics import mtre
-from .pose import RigidTransform, convert, se3_exp
+from .metrics import MultiscaleNormalizedCrossCorrelation2d, mtre, ncc
+from .pose import PARAMETERIZATIONS, RigidTransform, convert, se3_exp
 
 # %% ../notebooks/api/12_registration.ipynb #aadaaa4b
 class Registration(torch.nn.Module):
@@ -410,20 +412,24 @@ class _Track:
     def __call__(self, matrix: Tensor, cost: Tensor, similarity: Tensor) -> None:
         self.rows.append((self.level, self.ids, matrix.clone(), cost.clone(), similarity.clone()))
 
-    def table(self, start: int, drr: DRR):  # pandas DataFrame
-        "The iterations of one start: Euler ZXY [rad], translation [mm], loss."
-        import pandas as pd
+    def of(self, start: int) -> list:
+        "The iterations of one start: level, pose 4 4, cost, similarity."
+        return [(level, *(x[ids == start][0] for x in (m, c, s))) for level, ids, m, c, s in self.rows if (ids == start).any()]
 
-        mine = [(level, *(x[ids == start][0] for x in (m, c, s))) for level, ids, m, c, s in self.rows if (ids == start).any()]
-        mine = [row for k, row in enumerate(mine) if k == 0 or not torch.equal(row[1], mine[k - 1][1])]  # the start and the accepted steps
-        angles, shifts = RigidTransform(torch.stack([m for _, m, _, _ in mine])).convert("euler_angles", "ZXY")
-        table = pd.DataFrame(torch.cat([angles, shifts], 1).numpy(), columns=["alpha", "beta", "gamma", "bx", "by", "bz"])
-        table["loss"] = [1 - s.item() for _, _, _, s in mine]
-        table["cost"] = [c.item() for _, _, c, _ in mine]
-        table.insert(0, "level", [level for level, _, _, _ in mine])
-        table.insert(1, "step", range(len(mine)))
-        table.attrs["units"] = {**dict.fromkeys(["alpha", "beta", "gamma"], "rad"), **dict.fromkeys(["bx", "by", "bz"], "mm")}
-        return table
+
+def _history(rows: list):  # level, pose 4 4, cost, similarity -> pandas DataFrame
+    "Iterations as a table: Euler ZXY [rad], translation [mm], loss."
+    import pandas as pd
+
+    rows = [row for k, row in enumerate(rows) if k == 0 or not torch.equal(row[1], rows[k - 1][1])]  # the start and the accepted steps
+    angles, shifts = RigidTransform(torch.stack([matrix for _, matrix, _, _ in rows])).convert("euler_angles", "ZXY")
+    table = pd.DataFrame(torch.cat([angles, shifts], 1).numpy(), columns=["alpha", "beta", "gamma", "bx", "by", "bz"])
+    table["loss"] = [1 - float(similarity) for *_, similarity in rows]
+    table["cost"] = [float(cost) for _, _, cost, _ in rows]
+    table.insert(0, "level", [level for level, *_ in rows])
+    table.insert(1, "step", range(len(rows)))
+    table.attrs["units"] = {**dict.fromkeys(["alpha", "beta", "gamma"], "rad"), **dict.fromkeys(["bx", "by", "bz"], "mm")}
+    return table
 
 # %% ../notebooks/api/12_registration.ipynb #22cc13f4
 RIVAL = 1.5  # before the last stage: poses that cost more than this many times the best are given up
@@ -517,26 +523,32 @@ class _Judge(_Matcher):
 class _Attempts(_Judge):
     "Checks of the inputs, and batches of starts until one convinces."
 
-    def _batches(self, starts: RigidTransform, generator: torch.Generator, size: int = 16) -> list[Tensor]:
-        "The starts; if there is only one, further ones around it, to be tried as long as none convinces."
-        n = self.restarts if len(starts) == 1 else 0
-        more = PosePrior(starts[:1], *self.spread).sample(n + 1, generator).matrix[1:]
-        return [starts.matrix.double(), *(more.split(size) if n else [])]
+    def _batches(self, starts: RigidTransform, more: Optional[RigidTransform], generator: torch.Generator, size: int = 16) -> list[Tensor]:
+        "The starts; then further ones, by default around a single start, to be tried as long as none convinces."
+        if more is None:
+            n = self.restarts if len(starts) == 1 else 0
+            more = PosePrior(starts[:1], *self.spread).sample(n + 1, generator)[1:]
+        return [starts.matrix.double(), *(more.matrix.double().split(size) if len(more) else [])]
 
     def _attempt(self, levels: list[_Level], matrix: Tensor, gate: float, tell: Callable) -> Optional[Result]:
         track = _Track()
         with torch.no_grad():
             survivors = self._funnel(levels, matrix, track, gate, self.thresholds.distance_mm, tell)
-            if survivors is None:
-                return None
-            fit, ids, steps, settled, seen = survivors
+        if survivors is None:
+            return None
+        fit, ids, steps, settled, seen = survivors
+        return self._result(levels, fit, settled, seen, int(steps[0]), track.of(int(ids[0])))
+
+    def _result(self, levels: list[_Level], fit: _Fit, settled: Tensor, seen: dict, steps: int, rows: list) -> Result:
+        "The first of the fits, judged."
+        with torch.no_grad():
             evidence = self._evidence(levels, fit, settled)
         verdict, reasons = self._judge(evidence)
         others = RigidTransform(fit.matrix[1:]) if len(fit.matrix) > 1 else None
         renders = sum(level.renders for level in levels)
         covariance = evidence.pop("covariance")
         evidence |= {"cost": fit.cost[0].item(), "stages": seen}
-        return Result(RigidTransform(fit.matrix[:1]), verdict, reasons, covariance, evidence["expected_tre_mm"], evidence["similarity"], track.table(int(ids[0]), self.drr), int(steps[0]), renders, evidence, others)
+        return Result(RigidTransform(fit.matrix[:1]), verdict, reasons, covariance, evidence["expected_tre_mm"], evidence["similarity"], _history(rows), steps, renders, evidence, others)
 
     def _check(self, xray: Tensor, mask: Optional[Tensor], init) -> tuple[Tensor, Tensor, Union[RigidTransform, PosePrior]]:
         "Refuse what cannot be registered, before any work."
@@ -599,6 +611,7 @@ class GaussNewton(_Attempts):
         seed: int = 0,  # of everything that is drawn
         progress: bool = False,  # show a progress bar
         callback: Optional[Callable[[int, int, RigidTransform, float], None]] = None,  # called after each stage: stage, stages, best pose, cost
+        more: Optional[RigidTransform] = None,  # further starts, tried 16 at a time as long as none convinces; default: around a single start
     ) -> Result:
         "Find the pose of an X-ray."
         xray, mask, init = self._check(xray, mask, init)
@@ -606,7 +619,7 @@ class GaussNewton(_Attempts):
         starts = init.sample(n_starts, generator) if isinstance(init, PosePrior) else init
         self._points = _landmarks(self.drr, landmarks)
         levels = self._aim(xray, mask, starts.translation.norm(dim=-1).median().item())
-        batches = self._batches(starts, generator)
+        batches = self._batches(starts, more, generator)
         with _Progress(len(levels), progress, callback) as tell:
             found = torch.zeros(0, 4, 4, dtype=torch.float64)
             for k, batch in enumerate(batches):
@@ -617,6 +630,25 @@ class GaussNewton(_Attempts):
                 found = found if result is None else result.pose.matrix
         result.evidence["starts"] = sum(len(batch) for batch in batches[: k + 1])
         return result
+
+    def assess(
+        self,
+        xray: Tensor,  # 1 1 H W line integrals (bone bright)
+        pose: RigidTransform,  # one
+        mask: Optional[Tensor] = None,  # as for `register`
+        landmarks: Optional[Tensor] = None,  # as for `register`
+        settled: bool = True,  # did the optimiser that found the pose come to rest?
+    ) -> Result:
+        "Judge a pose from elsewhere, without moving it."
+        if not isinstance(pose, RigidTransform) or len(pose) != 1:
+            raise ValueError(f"one pose is assessed at a time, not {len(pose) if isinstance(pose, RigidTransform) else type(pose).__name__}")
+        xray, mask, pose = self._check(xray, mask, pose)
+        self._points = _landmarks(self.drr, landmarks)
+        levels = self._aim(xray, mask, pose.translation.norm().item())
+        with torch.no_grad():
+            fit = _evaluate(levels[-1], pose.matrix)
+        k = len(levels) - 1
+        return self._result(levels, fit, torch.tensor([settled]), {k: fit.similarity[0].item()}, 0, [(k, fit.matrix[0], fit.cost[0], fit.similarity[0])])
 
 # %% ../notebooks/api/12_registration.ipynb #2a07d7a9
 class _Progress:
@@ -642,3 +674,284 @@ class _Progress:
             self.bar.set_postfix(cost=f"{fit.cost[0].item():.4f}", starts=len(fit.cost))
         if self.callback is not None:
             self.callback(stage, total, RigidTransform(fit.matrix[:1]), fit.cost[0].item())
+
+# %% ../notebooks/api/12_registration.ipynb #ef75be44
+def patch_distribution(
+    features: Optional[Tensor],  # 1 C h w or C h w, from a network's backbone; None: every centre alike
+    height: int,  # of the image
+    width: int,
+    patch_size: int,  # side of a patch [pixels], odd
+    mask: Optional[Tensor] = None,  # 1 1 H W or H W, True where the X-ray can be trusted: patches stay inside
+) -> Tensor:  # H W, sums to 1
+    "How likely each pixel is the centre of a patch."
+    if patch_size < 3 or patch_size % 2 == 0 or patch_size > min(height, width):
+        raise ValueError(f"patch_size is odd, from 3 to the shorter side of the {height} x {width} image, not {patch_size}")
+    weight = torch.ones(height, width)
+    if features is not None:
+        if features.ndim not in (3, 4) or (features.ndim == 4 and len(features) != 1) or not features.isfinite().all():
+            raise ValueError(f"features are one finite map, 1 C h w or C h w, not {tuple(features.shape)}; transformers' tokens must be put on their grid first")
+        summed = features.detach().float().cpu().reshape(-1, *features.shape[-2:]).sum(0)
+        weight = F.interpolate(summed[None, None], (height, width), mode="bicubic")[0, 0]
+        weight = weight - weight.min()
+    r = patch_size // 2
+    inside = torch.zeros(height, width)
+    inside[r : height - r, r : width - r] = 1
+    if mask is not None:
+        outside = 1 - mask.reshape(1, 1, height, width).cpu().float()
+        inside = inside * (F.max_pool2d(outside, patch_size, 1, r)[0, 0] == 0)
+    if not inside.any():
+        raise ValueError(f"no patch of {patch_size} pixels fits into the mask: enlarge the mask, or take smaller patches")
+    weight = weight * inside
+    weight = weight if weight.sum() > 0 else inside  # a map without contrast prefers nothing
+    return weight / weight.sum()
+
+# %% ../notebooks/api/12_registration.ipynb #a85df624
+class SparseRegistration(Registration):
+    "A pose to be optimised on patches: calling the module draws patches, and renders their pixels and no others."
+
+    def __init__(
+        self,
+        drr: DRR,
+        pose: RigidTransform,  # where to start, one
+        parameterization: str,  # of the parameters, any of `diffpose.pose.PARAMETERIZATIONS`
+        convention: Optional[str] = None,  # of Euler angles
+        features: Optional[Tensor] = None,  # 1 C h w: where a network looked; None: uniform
+        n_patches: Optional[int] = None,  # how many to draw; None renders the whole image
+        patch_size: int = 13,  # side [pixels], odd
+        generator: Optional[torch.Generator] = None,  # for the same patches again
+        mask: Optional[Tensor] = None,  # 1 1 H W: patches stay inside
+    ):
+        if not isinstance(pose, RigidTransform) or len(pose) != 1:
+            raise ValueError(f"sparse registration moves one pose, not {len(pose) if isinstance(pose, RigidTransform) else type(pose).__name__}")
+        if drr.detector.subsamples is not None:
+            raise ValueError("sparse registration draws its own pixels: make the DRR without p_subsample")
+        super().__init__(drr, *pose.detach().convert(parameterization, convention), parameterization, convention)
+        self.n_patches, self.patch_size, self.generator = n_patches, patch_size, generator
+        self._where = lambda size: patch_distribution(features, drr.detector.height, drr.detector.width, size, mask)
+        self._cached = {patch_size: self._where(patch_size)}
+
+    def draw(self, n_patches: int, patch_size: int) -> Tensor:  # n H W bool
+        "Patches, as masks."
+        if n_patches < 1:
+            raise ValueError(f"n_patches is at least 1, or None for the whole image, not {n_patches}")
+        if patch_size not in self._cached:
+            self._cached[patch_size] = self._where(patch_size)
+        p = self._cached[patch_size]
+        centre = torch.multinomial(p.flatten(), n_patches, replacement=True, generator=self.generator)
+        rows, columns = centre // p.shape[1], centre % p.shape[1]
+        near = lambda n, middle: (torch.arange(n) - middle[:, None]).abs() <= patch_size // 2
+        return (near(p.shape[0], rows)[:, :, None] & near(p.shape[1], columns)[:, None]).to(self.drr.device)
+
+    def forward(
+        self,
+        n_patches: Optional[int] = None,  # None: as constructed
+        patch_size: Optional[int] = None,
+        **options,  # as for `DRR.render`
+    ) -> tuple[Tensor, Tensor]:  # image 1 1 H W, zero where nothing was rendered; patches n H W bool
+        "Render the present pose on freshly drawn patches; without patches, everywhere (one patch, the image)."
+        n_patches = self.n_patches if n_patches is None else n_patches
+        height, width = self.drr.detector.height, self.drr.detector.width
+        if n_patches is None:
+            return self.drr(self.pose, **options), torch.ones(1, height, width, dtype=torch.bool, device=self.drr.device)
+        mask = self.draw(n_patches, self.patch_size if patch_size is None else patch_size)
+        index = mask.any(0).flatten().nonzero()[:, 0]
+        source, target = self.drr.detector.rays(self.pose.double())
+        pixels = self.drr.render(self.drr.density, source, target[:, index], **options)
+        image = pixels.new_zeros(1, 1, height * width).index_copy(-1, index, pixels)
+        return image.unflatten(-1, (height, width)), mask
+
+# %% ../notebooks/api/12_registration.ipynb #49a7383f
+class VectorizedNormalizedCrossCorrelation2d(torch.nn.Module):
+    "NCC on patches: the mean over the patches, and all of them as one, averaged. 1 if equal up to gain and offset."
+
+    def __init__(
+        self,
+        eps: float = 1e-4,  # added to each variance, of standardised intensities
+        mean: float = 0.3080,  # of the X-rays' standardisation [@gopalakrishnan2024]
+        std: float = 0.1494,
+    ):
+        super().__init__()
+        self.eps, self.mean, self.std = eps, mean, std
+
+    def forward(
+        self,
+        img: Tensor,  # 1 1 H W, the X-ray
+        pred_img: Tensor,  # 1 1 H W, from `SparseRegistration`
+        mask: Tensor,  # n H W bool, the patches
+        n_patches: Optional[int] = None,  # checked against the mask, if given
+        patch_size: Optional[int] = None,  # likewise
+    ) -> Tensor:  # 1
+        "Similarity of two images on patches."
+        if img.shape != pred_img.shape or img.shape[:2] != (1, 1) or mask.shape[1:] != img.shape[2:] or mask.dtype != torch.bool:
+            raise ValueError(f"two images 1 1 H W and a bool mask n H W are compared, not {tuple(img.shape)}, {tuple(pred_img.shape)} and {mask.dtype} {tuple(mask.shape)}")
+        pixels = mask.flatten(1).sum(1)
+        if not len(mask) or (pixels != pixels[0]).any() or pixels[0] < 2 or n_patches not in (None, len(mask)) or patch_size not in (None, math.isqrt(int(pixels[0]))):
+            raise ValueError(f"the mask holds {len(mask)} patches of {sorted(set(pixels.tolist()))} pixels; equal patches of 2 or more are compared, and n_patches={n_patches}, patch_size={patch_size} must say the same")
+        inside = pred_img[0, 0][mask.any(0)]
+        low, high = inside.min().detach(), inside.max().detach()
+        pred_img = ((pred_img - low) / (high - low).clamp(min=1e-12) - self.mean) / self.std
+        x, y = (image[0].expand(mask.shape)[mask].reshape(1, len(mask), 1, -1) for image in (img, pred_img))
+        return (ncc(x, y, None, self.eps) + ncc(x.reshape(1, 1, len(mask), -1), y.reshape(1, 1, len(mask), -1), None, self.eps)) / 2
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}, mean={self.mean}, std={self.std}"
+
+# %% ../notebooks/api/12_registration.ipynb #f46d16ef
+def _ascend(reg: SparseRegistration, similarity: Callable, steps: int, lr: tuple, decay: float, decay_every: int, options: dict, progress: bool) -> list:
+    "Maximise a similarity of (image, patches) by Adam; a row for each pose: level, pose 4 4, cost, similarity."
+    from tqdm import tqdm
+
+    optimiser = torch.optim.Adam([{"params": [reg._rotation], "lr": lr[0]}, {"params": [reg._translation], "lr": lr[1]}], maximize=True)
+    schedule, rows = torch.optim.lr_scheduler.StepLR(optimiser, decay_every, decay), []
+    for _ in tqdm(range(steps), desc="Adam", unit="step", leave=False, disable=not progress):
+        optimiser.zero_grad()
+        value = similarity(*reg(**options)).sum()
+        rows.append((0, reg.pose.matrix[0].detach().double(), 1 - value.item(), value.item()))
+        value.backward()
+        optimiser.step()
+        schedule.step()
+    with torch.no_grad():
+        value = similarity(*reg(**options)).item()
+    return [*rows, (0, reg.pose.matrix[0].detach().double(), 1 - value, value)]
+
+
+class _Adam:
+    "Settings of `SparseAdam`, checked."
+
+    def __init__(self, drr: DRR, n_patches: Optional[int], patch_size: int, steps: int, lr: tuple, decay: float, decay_every: int, parameterization: str, convention: Optional[str]):
+        if steps < 1 or not min(lr) > 0 or not 0 < decay <= 1 or decay_every < 1:
+            raise ValueError(f"Adam takes steps >= 1, step sizes > 0, decay in (0, 1] and decay_every >= 1, not {steps}, {lr}, {decay} and {decay_every}")
+        patch_distribution(None, drr.detector.height, drr.detector.width, patch_size)  # raises what is wrong
+        self.drr, self.n_patches, self.patch_size, self.steps, self.lr = drr, n_patches, patch_size, steps, lr
+        self.decay, self.decay_every, self.parameterization, self.convention = decay, decay_every, parameterization, convention
+        self._whole = MultiscaleNormalizedCrossCorrelation2d([None, patch_size], [0.5, 0.5], eps=1e-4)
+        self._patches = VectorizedNormalizedCrossCorrelation2d()
+
+    def _similarity(self, image: Tensor, mask: Tensor) -> Callable:
+        "Of what a SparseRegistration renders with a standardised X-ray."
+        if self.n_patches is not None:
+            return lambda rendered, patches: self._patches(image, rendered, patches)
+        fill = lambda x: torch.where(mask, x, x[mask].mean())
+        target = fill(image)
+        return lambda rendered, _: self._whole(target, fill(rendered))
+
+# %% ../notebooks/api/12_registration.ipynb #b1baecaf
+class SparseAdam(_Adam):
+    "First-order 2D/3D registration of one X-ray on patches, as in DiffPose, with the verdict of `GaussNewton.assess`."
+
+    def __init__(
+        self,
+        drr: DRR,  # its camera is that of the X-rays
+        n_patches: Optional[int] = 100,  # drawn at each step; None: the whole image
+        patch_size: int = 13,  # side [pixels]; for the whole image, the window of local NCC
+        steps: int = 500,
+        lr_rotation: float = 7.5e-3,  # of the rotation's parameters [rad]
+        lr_translation: float = 7.5,  # [mm]
+        decay: float = 0.9,  # both shrink by this factor
+        decay_every: int = 25,  # this often [steps]
+        parameterization: str = "se3_log_map",
+        convention: Optional[str] = None,  # of Euler angles
+        bone_attenuation_multiplier: Optional[float] = None,  # contrast of bone; None: as the subject was read
+        thresholds: Optional[Thresholds] = None,
+    ):
+        super().__init__(drr, n_patches, patch_size, steps, (lr_rotation, lr_translation), decay, decay_every, parameterization, convention)
+        self.judge = GaussNewton(drr, bone_attenuation_multiplier=bone_attenuation_multiplier, thresholds=thresholds)
+        self.options = {"bone_attenuation_multiplier": bone_attenuation_multiplier}
+
+    def register(
+        self,
+        xray: Tensor,  # 1 1 H W line integrals (bone bright)
+        init: RigidTransform,  # a guess, or several: each is refined, the most similar wins
+        features: Optional[Tensor] = None,  # 1 C h w: where to draw patches; None: everywhere alike
+        mask: Optional[Tensor] = None,  # as for `GaussNewton.register`
+        landmarks: Optional[Tensor] = None,  # N 3 or 1 N 3 world [mm], for the expected TRE
+        seed: int = 0,  # of the patches
+        progress: bool = False,  # show a progress bar
+    ) -> Result:
+        "Find the pose of an X-ray."
+        image, inside, init = self.judge._check(xray, mask, init)
+        if not isinstance(init, RigidTransform):
+            raise TypeError("Adam refines poses: draw some from the prior with its sample()")
+        low, high = image[inside.bool()].aminmax()
+        image = ((image - low) / (high - low) - self._patches.mean) / self._patches.std
+        runs = []
+        for k in range(len(init)):
+            reg = SparseRegistration(self.drr, init[k].to(self.drr.dtype), self.parameterization, self.convention, features, self.n_patches, self.patch_size, torch.Generator().manual_seed(seed), inside.bool())
+            runs.append(_ascend(reg, self._similarity(image, inside.bool()), self.steps, self.lr, self.decay, self.decay_every, self.options, progress))
+        rows = max(runs, key=lambda run: run[-1][-1])
+        result = self.judge.assess(xray, RigidTransform(rows[-1][1][None]), mask, landmarks, self._at_rest(rows))
+        result.history, result.steps, result.renders = _history(rows), self.steps, self.steps * len(runs)
+        return result
+
+    def _at_rest(self, rows: list) -> bool:
+        "Did the pose stay within 0.5 mm of its last, or 2% of the way, for the last tenth of the steps?"
+        poses = RigidTransform(torch.stack([matrix for _, matrix, _, _ in rows]))
+        moved = mtre(poses[-1], poses, default_landmarks(self.drr)[None])
+        return bool(moved[-max(2, len(rows) // 10) :].max() <= max(0.5, 0.02 * moved.max().item()))
+
+# %% ../notebooks/api/12_registration.ipynb #6f5b4c88
+def _backbone(name: str, pretrained: bool, pooling: bool, size: tuple[int, int], options: dict) -> tuple[torch.nn.Module, int]:
+    "A network of timm for grey images, and how many features it finds in one of this size."
+    import timm
+
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 3)
+        raise ValueError(f"timm has no model {name!r}{f'; did you mean {chr(44).join(near)}?' if near else ''}: timm.list_models() names all")
+    options = {"in_chans": 1, "num_classes": 0, "pretrained": pretrained, **({} if pooling else {"global_pool": ""}), **options}
+    for extra in ({}, {"img_size": size}):  # some must be told the size
+        try:
+            backbone = timm.create_model(name, **{**extra, **options})
+            with torch.no_grad():
+                return backbone, backbone.eval()(torch.zeros(1, 1, *size)).flatten(1).shape[1]
+        except (AssertionError, TypeError, RuntimeError, ValueError) as error:
+            why = why if extra else error
+        except OSError as error:
+            raise OSError(f"timm's weights for {name} could not be fetched ({str(error).splitlines()[0]}): take pretrained=False, or fetch them where there is a network") from error
+    raise ValueError(f"{name} cannot be made for images of {size[0]} x {size[1]} pixels with {options}: {why}") from why
+
+# %% ../notebooks/api/12_registration.ipynb #b8ddc227
+class PoseRegressor(torch.nn.Module):
+    "X-rays B 1 H W in, poses out: a backbone of timm with a linear head for rotation and one for translation."
+
+    def __init__(
+        self,
+        model_name: str = "resnet18",  # any of `timm.list_models()`
+        parameterization: str = "quaternion_adjugate",  # of the rotation head, any of `diffpose.pose.PARAMETERIZATIONS` but "matrix"
+        convention: Optional[str] = None,  # of Euler angles
+        pretrained: bool = False,  # start from timm's weights (fetched once from a model hub)
+        height: int = 256,  # of the images [pixels]
+        width: Optional[int] = None,  # default: height
+        unit_mm: float = 100.0,  # one unit of the translation head [mm]
+        pooling: bool = True,  # average the features over the image
+        reference: Optional[RigidTransform] = None,  # what an output of zero means; None: the identity
+        **timm_options,  # such as norm_layer="groupnorm"
+    ):
+        super().__init__()
+        self.size, self.unit_mm = (height, width or height), float(unit_mm)
+        self.parameterization, self.convention = parameterization, convention
+        if parameterization == "matrix" or not unit_mm > 0:
+            raise ValueError(f"the rotation head needs a parameterization that any numbers fit, and unit_mm > 0, not {parameterization!r} and {unit_mm}: for a matrix, rotation_9d")
+        none, _ = RigidTransform.identity(1).convert(parameterization, convention)  # raises what is wrong
+        self.backbone, n = _backbone(model_name, pretrained, pooling, self.size, timm_options)
+        self.rot_regression = torch.nn.Linear(n, PARAMETERIZATIONS[parameterization])
+        self.xyz_regression = torch.nn.Linear(n, 3)
+        for head, bias in ((self.rot_regression, none[0]), (self.xyz_regression, torch.zeros(3))):
+            torch.nn.init.zeros_(head.weight)
+            head.bias.data.copy_(bias)
+        turn, shift = (RigidTransform.identity(1) if reference is None else reference).detach().float().convert("matrix")
+        self.register_buffer("reference_rotation", turn[:1].clone())
+        self.register_buffer("reference_translation", shift[:1, :, None].clone())
+        self.train()
+
+    def forward(self, x: Tensor) -> RigidTransform:  # B poses
+        "Guess the poses of standardised X-rays B 1 H W."
+        if x.ndim != 4 or tuple(x.shape[1:]) != (1, *self.size):
+            raise ValueError(f"this network takes X-rays B 1 {self.size[0]} {self.size[1]}, not {tuple(x.shape)}: resize the X-ray and its camera")
+        features = self.backbone(x).flatten(1)
+        with torch.autocast(x.device.type, enabled=False):  # poses need all their digits
+            features = features.float()
+            change = convert(self.rot_regression(features), self.unit_mm * self.xyz_regression(features), parameterization=self.parameterization, convention=self.convention)
+            R = self.reference_rotation @ change.rotation
+            t = self.reference_rotation @ change.translation[..., None] + R @ self.reference_translation
+            last = R.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(R), 1, 4)
+            return RigidTransform(torch.cat([torch.cat([R, t], -1), last], 1))
