@@ -508,12 +508,16 @@ def _check_frame(found: _Findings, frame, size: Optional[tuple]) -> None:
     points, poses = found.find(frame, "gt-landmarks", "group"), found.find(frame, "gt-poses", "group")
     for name in LANDMARKS if points is not None else ():
         found.array(points, name, (2,))
-    for name in BONES.values() if poses is not None else ():
-        found.rigid(poses, name)
     for group, name in ((frame, "rot-180-for-up"), (poses, "left-femur-good-fov"), (poses, "right-femur-good-fov")):
         flag = None if group is None else found.array(group, name, ())
         if flag is not None and flag not in (0, 1):
             found.append(f"{group.name.strip('/')}/{name}: must be 0 or 1, not {flag:g}")
+    for bone, name in BONES.items() if poses is not None else ():
+        flag = poses.get(f"{bone.replace('_', '-')}-good-fov")
+        if flag is not None and flag.size == 1 and not np.asarray(flag[()]).any():
+            found.find(poses, name, "data set")  # a pose that the file itself does not vouch for
+        else:
+            found.rigid(poses, name)
 
 # %% ../notebooks/api/11_deepfluoro.ipynb #f08951a2
 def _check_specimen(found: _Findings, file, number: int, size: Optional[tuple], xrays: Optional[int]) -> int:
@@ -661,11 +665,12 @@ class _Framed(_Opened):
         "Read what does not change from X-ray to X-ray."
         file, specimen = self.file, self.file[self.specimen]
         params = {name: np.asarray(item[()], dtype=np.float64) for name, item in file["proj-params"].items()}
+        number = {name: value.item() for name, value in params.items() if value.size == 1}
         bad = BAD_FRAMES.get(self.id_number, ()) if exclude_bad and "synthetic" not in file.attrs else ()
         self.frames = [int(name) for name in sorted(specimen["projections"]) if int(name) not in bad]
         self.intrinsics, self.extrinsic = torch.from_numpy(params["intrinsic"]), torch.from_numpy(params["extrinsic"])
-        rows, cols = int(params["num-rows"]), int(params["num-cols"])
-        camera = camera_of_file(self.intrinsics, rows, cols, float(params["pixel-col-spacing"]), float(params["pixel-row-spacing"]))
+        rows, cols = int(number["num-rows"]), int(number["num-cols"])
+        camera = camera_of_file(self.intrinsics, rows, cols, number["pixel-col-spacing"], number["pixel-row-spacing"])
         if crop < 0 or min(rows, cols) - 2 * crop < 3:
             raise ValueError(f"crop={crop} leaves nothing of an image of {rows} x {cols} pixels")
         self.crop, self.stored = crop, camera
@@ -687,7 +692,7 @@ class _Framed(_Opened):
 
     def rotated(self, idx: int) -> bool:
         "Is the X-ray stored upside down? It is turned when read."
-        return bool(self._group(idx)["rot-180-for-up"][()])
+        return bool(np.any(self._group(idx)["rot-180-for-up"][()]))
 
     def camera_of(self, idx: int) -> Camera:
         "The camera of the image that `[idx]` gives: `camera`, with the principal point turned if the image was."
@@ -755,7 +760,7 @@ class _Anatomy(_Framed):
         "Does the X-ray show enough of the bone for its pose to be trusted? Always true of the pelvis."
         if bone not in BONES:
             raise ValueError(f"bone is one of {', '.join(BONES)}, not {bone!r}")
-        return bone == "pelvis" or bool(self._group(idx)[f"gt-poses/{bone.replace('_', '-')}-good-fov"][()])
+        return bone == "pelvis" or bool(np.any(self._group(idx)[f"gt-poses/{bone.replace('_', '-')}-good-fov"][()]))
 
 # %% ../notebooks/api/11_deepfluoro.ipynb #79aefc25
 class _Imaged(_Anatomy):
@@ -813,7 +818,7 @@ class DeepFluoroDataset(_Imaged):
         check_layout(self.file, (id_number,))
         self.preprocess, self.initial_energy = preprocess, initial_energy
         self._reading = {"bone_attenuation_multiplier": bone_attenuation_multiplier, "labels": labels, "density": density}
-        crop = crop if crop is not None else crop_px(int(self.file["proj-params/num-rows"][()])) if preprocess else 0
+        crop = crop if crop is not None else crop_px(int(np.asarray(self.file["proj-params/num-rows"][()]).item())) if preprocess else 0
         self._frame_geometry(height, crop, exclude_bad)
         self._place()
 
