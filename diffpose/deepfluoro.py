@@ -62,7 +62,7 @@ ARCHIVE = "https://archive.data.jhu.edu"  # the research data repository of John
 DOI = "doi:10.7281/T1/IFSXNV/EAN9GH"  # of the file; that of the whole collection is doi:10.7281/T1/IFSXNV
 FILE_VARIABLE = "DIFFPOSE_DEEPFLUORO"  # environment variable: the file, or the folder that holds it
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #fd978629
 def find_file(
     filename: Union[str, os.PathLike, None] = None,  # the file, or the folder that holds it; None: look for it
 ) -> Path:
@@ -103,7 +103,7 @@ def _world_from_file(extrinsic: Tensor, scan_from_world: RigidTransform, rotated
     before = RigidTransform(reorientation("PA", torch.float64)).inverse().compose(turn).compose(_diagonal(-1, -1, -1))
     return _diagonal(-1, -1, 1).compose(scan_from_world.double().inverse()), before.compose(RigidTransform(extrinsic).inverse())
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #d73c43a6
 @jaxtyped(typechecker=beartype)
 def pose_from_file(
     camera_to_volume: Float64[Tensor, "4 4"],  # camera's world to LPS
@@ -115,7 +115,7 @@ def pose_from_file(
     left, right = _world_from_file(extrinsic, scan_from_world, rotated)
     return right.compose(RigidTransform(camera_to_volume)).compose(left)
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #26959049
 @jaxtyped(typechecker=beartype)
 def pose_to_file(
     pose: RigidTransform,  # one, of a DRR of orientation "PA"
@@ -142,7 +142,7 @@ def camera_of_file(
     ours[:2, 2] += 0.5
     return Camera.from_matrix(ours, height, width, delx=delx, dely=dely)
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #4dc031ab
 def camera_to_file(
     camera: Camera,  # of the stored images
 ) -> Float64[np.ndarray, "3 3"]:  # K of the file
@@ -177,7 +177,7 @@ def get_random_offset(
         offset = shift.inverse().compose(offset).compose(shift)
     return offset.to(device)
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #93855142
 def isocenter_pose(
     sdd: float = SDD_MM,  # source to detector [mm]
 ) -> RigidTransform:  # one, PA
@@ -229,7 +229,7 @@ def crop_px(
     "What is cut from each border: 50 of 1536, in proportion."
     return round(CROP_PX * height / SIZE_PX)
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #f488e883
 def _draw_views(ct: torchio.Subject, camera: Camera, n: int, gen: torch.Generator) -> RigidTransform:
     "n poses with enough of the pelvis in view."
     cut, kept = crop_px(camera.height), RigidTransform.identity(0)
@@ -261,7 +261,7 @@ def _intensities(person: _Person, cameras: Sequence[Camera], poses: RigidTransfo
             signal = torch.exp(-simulate_xray(person.fine, camera, poses[some], seed + some[0], how))
             yield from (signal[:, 0] * INITIAL_ENERGY * math.exp(-how.gain)).round().clamp(0, 65535).numpy()
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #cff37814
 def _silhouettes(drr: DRR, pose: RigidTransform, camera: Camera) -> np.ndarray:  # rows columns, uint8, at the DRR's size
     "The label that each ray spends most of its way in; 0 where there is none."
     rays = drr.detector.rays(pose.double(), camera.resize(drr.detector.height, drr.detector.width))
@@ -283,7 +283,7 @@ def _write_params(group, camera: Camera) -> None:
     group["num-rows"], group["num-cols"] = camera.height, camera.width
     group["pixel-row-spacing"], group["pixel-col-spacing"] = camera.dely, camera.delx
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #40ab504f
 def _write_patient(group, person: _Person) -> None:
     "CT, segmentation and landmarks of one specimen."
     affine = person.affine.copy()
@@ -476,7 +476,7 @@ def _check_image(found: _Findings, group, name: str, n: int, shape: Optional[tup
         found.append(f"{pixels.name.strip('/')}: holds {pixels.dtype} of shape {pixels.shape}, expected are numbers of shape {shape or f'{n} axes'}")
     return pixels.shape
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #9b56451e
 def _check_params(found: _Findings, file) -> Optional[tuple]:
     "`proj-params`; returns (rows, columns)."
     params = found.find(file, "proj-params", "group")
@@ -537,7 +537,7 @@ def _check_specimen(found: _Findings, file, number: int, size: Optional[tuple], 
             found.append(f"{SPECIMENS[number]}/projections/{name}: X-rays are called 000, 001, ...")
     return len(names)
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #e1497289
 def check_layout(
     file,  # path, or an open h5py.File
     specimens: Optional[Sequence[int]] = None,  # which must be there; None: those that are, at least one
@@ -579,7 +579,7 @@ def _resize(image: Tensor, size: Union[int, tuple, None]) -> Tensor:  # B C H W
     size = (size, max(1, round(size * w / h))) if isinstance(size, int) else tuple(size)
     return image if size == (h, w) else torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #b25cfec8
 @jaxtyped(typechecker=beartype)
 def preprocess(
     image: Float[Tensor, "b 1 h w"],  # intensities, as stored
@@ -600,7 +600,7 @@ def preprocess(
     image = _resize(_smooth(torch.where(lit, image, dimmest)), size)
     return _stretch(math.log(initial_energy) - image.log())
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #45e1e356
 def _stretch(image: Tensor, eps: float = 0.0) -> Tensor:
     "Each image of a batch to [0, 1]; one without contrast becomes 0."
     low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
@@ -678,6 +678,10 @@ class _Framed(_Opened):
         self.camera = camera if height is None else camera.resize(height, max(1, round(height * camera.width / camera.height)))
         self.isocenter_pose = isocenter_pose(self.camera.sdd)
 
+# %% ../notebooks/api/11_deepfluoro.ipynb #1f0bff87
+class _Indexed(_Framed):
+    "One X-ray out of all."
+
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -719,8 +723,8 @@ def _voxels(image) -> np.ndarray:  # x y z
     return image["pixels"][()].transpose(2, 1, 0)[::-1, ::-1]
 
 # %% ../notebooks/api/11_deepfluoro.ipynb #a803ce5b
-class _Anatomy(_Framed):
-    "The patient, and where the C-arm stood."
+class _Anatomy(_Indexed):
+    "The patient."
 
     def _place(self) -> None:
         "The scan's frame, and the landmarks in the world."
@@ -748,6 +752,10 @@ class _Anatomy(_Framed):
             fiducials=self._ras, orientation="PA", specimen=self.specimen, **self._reading,
         )
 
+# %% ../notebooks/api/11_deepfluoro.ipynb #04f5bda2
+class _Posed(_Anatomy):
+    "Where the C-arm stood."
+
     def pose(self, idx: int, bone: str = "pelvis", dtype: torch.dtype = torch.float32) -> RigidTransform:
         "Where the C-arm stood, as seen from the pelvis or a femur. Reads no pixel."
         group = self._group(idx)
@@ -763,7 +771,7 @@ class _Anatomy(_Framed):
         return bone == "pelvis" or bool(np.any(self._group(idx)[f"gt-poses/{bone.replace('_', '-')}-good-fov"][()]))
 
 # %% ../notebooks/api/11_deepfluoro.ipynb #79aefc25
-class _Imaged(_Anatomy):
+class _Imaged(_Posed):
     "Pixels of X-rays, and what is known in pixels."
 
     def _upright(self, idx: int, name: str) -> Tensor:  # H W, in the file's type
@@ -876,7 +884,7 @@ def _request(address: str, start: int = 0):
             raise  # it may pass
         raise ValueError(f"{address} answers {error.code} {error.reason}: look at https://doi.org/10.7281/T1/IFSXNV for where the file is now, download it there, and name it with {FILE_VARIABLE}") from error
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #423a46fa
 def _ask_archive(url: str, doi: str) -> _Archived:
     "Size and checksum of the file."
     address = f"{url}/api/files/:persistentId/?persistentId={doi}"
@@ -948,7 +956,7 @@ def fetch(
     os.replace(part, path)
     return path
 
-
+# %% ../notebooks/api/11_deepfluoro.ipynb #a9dce6e8
 def _persist(address: str, part: Path, size: int, attempts: int, wait: float, tell) -> Optional[Exception]:
     "Try until the file is complete; returns what went wrong last."
     error = None
