@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NOT_CONVERGED', 'BAD_INPUT', 'FAULT', 'POSE_KEYS', 'CONVENTIONS', 'AGREE_MM', 'COLUMNS', 'FLOATS', 'SUFFIXES', 'app',
-           'TWIST', 'OVERLAY_PX', 'FILM_PX', 'RESULT_FILES', 'DEMO_VIEWS', 'DEMO_CAMERA', 'DEMO_OFF', 'reported',
-           'in_options', 'steps', 'existing', 'check_writable', 'written_together', 'numbers', 'frames', 'pose_to_dict',
-           'pose_from_dict', 'in_context', 'load_poses', 'load_start', 'start_pose', 'load_ct', 'load_camera',
-           'load_xray', 'load_mask', 'load_landmarks', 'image_suffix', 'save_image', 'chosen_camera', 'chosen_poses',
-           'image_paths', 'pictured', 'render', 'parameter_deviations', 'covariance_to_dict', 'reduced', 'windowed',
-           'overlay', 'film', 'write_results', 'verdict_to_dict', 'write_json', 'report', 'register', 'solve',
-           'write_inputs', 'write_ct', 'demo_poses', 'pose_errors', 'demo_table', 'demo_picture', 'demo', 'main']
+           'TWIST', 'OVERLAY_PX', 'FILM_PX', 'RESULT_FILES', 'DEMO_VIEWS', 'DEMO_CAMERA', 'DEMO_OFF', 'data_app',
+           'reported', 'in_options', 'steps', 'existing', 'check_writable', 'written_together', 'numbers', 'frames',
+           'pose_to_dict', 'pose_from_dict', 'in_context', 'load_poses', 'load_start', 'start_pose', 'load_ct',
+           'load_camera', 'load_xray', 'load_mask', 'load_landmarks', 'image_suffix', 'save_image', 'chosen_camera',
+           'chosen_poses', 'image_paths', 'pictured', 'render', 'parameter_deviations', 'covariance_to_dict', 'reduced',
+           'windowed', 'overlay', 'film', 'write_results', 'verdict_to_dict', 'write_json', 'report', 'register',
+           'solve', 'write_inputs', 'write_ct', 'demo_poses', 'pose_errors', 'demo_table', 'demo_picture', 'demo',
+           'deepfluoro', 'twin', 'main']
 
 # %% ../notebooks/api/15_cli.ipynb #36103c83
 import contextlib
@@ -19,6 +20,7 @@ import json
 import math
 import os
 import re
+import sys
 import tempfile
 import threading
 import time
@@ -1168,6 +1170,76 @@ def _demo_xray(step, out: Path, name: str, view: int, seed: int, subject: object
     write_inputs(out / name, subject, camera, xray, start, truth)
     with torch.no_grad():
         return name, xray, mask, drr(start), drr(result.pose.float()), row
+
+# %% ../notebooks/api/15_cli.ipynb #5975a862
+data_app = typer.Typer(no_args_is_help=True, help="X-rays of known pose: the DeepFluoro benchmark, and a synthetic twin of it.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command()
+def deepfluoro(
+    out: _option(_Path, "Folder of the file. (default: the cache folder)", _RESULT) = None,
+    yes: _option(bool, "Fetch it, and accept its licence.", _RESULT, "--yes", "--fetch") = False,
+    archive: _option(_Text, "Address of another Dataverse that has the file.", _RESULT) = None,
+    debug: _Debug = False,
+):
+    "Say where the DeepFluoro benchmark comes from and whether it is here; with --yes, fetch it."
+    with reported(debug):
+        from diffpose.deepfluoro import ARCHIVE, FILE_VARIABLE, check_layout, fetch
+
+        path, lines = _benchmark(out, archive or ARCHIVE)
+        typer.echo("\n".join(lines))
+        if yes and not path.exists():
+            fetch(path.parent, archive or ARCHIVE, progress=sys.stderr.isatty())
+            typer.echo(f"fetched, and its checksum is right: {path}")
+        if path.exists():
+            typer.echo(f"X-rays per specimen: {', '.join(f'{k}: {n}' for k, n in check_layout(path).items())}")
+            if out is not None:
+                typer.echo(f"it is found with {FILE_VARIABLE}={path}, or DeepFluoroDataset(1, {str(path)!r})")
+
+
+def _benchmark(out: Optional[Path], archive: str) -> tuple:
+    "Where the file would be, and what to say of it."
+    from diffpose.data import cache_dir
+    from diffpose.deepfluoro import FILE_NAME, LICENCE
+
+    folder = cache_dir() / "deepfluoro" if out is None else Path(out).expanduser()
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file; --out is the folder for {FILE_NAME}")
+    path, part = folder / FILE_NAME, folder / f"{FILE_NAME}.part"
+    begun = f" ({part.stat().st_size / 1e9:.2f} GB of it are there)" if part.exists() else ""
+    return path, (
+        "DeepFluoro: 366 X-rays of six cadavers with their CT, poses and landmarks, 2.5 GB",
+        f"from:    {archive}, doi:10.7281/T1/IFSXNV",
+        f"licence: {LICENCE}",
+        "cite:    Grupp et al., Automatic annotation of hip anatomy in fluoroscopy for robust and efficient 2D/3D registration, IJCARS 15:759, 2020, arXiv:1911.07042",
+        f"file:    {path} {'is there' if path.exists() else f'is not there{begun}; --yes fetches it'}",
+    )
+
+# %% ../notebooks/api/15_cli.ipynb #2a0c7f8a
+@data_app.command()
+def twin(
+    out: _option(Path, "HDF5 file to write.", _RESULT),
+    specimens: _option(str, "Which, with commas between them.", _PATIENT) = "1,2,3,4,5,6",
+    xrays: _option(int, "X-rays of each.", _IMAGE) = 20,
+    size: _option(int, "Rows and columns; the field stays 298 mm wide.", _IMAGE) = 1536,
+    spacing: _option(float, "Voxel size of the CT in mm. The X-rays are made from a volume finer by a third.", _PATIENT) = 1.5,
+    rotated: _option(float, "Share of the X-rays that are stored upside down.", _IMAGE) = 0.3,
+    tool: _option(float, "Share of the X-rays with a metal rod across.", _IMAGE) = 0.0,
+    seed: _option(int, "Another seed: other persons, other views.", _PATIENT) = 0,
+    force: _Force = False,
+    debug: _Debug = False,
+):
+    "Write a synthetic file of the benchmark's layout, whose truth is exact."
+    with reported(debug):
+        check_writable(out.parent, (out.name,), force)
+        if not re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", specimens):
+            raise ValueError(f"--specimens are numbers 1 to 6 with commas between them, such as 1,2,5, not {specimens!r}")
+        from diffpose.deepfluoro import write_twin
+
+        chosen = [int(n) for n in specimens.split(",")]
+        write_twin(out, chosen, xrays, size, spacing, rotated=rotated, tool=tool, seed=seed, overwrite=force, progress=sys.stderr.isatty())
+        typer.echo(f"{xrays * len(chosen)} X-rays: {out} ({out.stat().st_size / 1e6:.0f} MB); read them with diffpose.deepfluoro.DeepFluoroDataset({chosen[0]}, {str(out)!r})")
 
 # %% ../notebooks/api/15_cli.ipynb #afc326be
 def main():
