@@ -578,7 +578,30 @@ class _Attempts(_Judge):
         return F.max_pool2d((~mask).float(), 2 * reach + 1, 1, reach) == 0
 
 # %% ../notebooks/api/12_registration.ipynb #01037ff7
-class GaussNewton(_Attempts):
+class _Assessing(_Attempts):
+    "Judgement of poses from elsewhere."
+
+    def assess(
+        self,
+        xray: Tensor,  # 1 1 H W line integrals (bone bright)
+        pose: RigidTransform,  # one
+        mask: Optional[Tensor] = None,  # as for `register`
+        landmarks: Optional[Tensor] = None,  # as for `register`
+        settled: bool = True,  # did the optimiser that found the pose come to rest?
+    ) -> Result:
+        "Judge a pose from elsewhere, without moving it."
+        if not isinstance(pose, RigidTransform) or len(pose) != 1:
+            raise ValueError(f"one pose is assessed at a time, not {len(pose) if isinstance(pose, RigidTransform) else type(pose).__name__}")
+        xray, mask, pose = self._check(xray, mask, pose)
+        self._points = _landmarks(self.drr, landmarks)
+        levels = self._aim(xray, mask, pose.translation.norm().item())
+        with torch.no_grad():
+            fit = _evaluate(levels[-1], pose.matrix)
+        k = len(levels) - 1
+        return self._result(levels, fit, torch.tensor([settled]), {k: fit.similarity[0].item()}, 0, [(k, fit.matrix[0], fit.cost[0], fit.similarity[0])])
+
+# %% ../notebooks/api/12_registration.ipynb #c55448a4
+class GaussNewton(_Assessing):
     "Second-order 2D/3D registration of one X-ray to a CT: Levenberg-Marquardt on a pyramid, with covariance and verdict."
 
     def __init__(
@@ -630,25 +653,6 @@ class GaussNewton(_Attempts):
                 found = found if result is None else result.pose.matrix
         result.evidence["starts"] = sum(len(batch) for batch in batches[: k + 1])
         return result
-
-    def assess(
-        self,
-        xray: Tensor,  # 1 1 H W line integrals (bone bright)
-        pose: RigidTransform,  # one
-        mask: Optional[Tensor] = None,  # as for `register`
-        landmarks: Optional[Tensor] = None,  # as for `register`
-        settled: bool = True,  # did the optimiser that found the pose come to rest?
-    ) -> Result:
-        "Judge a pose from elsewhere, without moving it."
-        if not isinstance(pose, RigidTransform) or len(pose) != 1:
-            raise ValueError(f"one pose is assessed at a time, not {len(pose) if isinstance(pose, RigidTransform) else type(pose).__name__}")
-        xray, mask, pose = self._check(xray, mask, pose)
-        self._points = _landmarks(self.drr, landmarks)
-        levels = self._aim(xray, mask, pose.translation.norm().item())
-        with torch.no_grad():
-            fit = _evaluate(levels[-1], pose.matrix)
-        k = len(levels) - 1
-        return self._result(levels, fit, torch.tensor([settled]), {k: fit.similarity[0].item()}, 0, [(k, fit.matrix[0], fit.cost[0], fit.similarity[0])])
 
 # %% ../notebooks/api/12_registration.ipynb #2a07d7a9
 class _Progress:
