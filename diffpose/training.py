@@ -979,7 +979,7 @@ class Trainer(_Watched):
         from tqdm import tqdm
 
         c = self.config
-        with tqdm(total=c.iterations, initial=self.iteration, desc="training", unit="it", disable=not progress or self.rank > 0) as bar:
+        with tqdm(total=c.iterations, initial=self.iteration, desc="training", unit="it", disable=None if progress and self.rank == 0 else True) as bar:
             while self.iteration < min(c.iterations, until or c.iterations):
                 began = time.perf_counter()
                 happened = self._learn()
