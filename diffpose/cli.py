@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['NOT_CONVERGED', 'BAD_INPUT', 'FAULT', 'POSE_KEYS', 'CONVENTIONS', 'AGREE_MM', 'COLUMNS', 'FLOATS', 'SUFFIXES', 'app',
-           'TWIST', 'OVERLAY_PX', 'FILM_PX', 'RESULT_FILES', 'DEMO_VIEWS', 'DEMO_CAMERA', 'DEMO_OFF', 'data_app',
-           'reported', 'in_options', 'steps', 'existing', 'check_writable', 'written_together', 'numbers', 'frames',
-           'pose_to_dict', 'pose_from_dict', 'in_context', 'load_poses', 'load_start', 'start_pose', 'load_ct',
-           'load_camera', 'load_xray', 'load_mask', 'load_landmarks', 'image_suffix', 'save_image', 'chosen_camera',
-           'chosen_poses', 'image_paths', 'pictured', 'render', 'parameter_deviations', 'covariance_to_dict', 'reduced',
-           'windowed', 'overlay', 'film', 'write_results', 'verdict_to_dict', 'write_json', 'report', 'register',
-           'solve', 'write_inputs', 'write_ct', 'demo_poses', 'pose_errors', 'demo_table', 'demo_picture', 'demo',
+           'TWIST', 'OVERLAY_PX', 'FILM_PX', 'RESULT_FILES', 'TRAIN_FILES', 'RANGE', 'DEMO_VIEWS', 'DEMO_CAMERA',
+           'DEMO_OFF', 'DEMO_RANGE', 'data_app', 'reported', 'in_options', 'steps', 'existing', 'check_writable',
+           'written_together', 'numbers', 'frames', 'pose_to_dict', 'pose_from_dict', 'in_context', 'load_poses',
+           'load_start', 'start_pose', 'load_ct', 'load_camera', 'load_xray', 'load_mask', 'load_landmarks',
+           'image_suffix', 'save_image', 'chosen_camera', 'chosen_poses', 'image_paths', 'pictured', 'render',
+           'parameter_deviations', 'covariance_to_dict', 'reduced', 'windowed', 'overlay', 'film', 'write_results',
+           'verdict_to_dict', 'write_json', 'report', 'register', 'load_model', 'solve', 'write_inputs', 'write_ct',
+           'pose_range', 'train', 'demo_poses', 'pose_errors', 'demo_table', 'demo_picture', 'demo', 'demo_network',
            'deepfluoro', 'twin', 'main']
 
 # %% ../notebooks/api/15_cli.ipynb #36103c83
@@ -915,6 +916,7 @@ def register(
     spacing: _option(_Text, "Size of a detector pixel in mm: one number, or row,column.", _GEOMETRY) = None,
     orientation: _View = _Orientation.AP,
     init: _option(str, "Six numbers 'a,b,c;x,y,z' (ZXY degrees, then mm), a pose file (JSON), or carm: the angles that camera file or X-ray state.", _START) = "carm",
+    model: _option(_Path, "Network of `diffpose train` (model.pt, or its folder): no start is needed.", _START) = None,
     restarts: _option(int, "Where the first start does not convince: further starts, drawn from a box around it.", _START) = 48,
     prior_rotation: _option(float, "Half width of that box in each angle, degrees.", _START) = 40.0,
     prior_translation: _option(float, "Half width of that box in each direction, mm.", _START) = 40.0,
@@ -947,15 +949,18 @@ def register(
             raise typer.Exit(NOT_CONVERGED)
 
 # %% ../notebooks/api/15_cli.ipynb #57be41a3
-def _register(step, patient: dict, ct, xray, out, camera, sdd, spacing, init, restarts, prior_rotation, prior_translation, seed, polarity, line_integrals, frame, mask, whole_image, landmarks, landmarks_frame, force) -> tuple:
+def _register(step, patient: dict, ct, xray, out, camera, sdd, spacing, init, model, restarts, prior_rotation, prior_translation, seed, polarity, line_integrals, frame, mask, whole_image, landmarks, landmarks_frame, force) -> tuple:
     "The work of `register`: the result, and what to say of it."
     folder, start = check_writable(out, RESULT_FILES, force), load_start(init)
+    if model is not None and init != "carm":
+        raise ValueError(f"--model {model} and --init {init} are two starts: give the one or the other")
     if restarts < 0 or min(prior_rotation, prior_translation) < 0:
         raise ValueError(f"--restarts, --prior-rotation and --prior-translation must not be negative, not {restarts}, {prior_rotation} and {prior_translation}")
     existing(ct, "a CT", folder=True), existing(xray, "an X-ray")
     step("loading torch")
     from diffpose.data import open_field
 
+    estimator = None if model is None else load_model(model, patient["orientation"])
     step("reading the X-ray")
     image, cam, counts = load_xray(xray, camera, sdd, spacing, polarity and polarity.replace("-", "_"), line_integrals, frame)
     if mask is not None:
@@ -965,16 +970,29 @@ def _register(step, patient: dict, ct, xray, out, camera, sdd, spacing, init, re
     step("reading the CT")
     subject = load_ct(ct, **patient)
     targets = None if landmarks is None else load_landmarks(landmarks, landmarks_frame, subject)
-    pose = start_pose(start, subject, cam, init)
-    result, drr, seconds = solve(step, subject, cam, image, pose, counts, targets, seed, restarts=restarts, spread=(prior_rotation, prior_translation))
+    pose = start_pose(start, subject, cam, init) if estimator is None else estimator.estimate(image, cam, counts)
+    result, drr, seconds = solve(step, subject, cam, image, pose, counts, targets, seed, estimator, restarts=restarts, spread=(prior_rotation, prior_translation))
     step("writing")
     about = {"ct": str(ct), "xray": str(xray), "camera": cam.to_dict()}
     write_results(folder, result, pose, drr, image, counts, about)
     return result, report(pose, result, seconds, counts.float().mean().item()) + f"\n\n{folder}: {', '.join(RESULT_FILES)}"
 
 
-def solve(step, subject, camera, xray, start, mask=None, targets=None, seed: int = 0, **options) -> tuple:  # (Result, DRR, seconds)
-    "Register one X-ray, after a look at whether the start sees the patient."
+def load_model(
+    path: Path,  # of a training: model.pt, or its folder
+    orientation: Optional[str],  # of the view that the CT will be read for
+) -> object:  # PoseEstimator
+    "The network of a training, if it knows this view."
+    from diffpose.training import PoseEstimator
+
+    estimator = PoseEstimator.load(existing(path, "a network of `diffpose train`", folder=True))
+    if estimator.orientation != orientation:
+        raise ValueError(f"{path} learned poses of view {estimator.orientation}: give --orientation {estimator.orientation or 'none'}")
+    return estimator
+
+
+def solve(step, subject, camera, xray, start, mask=None, targets=None, seed: int = 0, estimator=None, **options) -> tuple:  # (Result, DRR, seconds)
+    "Register one X-ray from a start that sees the patient, or from a network's guess."
     import torch
 
     from diffpose.drr import DRR
@@ -984,11 +1002,12 @@ def solve(step, subject, camera, xray, start, mask=None, targets=None, seed: int
     drr = DRR.from_camera(subject, camera, renderer="trilinear", persistent=False)
     with torch.no_grad():
         seen = reduced(drr, xray, 32)[0](start)
-    if (seen == seen[0, 0, 0, 0]).all():
+    if estimator is None and (seen == seen[0, 0, 0, 0]).all():
         raise ValueError("from the start no ray meets the CT. Lengths are in mm, and in the AP view the source stands at positive y: --init '0,0,0;0,850,0'")
     began = time.perf_counter()
     stages = lambda k, n, *_: step.note(f"registering, stage {k} of {n} done")
-    result = GaussNewton(drr, **options).register(xray, init=start, mask=mask, landmarks=targets, seed=seed, callback=stages)
+    solver, given = GaussNewton(drr, **options), {"mask": mask, "landmarks": targets, "seed": seed, "callback": stages}
+    result = solver.register(xray, init=start, **given) if estimator is None else estimator.register(xray, solver, **given)
     return result, drr, time.perf_counter() - began
 
 # %% ../notebooks/api/15_cli.ipynb #a41ebfec
@@ -1020,11 +1039,96 @@ def write_ct(
     tio.ScalarImage(tensor=subject.volume.data.round().to(torch.int16), affine=affine).save(path)
 
 # %% ../notebooks/api/15_cli.ipynb #cd001cff
+TRAIN_FILES = ("model.pt", "checkpoint.pt", "log.csv", "validation.csv", "training.png", "tensorboard")
+RANGE = {"AP": "0,0,0;0,750,0", "PA": "0,0,0;0,-750,0", None: "0,0,0;0,0,-750"}  # its middle
+
+
+class _Recipe(str, Enum):
+    cpu, paper, successor = "cpu", "paper", "successor"
+
+
+def pose_range(
+    center: Optional[str],  # a,b,c;x,y,z
+    rotation: str,  # half widths, degrees
+    translation: str,  # half widths, mm
+    published: bool,
+    orientation: Optional[str],
+) -> object:  # NormalPoses or UniformPoses
+    "Where the C-arm may stand."
+    from diffpose.training import NormalPoses, UniformPoses
+
+    if published:
+        if center is not None or orientation != "PA":
+            raise ValueError("--published is a range of its own, of view PA: give --orientation PA, and no --center")
+        return NormalPoses()
+    middle = numbers((center or RANGE[orientation]).replace(";", ","), 6, "--center (degrees; mm)")
+    half = [*numbers(rotation, 3, "--rotation (half widths, degrees)"), *numbers(translation, 3, "--translation (half widths, mm)")]
+    if min(half) < 0:
+        raise ValueError(f"--rotation and --translation are half widths and not negative, not {rotation} and {translation}")
+    low, high = ([m + sign * h for m, h in zip(middle, half)] for sign in (-1, 1))
+    return UniformPoses(tuple(low[:3]), tuple(high[:3]), tuple(low[3:]), tuple(high[3:]))
+
+# %% ../notebooks/api/15_cli.ipynb #db6babac
+@app.command()
+def train(
+    ct: _CT,
+    out: _option(Path, "Folder for the network; one that was begun there goes on.", _RESULT),
+    camera: _Camera = None,
+    sdd: _option(_Number, "Distance from source to detector in mm. (default: 1020)", _GEOMETRY) = None,
+    height: _option(_Whole, "Rows of the X-rays. (default: 256)", _GEOMETRY) = None,
+    width: _option(_Whole, "Columns. (default: as rows)", _GEOMETRY) = None,
+    delx: _option(_Number, "Width of a pixel in mm. (default: 400 mm / columns)", _GEOMETRY) = None,
+    orientation: _View = _Orientation.AP,
+    center: _option(_Text, "Middle of the range: 'a,b,c;x,y,z' (ZXY degrees, then mm). (default, AP: 0,0,0;0,750,0)", _START) = None,
+    rotation: _option(str, "Its half widths in the three angles, degrees.", _START) = "45,30,15",
+    translation: _option(str, "Its half widths in x, y, z, mm.", _START) = "80,150,80",
+    published: _option(bool, "DeepFluoro's published distribution instead (view PA).", _START, "--published") = False,
+    recipe: _option(_Recipe, "Settings: for a CPU, of DiffPose's paper, or of its successor (these want a GPU).", _RESULT) = _Recipe.cpu,
+    iterations: _option(_Whole, "How long. (default: the recipe's)", _RESULT) = None,
+    batch_size: _option(_Whole, "X-rays per iteration. (default: the recipe's)", _RESULT) = None,
+    start_from: _option(_Path, "Network of another patient to start from.", _RESULT, "--from") = None,
+    seed: _option(int, "Of everything that is drawn.", _RESULT) = 0,
+    labelmap: _Labelmap = None,
+    labels: _Labels = None,
+    structures: _Structures = None,
+    bone_attenuation: _Bone = 1.0,
+    density: _Mode = None,
+    ct_spacing: _CtSpacing = None,
+    series: _Series = None,
+    force: _option(bool, "Begin anew, whatever the folder holds.", _RESULT, "--force") = False,
+    debug: _Debug = False,
+):
+    "Teach a network a patient, so that X-rays of that patient need no start."
+    patient, options = _given(locals())
+    with reported(debug):
+        typer.echo(_train(patient, **options))
+
+
+def _train(patient: dict, ct, out, camera, center, rotation, translation, published, recipe, iterations, batch_size, start_from, seed, force, **geometry) -> str:
+    "The work of `train`, and what to say of it."
+    existing(ct, "a CT", folder=True)
+    folder = check_writable(out, (), force)
+    from diffpose import training
+
+    poses = pose_range(center, rotation, translation, published, patient["orientation"])
+    changes = {"poses": poses, "seed": seed, **{k: v for k, v in (("iterations", iterations), ("batch_size", batch_size)) if v is not None}}
+    make = {"cpu": training.TrainConfig, "paper": training.TrainConfig.paper, "successor": training.TrainConfig.successor}[recipe]
+    config, cam = make(**changes), chosen_camera(camera, **geometry)
+    init = None if start_from is None else existing(start_from, "a network of `diffpose train`", folder=True)
+    estimator = training.train(load_ct(ct, **patient), cam, folder, config, init, resume=not force)
+    v = estimator.about["validation"]
+    where = f"{folder}: {', '.join(name for name in TRAIN_FILES if (folder / name).exists())}"
+    errors = f"held-out X-rays, median (nine in ten): {v['rotation_deg_median']:.1f} ({v['rotation_deg_p90']:.1f}) degrees, {v['mtre_mm_median']:.0f} ({v['mtre_mm_p90']:.0f}) mm at the landmarks"
+    view = "" if patient["orientation"] == "AP" else f" --orientation {patient['orientation'] or 'none'}"
+    return f"{errors}\n{where}\nregister with it: diffpose register {ct} XRAY --camera CAMERA --model {folder}{view} --out RESULT"
+
+# %% ../notebooks/api/15_cli.ipynb #eadea42c
 DEMO_VIEWS = (  # name, primary and secondary angle of the C-arm [deg]
     ("ap", 0, 0), ("rao30", -30, 0), ("lao30", 30, 0), ("cranial20", 0, 20), ("rao15_caudal20", -15, -20), ("lao45", 45, 0), ("caudal25", 0, -25), ("lao20_cranial15", 20, 15),
 )
 DEMO_CAMERA = {"sdd": 1020.0, "sid": 850.0, "height": 256, "width": 256, "delx": 1.5, "dely": 1.5}  # mm, pixels
 DEMO_OFF = (20.0, 30.0)  # a start is wrong by up to this many degrees and mm in each of the six numbers
+DEMO_RANGE = ((-50.0, -30.0, -8.0), (50.0, 30.0, 8.0), (-30.0, 800.0, -30.0), (30.0, 900.0, 30.0))  # what the network learns: low and high, degrees and mm
 
 
 def demo_poses(
@@ -1074,6 +1178,8 @@ def demo_table(
         "X-ray": table["xray"], "mTRE (mm)": pair("mTRE_mm", 2), "rotation (deg)": pair("rotation_deg", 2), "translation (mm)": pair("translation_mm", 2),
         "expected (mm)": table["expected_tre_mm"].map("{:.2f}".format), "seconds": table["seconds"].map("{:.1f}".format), "verdict": table["verdict"],
     })
+    if "network_mTRE_mm" in table:
+        shown["no start: network -> registered (mm)"] = [f"{a:.0f} -> {b:.2f}, {v}" for a, b, v in zip(table["network_mTRE_mm"], table["unaided_mTRE_mm"], table["unaided_verdict"])]
     return shown.to_string(index=False)
 
 
@@ -1105,32 +1211,35 @@ def demo(
     seed: _option(int, "Which person, and which errors of the starts: 0, 1, 2, ...", _START) = 0,
     n: _option(int, f"How many X-rays, up to {len(DEMO_VIEWS)}.", _START, "--n") = 4,
     spacing: _option(float, "Voxel size of the CT in mm. The X-rays are made from a volume finer by a third.", _PATIENT) = 2.0,
+    iterations: _option(int, "How long the network learns, in iterations of 64 X-rays; 0: no network.", _RESULT) = 400,
     force: _Force = False,
     debug: _Debug = False,
 ):
-    "Register simulated X-rays of the embedded phantom from wrong starts, and show how well that went."
+    "Register simulated X-rays of the embedded phantom from wrong starts, and by a network from none, and show how well that went."
     with reported(debug):
-        with steps(3 + 3 * max(0, n)) as step:
-            rows, summary = _demo(step, Path(out), seed, n, spacing, force)
+        with steps(3 + 3 * max(0, n) + (1 + max(0, n) if iterations else 0)) as step:
+            rows, summary = _demo(step, Path(out), seed, n, spacing, iterations, force)
         typer.echo(summary)
         wrong = [f"{row['xray']} ({row['reasons']})" for row in rows if row["verdict"] != "converged"]
+        wrong += [f"{row['xray']} from the network's guess ({row['unaided_reasons']})" for row in rows if row.get("unaided_verdict", "converged") != "converged"]
         if wrong:
             typer.echo(f"not converged: {', '.join(wrong)}", err=True)
             raise typer.Exit(NOT_CONVERGED)
 
 # %% ../notebooks/api/15_cli.ipynb #6f35929f
-def _demo(step, out: Path, seed: int, n: int, spacing: float, force: bool) -> tuple:
+def _demo(step, out: Path, seed: int, n: int, spacing: float, iterations: int, force: bool) -> tuple:
     "The work of `demo`: a row per X-ray, and what to say of them."
     names = [f"{i + 1}_{name}" for i, (name, *_) in enumerate(DEMO_VIEWS)][:n]
-    if not 1 <= n <= len(DEMO_VIEWS) or seed < 0 or not 0.5 <= spacing <= 8:
-        raise ValueError(f"the demo takes --n 1 to {len(DEMO_VIEWS)}, --seed 0 or more and --spacing 0.5 to 8 mm, not {n}, {seed} and {spacing}")
-    out = check_writable(out, ("ct.nii.gz", "results.csv", "summary.png", *names), force)
+    if not 1 <= n <= len(DEMO_VIEWS) or seed < 0 or not 0.5 <= spacing <= 8 or iterations < 0:
+        raise ValueError(f"the demo takes --n 1 to {len(DEMO_VIEWS)}, --seed 0 or more, --spacing 0.5 to 8 mm and --iterations 0 or more, not {n}, {seed}, {spacing} and {iterations}")
+    out = check_writable(out, ("ct.nii.gz", "results.csv", "summary.png", "network", *names), force)
     step("loading torch")
     from diffpose.phantom import make_phantom
 
     step("building the phantom, twice")
     subject, finer = make_phantom(seed, spacing), make_phantom(seed, spacing * 2 / 3)
-    done = [_demo_xray(step, out, name, i, seed, subject, finer) for i, name in enumerate(names)]
+    estimator = demo_network(step, out / "network", subject, seed, iterations) if iterations else None
+    done = [_demo_xray(step, out, name, i, seed, subject, finer, estimator) for i, name in enumerate(names)]
     step("writing")
     with written_together(out) as inside:
         import pandas as pd
@@ -1149,12 +1258,25 @@ def _demo(step, out: Path, seed: int, n: int, spacing: float, force: bool) -> tu
     ))
 
 
-def _demo_xray(step, out: Path, name: str, view: int, seed: int, subject: object, finer: object) -> tuple:
+def demo_network(step, folder: Path, subject: object, seed: int, iterations: int) -> object:  # PoseEstimator
+    "A network that has seen this person for a while."
+    from diffpose.calibration import Camera
+    from diffpose.training import TrainConfig, UniformPoses, train
+
+    step("training a network")
+    rate = min(2e-3, 2e-3 * iterations / 100)
+    config = TrainConfig(poses=UniformPoses(*DEMO_RANGE), iterations=iterations, warmup=min(50, iterations // 4), lr=rate, validate_every=max(1, iterations // 4), seed=seed)
+    tell = lambda k, happened: step.note(f"training a network, {k} of {iterations}: {happened['mtre_mm']:.0f} mm")
+    return train(subject, Camera(**DEMO_CAMERA), folder, config, progress=False, callback=tell, resume=False)
+
+
+def _demo_xray(step, out: Path, name: str, view: int, seed: int, subject: object, finer: object, estimator: object) -> tuple:
     "Simulate, register and write one X-ray."
     import torch
 
     from diffpose.calibration import Camera
     from diffpose.data import open_field
+    from diffpose.pose import RigidTransform
     from diffpose.simulation import simulate_xray
 
     _, primary, secondary = DEMO_VIEWS[view]
@@ -1165,6 +1287,12 @@ def _demo_xray(step, out: Path, name: str, view: int, seed: int, subject: object
     result, drr, seconds = solve(step, subject, camera, xray, start, mask, subject.fiducials)
     errors = {f"{at}_{key}": value for at, pose in (("start", start), ("result", result.pose)) for key, value in pose_errors(truth, pose, subject.fiducials).items()}
     row = {"xray": name, **errors, "expected_tre_mm": float(result.expected_tre_mm), "seconds": seconds, "verdict": result.verdict, "reasons": "; ".join(result.reasons)}
+    if estimator is not None:
+        unaided, *_ = solve(step, subject, camera, xray, estimator.estimate(xray, camera, mask), mask, subject.fiducials, estimator=estimator)
+        guess = RigidTransform(torch.tensor(unaided.evidence["guess"])[None])
+        wrong = {"network": guess, "unaided": unaided.pose}
+        row |= {f"{at}_mTRE_mm": pose_errors(truth, pose, subject.fiducials)["mTRE_mm"] for at, pose in wrong.items()}
+        row |= {"unaided_verdict": unaided.verdict, "unaided_reasons": "; ".join(unaided.reasons)}
     step(f"{name}: pictures")
     write_results(out / name, result, start, drr, xray, mask, {"true_errors": errors})
     write_inputs(out / name, subject, camera, xray, start, truth)

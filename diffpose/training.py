@@ -25,7 +25,7 @@ import torch.nn.functional as F
 import torchio
 from torch import Tensor
 
-from .calibration import Camera
+from .calibration import Camera, reorientation
 from .data import open_field
 from .deepfluoro import OFFSET_MEAN_MM, OFFSET_ROTATION_RAD, OFFSET_STD_MM
 from .drr import DRR
@@ -571,7 +571,7 @@ class _Network:
 
     def __init__(self, data: dict):
         self.config, self.camera = TrainConfig.from_dict(data["config"]), Camera(**data["camera"])
-        self.residuals, self.about = data["residuals"], {k: data[k] for k in ("iteration", "versions", "validation")}
+        self.orientation, self.residuals, self.about = data["orientation"], data["residuals"], {k: data[k] for k in ("iteration", "versions", "validation")}
         self.model = make_model(self.config, self.camera, pretrained=False)
         self.model.load_state_dict(data["model"])
         self.model.eval()
@@ -680,6 +680,8 @@ class PoseEstimator(_Guessing):
     ) -> Result:  # its `evidence` holds "guess", the network's pose 4 4
         "Network, refinement, verdict."
         solver = GaussNewton(solver) if isinstance(solver, DRR) else solver
+        if (solver.drr.detector.reorient.cpu().double() - reorientation(self.orientation).double()).abs().max() > 1e-6:
+            raise ValueError(f"the network learned poses of view {self.orientation}, the CT was read with orientation {getattr(solver.drr.subject, 'orientation', 'another')}: read(..., orientation={self.orientation!r})")
         camera = solver.drr.camera
         guess = self.estimate(xray, camera, mask)
         options = {"mask": mask, "landmarks": landmarks, "seed": seed, "progress": progress}
@@ -722,7 +724,10 @@ class _Prepared:
         self.config, self.folder = config, Path(folder).expanduser()
         self.rank, self.world, found = process_group()
         self.device = torch.device(device or found)
-        self.fingerprint = _fingerprint(subjects, camera)
+        views = {s.orientation for s in subjects}
+        if len(views) > 1:
+            raise ValueError(f"one network, one view: the subjects were read with orientation {' and '.join(map(str, views))}")
+        self.orientation, self.fingerprint = views.pop(), _fingerprint(subjects, camera)
         distance = config.poses.center.translation.norm().item()
         drrs = [training_drr(s, camera, config.height, config.renderer, distance) for s in subjects]
         self.landmarks = [default_landmarks(d).float() for d in drrs]
@@ -797,7 +802,7 @@ class _Saved(_Prepared):
 
     def _write_model(self, residuals: Tensor, row: dict) -> None:
         "What an X-ray needs."
-        data = {"format": 1, "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions(), "model": self.model.state_dict(), "residuals": residuals, "iteration": self.iteration, "validation": row}
+        data = {"format": 1, "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions(), "model": self.model.state_dict(), "orientation": self.orientation, "residuals": residuals, "iteration": self.iteration, "validation": row}
         save_atomically(self.folder / "model.pt", lambda p: torch.save(data, p))
 
 # %% ../notebooks/api/13_training.ipynb #c912ab48
@@ -972,20 +977,22 @@ class Trainer(_Watched):
 
     def run(
         self,
-        progress: bool = True,  # show a bar
-        until: Optional[int] = None,  # stop after this iteration, as if killed
+        progress: bool = True,  # show a bar, where there is a terminal
+        callback: Optional[Callable[[int, dict], None]] = None,  # called after each iteration with its number, and what happened
     ) -> "Trainer":
         "Learn."
         from tqdm import tqdm
 
         c = self.config
         with tqdm(total=c.iterations, initial=self.iteration, desc="training", unit="it", disable=None if progress and self.rank == 0 else True) as bar:
-            while self.iteration < min(c.iterations, until or c.iterations):
+            while self.iteration < c.iterations:
                 began = time.perf_counter()
                 happened = self._learn()
                 self.iteration += 1
                 self.seconds += time.perf_counter() - began
                 self._record(happened)
+                if callback is not None:
+                    callback(self.iteration, happened)
                 bar.update()
                 bar.set_postfix(loss=f"{happened['loss']:.3f}", deg=f"{happened['rotation_deg']:.1f}", mm=f"{happened['translation_mm']:.0f}")
                 if self.iteration % c.validate_every == 0 or self.iteration == c.iterations:
@@ -1003,11 +1010,12 @@ def train(
     config: Optional[TrainConfig] = None,
     init: Union[str, Path, None] = None,  # another training's model, to start from its weights
     progress: bool = True,
+    callback: Optional[Callable[[int, dict], None]] = None,  # as for `Trainer.run`
     **options,  # of `Trainer`: device, resume, tensorboard
 ) -> PoseEstimator:
     "Teach a network a patient, and return the best that validation saw."
     subjects = [subjects] if isinstance(subjects, torchio.Subject) else list(subjects)
-    trainer = Trainer(subjects, camera, folder, config, init, **options).run(progress)
+    trainer = Trainer(subjects, camera, folder, config, init, **options).run(progress, callback)
     return PoseEstimator.load(trainer.folder).to(trainer.device)
 
 
