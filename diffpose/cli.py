@@ -949,6 +949,19 @@ def register(
             raise typer.Exit(NOT_CONVERGED)
 
 # %% ../notebooks/api/15_cli.ipynb #57be41a3
+def load_model(
+    path: Path,  # of a training: model.pt, or its folder
+    orientation: Optional[str],  # of the view that the CT will be read for
+) -> object:  # PoseEstimator
+    "The network of a training, if it knows this view."
+    from diffpose.training import PoseEstimator
+
+    estimator = PoseEstimator.load(existing(path, "a network of `diffpose train`", folder=True))
+    if estimator.orientation != orientation:
+        raise ValueError(f"{path} learned poses of view {estimator.orientation}: give --orientation {estimator.orientation or 'none'}")
+    return estimator
+
+# %% ../notebooks/api/15_cli.ipynb #8cbf0b5e
 def _register(step, patient: dict, ct, xray, out, camera, sdd, spacing, init, model, restarts, prior_rotation, prior_translation, seed, polarity, line_integrals, frame, mask, whole_image, landmarks, landmarks_frame, force) -> tuple:
     "The work of `register`: the result, and what to say of it."
     folder, start = check_writable(out, RESULT_FILES, force), load_start(init)
@@ -976,19 +989,6 @@ def _register(step, patient: dict, ct, xray, out, camera, sdd, spacing, init, mo
     about = {"ct": str(ct), "xray": str(xray), "camera": cam.to_dict()}
     write_results(folder, result, pose, drr, image, counts, about)
     return result, report(pose, result, seconds, counts.float().mean().item()) + f"\n\n{folder}: {', '.join(RESULT_FILES)}"
-
-
-def load_model(
-    path: Path,  # of a training: model.pt, or its folder
-    orientation: Optional[str],  # of the view that the CT will be read for
-) -> object:  # PoseEstimator
-    "The network of a training, if it knows this view."
-    from diffpose.training import PoseEstimator
-
-    estimator = PoseEstimator.load(existing(path, "a network of `diffpose train`", folder=True))
-    if estimator.orientation != orientation:
-        raise ValueError(f"{path} learned poses of view {estimator.orientation}: give --orientation {estimator.orientation or 'none'}")
-    return estimator
 
 
 def solve(step, subject, camera, xray, start, mask=None, targets=None, seed: int = 0, estimator=None, **options) -> tuple:  # (Result, DRR, seconds)
@@ -1227,6 +1227,18 @@ def demo(
             raise typer.Exit(NOT_CONVERGED)
 
 # %% ../notebooks/api/15_cli.ipynb #6f35929f
+def demo_network(step, folder: Path, subject: object, seed: int, iterations: int) -> object:  # PoseEstimator
+    "A network that has seen this person for a while."
+    from diffpose.calibration import Camera
+    from diffpose.training import TrainConfig, UniformPoses, train
+
+    step("training a network")
+    rate = min(2e-3, 2e-3 * iterations / 100)
+    config = TrainConfig(poses=UniformPoses(*DEMO_RANGE), iterations=iterations, warmup=min(50, iterations // 4), lr=rate, validate_every=max(1, iterations // 4), seed=seed)
+    tell = lambda k, happened: step.note(f"training a network, {k} of {iterations}: {happened['mtre_mm']:.0f} mm")
+    return train(subject, Camera(**DEMO_CAMERA), folder, config, progress=False, callback=tell, resume=False)
+
+# %% ../notebooks/api/15_cli.ipynb #13ad57e5
 def _demo(step, out: Path, seed: int, n: int, spacing: float, iterations: int, force: bool) -> tuple:
     "The work of `demo`: a row per X-ray, and what to say of them."
     names = [f"{i + 1}_{name}" for i, (name, *_) in enumerate(DEMO_VIEWS)][:n]
@@ -1256,18 +1268,6 @@ def _demo(step, out: Path, seed: int, n: int, spacing: float, iterations: int, f
         f"pictures: {out / 'summary.png'}, and in {first} ... overlay_before.png, overlay_after.png, convergence.png, registration.webp",
         f"the same from files: diffpose register {out / 'ct.nii.gz'} {inputs} --out {out / 'again'}",
     ))
-
-
-def demo_network(step, folder: Path, subject: object, seed: int, iterations: int) -> object:  # PoseEstimator
-    "A network that has seen this person for a while."
-    from diffpose.calibration import Camera
-    from diffpose.training import TrainConfig, UniformPoses, train
-
-    step("training a network")
-    rate = min(2e-3, 2e-3 * iterations / 100)
-    config = TrainConfig(poses=UniformPoses(*DEMO_RANGE), iterations=iterations, warmup=min(50, iterations // 4), lr=rate, validate_every=max(1, iterations // 4), seed=seed)
-    tell = lambda k, happened: step.note(f"training a network, {k} of {iterations}: {happened['mtre_mm']:.0f} mm")
-    return train(subject, Camera(**DEMO_CAMERA), folder, config, progress=False, callback=tell, resume=False)
 
 
 def _demo_xray(step, out: Path, name: str, view: int, seed: int, subject: object, finer: object, estimator: object) -> tuple:
