@@ -951,7 +951,7 @@ class _Watched(_Learning):
 
 # %% ../notebooks/api/13_training.ipynb #ff3e8775
 class Trainer(_Watched):
-    "A training, from its first or its last state to its end. Most users call `train`."
+    "A training, from its first or its last state to its end; it seeds torch's global generator. Most users call `train`."
 
     def __init__(
         self,
@@ -1030,11 +1030,14 @@ def plot_training(
     folder = Path(folder).expanduser()
     log, validation = (pd.read_csv(folder / f"{name}.csv") for name in ("log", "validation"))
     axs = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")[1] if axs is None else axs
-    axs[0].semilogy(log["iteration"], log["loss"])
-    axs[0].set(xlabel="iteration", ylabel="loss")
+    axs[0].plot(log["iteration"], log["loss"])
+    axs[0].set(xlabel="iteration", ylabel="loss", ylim=(0, None))
     for name, label in (("rotation_deg", "rotation [deg]"), ("translation_mm", "translation [mm]"), ("mtre_mm", "mTRE [mm]")):
         (line,) = axs[1].semilogy(validation["iteration"], validation[f"{name}_median"], ".-", label=label)
         axs[1].fill_between(validation["iteration"], validation[f"{name}_median"], validation[f"{name}_p90"], color=line.get_color(), alpha=0.15, lw=0)
-    axs[1].set(xlabel="iteration", ylabel="held-out X-rays: median to 90%")
+    axs[1].set(xlabel="iteration", ylabel="held-out X-rays:\nmedian to nine in ten")
+    axs[1].yaxis.set_major_formatter("{x:g}")
+    axs[1].yaxis.set_minor_formatter("{x:g}")
+    axs[1].tick_params(axis="y", which="both", labelsize=7)
     axs[1].legend(fontsize=7)
     return axs

@@ -7,7 +7,7 @@ A row per X-ray and method goes to OUT/rows_METHOD_SPECIMEN.csv as it is done; w
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,14 +29,13 @@ class Config:
     out: Path  # folder of the experiment; its network is in specimen_N
     data: Path | None = None  # as for train.py
     model: Path | None = None  # another network (None: the specimen's)
-    methods: tuple[str, ...] = ("network", "gauss_newton")  # and adam, adam_dense
+    methods: tuple[str, ...] = ("network", "gauss_newton")  # and prior (GaussNewton from 64 draws of the training's range, no network), adam, adam_dense
     height: int = 192  # rows of the X-rays
     limit: int | None = None  # X-rays (None: all)
     hypotheses: int = 7  # beside the guess
     more: int = 48  # further starts where these do not convince
     steps: int = 500  # of Adam
     tool_mm: float = 0.0  # with a CT: a metal rod across the X-rays
-    prior: bool = False  # gauss_newton: starts from the training's range alone, without the network (64)
 # ----------------------------------------------------------------------
 
 
@@ -79,7 +78,7 @@ def main(config: Config) -> None:
     camera = specimen.camera(0)
     drr = DRR.from_camera(specimen.subject, camera, renderer="trilinear", persistent=False)
     for method in config.methods:
-        rows, solver = Rows(config.out / f"rows_{method}_{config.specimen}.csv", ["xray"]), SOLVERS[method](drr, config)
+        warm, rows, solver = False, Rows(config.out / f"rows_{method}_{config.specimen}.csv", ["xray"]), SOLVERS[method](drr, config)
         for k in range(min(specimen.n, config.limit or specimen.n)):
             if rows.has(k):
                 continue
@@ -87,9 +86,10 @@ def main(config: Config) -> None:
             if there != camera:  # a rotated frame whose principal point is not its middle
                 solver = SOLVERS[method](DRR.from_camera(specimen.subject, there, renderer="trilinear", persistent=False), config)
                 camera = there
-            if not rows.done:  # compile, build the pyramid: not this X-ray's time
-                register(method, solver, estimator, xray, mask, specimen, there, config if not method.startswith("adam") else Config(config.specimen, config.out, steps=1), k)
-                rows.done.add(())
+            if not warm:  # compile, build the pyramid: not this X-ray's time
+                once = SOLVERS[method](drr, replace(config, steps=1)) if method.startswith("adam") else solver
+                register(method, once, estimator, xray, mask, specimen, there, config, k)
+                warm = True
             row = register(method, solver, estimator, xray, mask, specimen, there, config, k)
             rows.add({"specimen": config.specimen, "name": specimen.name, "method": method, "xray": k, **row})
             print(f"{specimen.name}, {method}, X-ray {k}: mTRE {row['mtre_mm_before']:.1f} -> {row['mtre_mm_after']:.2f} mm, {row['verdict'] or 'no verdict'}, {row['seconds']:.1f} s", flush=True)

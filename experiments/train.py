@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 from specimens import load
 
@@ -69,6 +70,8 @@ def main(config: Config) -> None:
     estimator = train([s.subject for s in found], found[0].camera(0), folder_of(config.out, config.specimen), settings(config), config.init, progress=rank == 0, device=device, resume=config.resume)
     if rank == 0:
         print(f"{folder_of(config.out, config.specimen)}: {estimator.about['validation']}, {time.perf_counter() - began:.0f} s in this run, {processes} process(es), {device}")
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
