@@ -344,17 +344,17 @@ def start_pose(
         )
     return camera.pose(subject.orientation)
 
-# %% ../notebooks/api/15_cli.ipynb #4208212f
+# %% ../notebooks/api/15_cli.ipynb #b457bc71
 def load_ct(
     path: Path,
     labelmap: Optional[Path],
     labels: Optional[str],  # numbers, names or groups, with commas between them
     structures: Optional[Path],
     orientation: Optional[str],
-    bone_attenuation: float,
-    density: Optional[str],  # None: normalised
-    ct_spacing: Optional[str],  # one number or three, mm
-    series: Optional[str],
+    bone_attenuation: float = 1.0,
+    density: Optional[str] = None,  # normalised
+    ct_spacing: Optional[str] = None,  # one number or three, mm
+    series: Optional[str] = None,
 ) -> object:  # torchio.Subject
     "The patient."
     from diffpose.data import read
@@ -498,7 +498,7 @@ def save_image(
             info.add_text(key, str(value))
         Image.fromarray(gray.round().astype(np.uint16 if bits == 16 else np.uint8)).save(path, pnginfo=info)
 
-# %% ../notebooks/api/15_cli.ipynb #f01e292c
+# %% ../notebooks/api/15_cli.ipynb #5dd5a56f
 class _Orientation(str, Enum):
     AP = "AP"
     PA = "PA"
@@ -530,7 +530,7 @@ def _given(said: dict) -> tuple:  # (arguments of `load_ct`, the others)
     said = {name: value.value if isinstance(value, Enum) else value for name, value in said.items() if name != "debug"}
     said["orientation"] = None if said["orientation"] == "none" else said["orientation"]
     names = ("labelmap", "labels", "structures", "orientation", "bone_attenuation", "density", "ct_spacing", "series")
-    return {name: said.pop(name) for name in names}, said
+    return {name: said.pop(name) for name in names if name in said}, said
 
 
 def _option(kind: type, help: str, panel: str, *names: str):
@@ -905,7 +905,7 @@ def report(
     names = ("alpha (deg)", "beta (deg)", "gamma (deg)", "x (mm)", "y (mm)", "z (mm)")
     return "\n".join(lines + [f"{name:16}{round(a, 2) + 0.0:10.2f}{round(b, 2) + 0.0:10.2f}{c:10.3f}" for name, a, b, c in zip(names, *columns)])
 
-# %% ../notebooks/api/15_cli.ipynb #b1a6f8af
+# %% ../notebooks/api/15_cli.ipynb #d04d4689
 @app.command()
 def register(
     ct: _CT,
@@ -917,9 +917,9 @@ def register(
     orientation: _View = _Orientation.AP,
     init: _option(str, "Six numbers 'a,b,c;x,y,z' (ZXY degrees, then mm), a pose file (JSON), or carm: the angles that camera file or X-ray state.", _START) = "carm",
     model: _option(_Path, "Network of `diffpose train` (model.pt, or its folder): no start is needed.", _START) = None,
-    restarts: _option(int, "Where the first start does not convince: further starts, drawn from a box around it.", _START) = 48,
-    prior_rotation: _option(float, "Half width of that box in each angle, degrees.", _START) = 40.0,
-    prior_translation: _option(float, "Half width of that box in each direction, mm.", _START) = 40.0,
+    restarts: _option(int, "Where the first start does not convince: further starts, drawn from a box around it; with --model, from what the network learned.", _START) = 48,
+    prior_rotation: _option(float, "Half width of that box in each angle, degrees. (without --model)", _START) = 40.0,
+    prior_translation: _option(float, "Half width of that box in each direction, mm. (without --model)", _START) = 40.0,
     seed: _option(int, "Of the further starts.", _START) = 0,
     polarity: _option(Optional[_Polarity], "How the file shows bone. (default: as its header says, else bone-dark)", _IMAGE) = None,
     line_integrals: _option(Optional[bool], "Is the logarithm taken already? (default: as the header says, else not)", _IMAGE, "--line-integrals/--intensities") = None,
@@ -961,7 +961,7 @@ def load_model(
         raise ValueError(f"{path} learned poses of view {estimator.orientation}: give --orientation {estimator.orientation or 'none'}")
     return estimator
 
-# %% ../notebooks/api/15_cli.ipynb #8cbf0b5e
+# %% ../notebooks/api/15_cli.ipynb #f8e28ffa
 def _register(step, patient: dict, ct, xray, out, camera, sdd, spacing, init, model, restarts, prior_rotation, prior_translation, seed, polarity, line_integrals, frame, mask, whole_image, landmarks, landmarks_frame, force) -> tuple:
     "The work of `register`: the result, and what to say of it."
     folder, start = check_writable(out, RESULT_FILES, force), load_start(init)
@@ -1007,7 +1007,7 @@ def solve(step, subject, camera, xray, start, mask=None, targets=None, seed: int
     began = time.perf_counter()
     stages = lambda k, n, *_: step.note(f"registering, stage {k} of {n} done")
     solver, given = GaussNewton(drr, **options), {"mask": mask, "landmarks": targets, "seed": seed, "callback": stages}
-    result = solver.register(xray, init=start, **given) if estimator is None else estimator.register(xray, solver, **given)
+    result = solver.register(xray, init=start, **given) if estimator is None else estimator.register(xray, solver, n_more=options.get("restarts", 48), **given)
     return result, drr, time.perf_counter() - began
 
 # %% ../notebooks/api/15_cli.ipynb #a41ebfec
@@ -1068,7 +1068,7 @@ def pose_range(
     low, high = ([m + sign * h for m, h in zip(middle, half)] for sign in (-1, 1))
     return UniformPoses(tuple(low[:3]), tuple(high[:3]), tuple(low[3:]), tuple(high[3:]))
 
-# %% ../notebooks/api/15_cli.ipynb #db6babac
+# %% ../notebooks/api/15_cli.ipynb #33d57f2b
 @app.command()
 def train(
     ct: _CT,
@@ -1091,7 +1091,6 @@ def train(
     labelmap: _Labelmap = None,
     labels: _Labels = None,
     structures: _Structures = None,
-    bone_attenuation: _Bone = 1.0,
     density: _Mode = None,
     ct_spacing: _CtSpacing = None,
     series: _Series = None,

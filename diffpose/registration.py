@@ -218,7 +218,7 @@ class _Level:
         self.renders = 0
         return self
 
-# %% ../notebooks/api/12_registration.ipynb #2cc0e082
+# %% ../notebooks/api/12_registration.ipynb #97536997
 @dataclass
 class _Fit:
     "A batch of poses with their costs and normal equations."
@@ -248,7 +248,7 @@ def _block_sums(x: Tensor, blocks: int = 8) -> Tensor:  # B H W P to B K P
 
 def _evaluate(level: _Level, matrix: Tensor) -> _Fit:
     "Render poses B 4 4 at a level, value and Jacobian at once."
-    image, J = level.drr.jacobian(RigidTransform(matrix))
+    image, J = level.drr.jacobian(RigidTransform(matrix.to(level.drr.device)))
     level.renders += len(matrix)
     y, J = level._standardise(image, level.weight, J)
     residual, n = y - level.target, level.weight.sum()
@@ -258,7 +258,8 @@ def _evaluate(level: _Level, matrix: Tensor) -> _Fit:
     score = _block_sums((J * (q * residual)[..., None]).sum(1)) / n
     Jq = (J * q[..., None].sqrt()).flatten(1, 3).double()
     correlation = (y * level.target).sum((1, 2, 3)) / (y.square().sum((1, 2, 3)) * level.target.square().sum()).clamp(min=1e-20).sqrt()
-    return _Fit(matrix, rho.sum((1, 2, 3)) / n, correlation, Jq.mT @ Jq / n, score.sum(1), score)
+    found = (rho.sum((1, 2, 3)) / n, correlation, Jq.mT @ Jq / n, score.sum(1), score)
+    return _Fit(matrix, *(x.to(matrix.device) for x in found))  # images live on the DRR's device, the optimiser beside the poses
 
 # %% ../notebooks/api/12_registration.ipynb #05a591c5
 ROUNDING = 1e-8  # a cost below this is float32's rounding
@@ -293,7 +294,7 @@ def _descend(level: _Level, matrix: Tensor, record: Callable[[Tensor, Tensor, Te
         record(fit.matrix, fit.cost, fit.similarity)
     return fit, steps.long(), settled
 
-# %% ../notebooks/api/12_registration.ipynb #7c2f889b
+# %% ../notebooks/api/12_registration.ipynb #d5b201c5
 @dataclass(frozen=True)
 class PosePrior:
     "A box of poses around a mean: Euler angles ZXY plus or minus `rotation_deg`, translations plus or minus `translation_mm`."
@@ -318,7 +319,7 @@ class PosePrior:
         "Draw poses; the first is the mean itself."
         if n < 1:
             raise ValueError(f"a prior is sampled once or more often, not {n} times")
-        rotation, translation = self.mean.double().convert("euler_angles", "ZXY")
+        rotation, translation = self.mean.cpu().double().convert("euler_angles", "ZXY")
         widths = [torch.as_tensor(x, dtype=torch.float64).expand(3) for x in (self.rotation_deg, self.translation_mm)]
         draw = lambda width: width * (2 * torch.rand(n, 3, generator=generator, dtype=torch.float64) - 1)
         shift, turn = draw(widths[1]), torch.deg2rad(draw(widths[0]))
@@ -519,7 +520,7 @@ class _Judge(_Matcher):
             return "ambiguous", ambiguous
         return "converged", [f"images agree (local NCC {e['local_similarity']:.2f}), expected error {e['expected_tre_mm']:.2f} mm"]
 
-# %% ../notebooks/api/12_registration.ipynb #a74cb946
+# %% ../notebooks/api/12_registration.ipynb #2950fa8a
 class _Attempts(_Judge):
     "Checks of the inputs, and batches of starts until one convinces."
 
@@ -570,7 +571,7 @@ class _Attempts(_Judge):
             raise TypeError(f"init must be a RigidTransform or a PosePrior, not {type(init).__name__}")
         mean.check_rigid(1e-3)
         xray = torch.where(mask, xray, 0.0).to(self.drr.device, self.drr.dtype)
-        return xray, self._shrink(mask).to(xray), init.detach().double() if isinstance(init, RigidTransform) else init
+        return xray, self._shrink(mask).to(xray), init.detach().cpu().double() if isinstance(init, RigidTransform) else init
 
     def _shrink(self, mask: Tensor) -> Tensor:
         "Stay off the blurred edge of the field of view, by one per cent of the image."
@@ -679,9 +680,9 @@ class _Progress:
         if self.callback is not None:
             self.callback(stage, total, RigidTransform(fit.matrix[:1]), fit.cost[0].item())
 
-# %% ../notebooks/api/12_registration.ipynb #ef75be44
+# %% ../notebooks/api/12_registration.ipynb #4245509f
 def patch_distribution(
-    features: Optional[Tensor],  # 1 C h w or C h w, from a network's backbone; None: every centre alike
+    features: Optional[Tensor],  # 1 C h w, from a network (`PoseRegressor.features`); None: every centre alike
     height: int,  # of the image
     width: int,
     patch_size: int,  # side of a patch [pixels], odd
@@ -692,9 +693,9 @@ def patch_distribution(
         raise ValueError(f"patch_size is odd, from 3 to the shorter side of the {height} x {width} image, not {patch_size}")
     weight = torch.ones(height, width)
     if features is not None:
-        if features.ndim not in (3, 4) or (features.ndim == 4 and len(features) != 1) or not features.isfinite().all():
-            raise ValueError(f"features are one finite map, 1 C h w or C h w, not {tuple(features.shape)}; transformers' tokens must be put on their grid first")
-        summed = features.detach().float().cpu().reshape(-1, *features.shape[-2:]).sum(0)
+        if features.ndim != 4 or len(features) != 1 or not features.isfinite().all():
+            raise ValueError(f"features are one finite map, 1 C h w, not {tuple(features.shape)}: PoseRegressor.features puts a transformer's tokens on their grid")
+        summed = features.detach().float().cpu().sum((0, 1))
         weight = F.interpolate(summed[None, None], (height, width), mode="bicubic")[0, 0]
         weight = weight - weight.min()
     r = patch_size // 2
@@ -800,7 +801,7 @@ class VectorizedNormalizedCrossCorrelation2d(torch.nn.Module):
     def extra_repr(self) -> str:
         return f"eps={self.eps}, mean={self.mean}, std={self.std}"
 
-# %% ../notebooks/api/12_registration.ipynb #f46d16ef
+# %% ../notebooks/api/12_registration.ipynb #ad328bd4
 def _ascend(reg: SparseRegistration, similarity: Callable, steps: int, lr: tuple, decay: float, decay_every: int, options: dict, progress: bool) -> list:
     "Maximise a similarity of (image, patches) by Adam; a row for each pose: level, pose 4 4, cost, similarity."
     from tqdm import tqdm
@@ -810,13 +811,13 @@ def _ascend(reg: SparseRegistration, similarity: Callable, steps: int, lr: tuple
     for _ in tqdm(range(steps), desc="Adam", unit="step", leave=False, disable=not progress):
         optimiser.zero_grad()
         value = similarity(*reg(**options)).sum()
-        rows.append((0, reg.pose.matrix[0].detach().double(), 1 - value.item(), value.item()))
+        rows.append((0, reg.pose.matrix[0].detach().cpu().double(), 1 - value.item(), value.item()))
         value.backward()
         optimiser.step()
         schedule.step()
     with torch.no_grad():
         value = similarity(*reg(**options)).item()
-    return [*rows, (0, reg.pose.matrix[0].detach().double(), 1 - value, value)]
+    return [*rows, (0, reg.pose.matrix[0].detach().cpu().double(), 1 - value, value)]
 
 
 class _Adam:
@@ -839,7 +840,7 @@ class _Adam:
         target = fill(image)
         return lambda rendered, _: self._whole(target, fill(rendered))
 
-# %% ../notebooks/api/12_registration.ipynb #b1baecaf
+# %% ../notebooks/api/12_registration.ipynb #918e68c6
 class SparseAdam(_Adam):
     "First-order 2D/3D registration of one X-ray on patches, as in DiffPose, with the verdict of `GaussNewton.assess`."
 
@@ -880,7 +881,7 @@ class SparseAdam(_Adam):
         image = ((image - low) / (high - low) - self._patches.mean) / self._patches.std
         runs = []
         for k in range(len(init)):
-            reg = SparseRegistration(self.drr, init[k].to(self.drr.dtype), self.parameterization, self.convention, features, self.n_patches, self.patch_size, torch.Generator().manual_seed(seed), inside.bool())
+            reg = SparseRegistration(self.drr, init[k].to(self.drr.device, self.drr.dtype), self.parameterization, self.convention, features, self.n_patches, self.patch_size, torch.Generator().manual_seed(seed), inside.bool())
             runs.append(_ascend(reg, self._similarity(image, inside.bool()), self.steps, self.lr, self.decay, self.decay_every, self.options, progress))
         rows = max(runs, key=lambda run: run[-1][-1])
         result = self.judge.assess(xray, RigidTransform(rows[-1][1][None]), mask, landmarks, self._at_rest(rows))
@@ -913,7 +914,7 @@ def _backbone(name: str, pretrained: bool, pooling: bool, size: tuple[int, int],
             raise OSError(f"timm's weights for {name} could not be fetched ({str(error).splitlines()[0]}): take pretrained=False, or fetch them where there is a network") from error
     raise ValueError(f"{name} cannot be made for images of {size[0]} x {size[1]} pixels with {options}: {why}") from why
 
-# %% ../notebooks/api/12_registration.ipynb #b8ddc227
+# %% ../notebooks/api/12_registration.ipynb #0b985e6b
 class PoseRegressor(torch.nn.Module):
     "X-rays B 1 H W in, poses out: a backbone of timm with a linear head for rotation and one for translation."
 
@@ -946,6 +947,18 @@ class PoseRegressor(torch.nn.Module):
         self.register_buffer("reference_rotation", turn[:1].clone())
         self.register_buffer("reference_translation", shift[:1, :, None].clone())
         self.train()
+
+    def features(self, x: Tensor) -> Tensor:  # B C h w
+        "What the backbone finds in standardised X-rays B 1 H W, and where: a map, also of networks that keep channels last, or tokens."
+        found, format = self.backbone.forward_features(x), str(getattr(self.backbone, "output_fmt", "NCHW"))
+        if found.ndim == 3 and hasattr(self.backbone, "patch_embed"):
+            grid = self.backbone.patch_embed.grid_size
+            found = found[:, -grid[0] * grid[1] :].mT.unflatten(-1, grid)  # class tokens come first
+        elif found.ndim == 4 and format.endswith("NHWC"):
+            found = found.permute(0, 3, 1, 2)
+        if found.ndim != 4:
+            raise ValueError(f"the features of {type(self.backbone).__name__} are {tuple(found.shape)}, no map: give SparseRegistration features=None")
+        return found
 
     def forward(self, x: Tensor) -> RigidTransform:  # B poses
         "Guess the poses of standardised X-rays B 1 H W."

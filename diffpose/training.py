@@ -313,7 +313,7 @@ class _Plain:
         parts = {"poses": kind(**thaw(data["poses"])), "appearance": Appearance(**thaw(data["appearance"])), "loss": LossWeights(**data["loss"]), "model_options": thaw(data["model_options"])}
         return cls(**{**data, **parts})
 
-# %% ../notebooks/api/13_training.ipynb #0f507ce2
+# %% ../notebooks/api/13_training.ipynb #f5ab3a23
 @dataclass(frozen=True)
 class TrainConfig(_Plain):
     "Settings of a training. Those of the patient (CT, camera) are not among them."
@@ -354,18 +354,19 @@ class TrainConfig(_Plain):
         bad = [f"{name}={getattr(self, name)}" for name in whole if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1)]
         bad += [f"{name}={getattr(self, name)}" for name in ("lr", "explode") if not getattr(self, name) > 0]
         bad += [f"{name}={getattr(self, name)}" for name in ("warmup", "clip", "weight_decay", "seed") if not getattr(self, name) >= 0]
+        bad += [f"batch_size={self.batch_size}, which the term of pairs needs even"] if self.loss.pairs and not bad and self.batch_size % 2 else []
         if bad or not 0 <= self.min_foreground < 1 or self.precision not in _PRECISIONS or self.renderer not in ("siddon", "trilinear"):
             raise ValueError(f"settings out of range: {', '.join(bad) or self}. Counts are 1 or more, step sizes positive, min_foreground in [0, 1), precision one of {', '.join(_PRECISIONS)}, renderer siddon or trilinear")
 
     @classmethod
     def paper(cls, **changes) -> "TrainConfig":
-        "DiffPose [@gopalakrishnan2024]: 1000 epochs of 100 batches; 48 GB of a GPU there."
-        recipe = dict(loss=LossWeights.paper(), model_options={"norm_layer": "groupnorm"}, parameterization="se3_log_map", pooling=True, height=256, iterations=100_000, batch_size=8, lr=1e-3, weight_decay=0.0, warmup=500, clip=0.01)
+        "DiffPose [@gopalakrishnan2024]: 1000 epochs of 100 batches; only the contrast of bone varies; 48 GB of a GPU there."
+        recipe = dict(appearance=Appearance(probability=0.0, metal=0.0, blades=0.0), loss=LossWeights.paper(), model_options={"norm_layer": "groupnorm"}, parameterization="se3_log_map", pooling=True, height=256, iterations=100_000, batch_size=8, lr=1e-3, weight_decay=0.0, warmup=500, clip=0.01)
         return cls(**{**recipe, **changes})
 
     @classmethod
     def successor(cls, **changes) -> "TrainConfig":
-        "xvr [@gopalakrishnan2025], one patient."
+        "xvr [@gopalakrishnan2025], one patient; give the range of poses, there a box, as `poses`."
         recipe = dict(loss=LossWeights.successor(), model_options={"norm_layer": "groupnorm"}, pooling=True, height=128, renderer="trilinear", iterations=30_000, batch_size=116, accumulate=4, lr=1e-3, weight_decay=0.0, warmup=1000, clip=0.01)
         return cls(**{**recipe, **changes})
 
@@ -458,7 +459,7 @@ class Views:
             images[mine.to(out.device)] = out
         return images
 
-# %% ../notebooks/api/13_training.ipynb #1f23dc2c
+# %% ../notebooks/api/13_training.ipynb #5f727488
 def save_atomically(
     path: Path,
     write: Callable[[Path], Any],  # writes the file of the name that it is given
@@ -478,7 +479,7 @@ def save_atomically(
 
 def load_saved(
     path: Path,  # a checkpoint.pt or model.pt, or the folder that holds it
-    name: str = "model.pt",  # in a folder
+    name: str = "model.pt",  # what is wanted: this, "checkpoint.pt" or "diverged.pt"
 ) -> dict:
     "A file of a training, on the CPU."
     path = Path(path).expanduser()
@@ -489,6 +490,9 @@ def load_saved(
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is no file of diffpose's training, or damaged ({str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__})") from error
+    wanted = name.removesuffix(".pt")
+    if isinstance(data, dict) and data.get("kind", wanted) != wanted:
+        raise ValueError(f"{path} is a {data['kind']} of a training, not its {name}: {'take the model.pt beside it' if wanted == 'model' else f'give its {name}'}")
     if not isinstance(data, dict) or data.get("format") not in (1,):
         raise ValueError(f"{path} is not a model of diffpose.training (format {data.get('format') if isinstance(data, dict) else type(data).__name__}; this version reads 1)")
     return data
@@ -624,7 +628,7 @@ def changed(
     R, t = guess.convert("matrix")
     return convert(R @ so3_exp(residual[:, :3]), t + residual[:, 3:], parameterization="matrix")
 
-# %% ../notebooks/api/13_training.ipynb #acec03ad
+# %% ../notebooks/api/13_training.ipynb #f28b7b5f
 class _Guessing(_Network):
     "Poses of X-rays, as the network sees them."
 
@@ -645,16 +649,31 @@ class _Guessing(_Network):
         seed: int = 0,
     ) -> RigidTransform:  # 1 + n, the guess first
         "Poses that the truth may be, if the network is as wrong as it was on held-out X-rays."
-        pick = torch.randperm(len(self.residuals), generator=torch.Generator().manual_seed(seed))
-        pick = pick.repeat(-(-n // max(1, len(pick))))[:n]
-        return RigidTransform.cat([guess, changed(guess.expand(n), self.residuals[pick].to(guess.matrix))]) if n else guess
+        gen = torch.Generator().manual_seed(seed)
+        rounds = [torch.randperm(len(self.residuals), generator=gen) for _ in range(-(-n // len(self.residuals)))]
+        poses = guess
+        for k, pick in enumerate(rounds):  # beyond the number of residuals: two of them, one upon the other
+            wrong = changed(guess.expand(len(pick)), self.residuals[pick].to(guess.matrix))
+            poses = RigidTransform.cat([poses, changed(wrong, self.residuals[rounds[k - 1]].to(guess.matrix)) if k else wrong])
+        return poses[: n + 1]
 
-    def features(self, xray: Tensor, camera: Optional[Camera] = None, mask: Optional[Tensor] = None) -> Tensor:  # 1 C h w
-        "Where the network looks: the features of its backbone."
+    def features(
+        self,
+        xray: Tensor,  # 1 1 H W line integrals (bone bright)
+        camera: Optional[Camera] = None,  # that took it; None: the training's
+        mask: Optional[Tensor] = None,  # 1 1 H W; None: between the blades
+    ) -> Tensor:  # 1 1 h w, over the field of the X-ray
+        "Where the network looks: the features of its backbone, summed."
         with torch.no_grad():
-            return self.model.backbone.forward_features(self.prepare(xray, camera, mask).to(self.device)).to(xray.device)
+            found = self.model.features(self.prepare(xray, camera, mask).to(self.device)).sum(1, keepdim=True).float().cpu()
+        there = self.camera if camera is None else camera.resize(self.camera.height, self.camera.width)
+        flips = lambda c: (c.reverse_x_axis, c.reverse_y_axis)
+        if flips(there) == flips(self.camera) and torch.allclose(there.K, self.camera.K, rtol=1e-6):
+            return found
+        found, known = retarget(found - found.min(), self.camera.resize(*found.shape[-2:]), camera)
+        return torch.where(known, found, 0.0)
 
-# %% ../notebooks/api/13_training.ipynb #c7d836df
+# %% ../notebooks/api/13_training.ipynb #bdacfd15
 class PoseEstimator(_Guessing):
     "A trained network: guesses poses of X-rays, and registers them from there."
 
@@ -672,8 +691,8 @@ class PoseEstimator(_Guessing):
         solver: Union[GaussNewton, SparseAdam, DRR],  # of the patient and the X-ray's camera; a DRR: its GaussNewton
         mask: Optional[Tensor] = None,  # 1 1 H W; None: between the blades
         landmarks: Optional[Tensor] = None,  # N 3 or 1 N 3 world [mm], for the expected TRE
-        n_hypotheses: int = 7,  # refined beside the guess
-        n_more: int = 48,  # drawn where these do not convince: half around the guess, half from the training's range
+        n_hypotheses: Optional[int] = None,  # refined beside the guess, the best wins; None: 7, and none for SparseAdam, as in the paper
+        n_more: int = 48,  # GaussNewton's further starts where these do not convince: half around the guess, half from the training's range
         seed: int = 0,
         progress: bool = False,
         callback: Optional[Callable] = None,  # as for `GaussNewton.register`
@@ -683,20 +702,21 @@ class PoseEstimator(_Guessing):
         if (solver.drr.detector.reorient.cpu().double() - reorientation(self.orientation).double()).abs().max() > 1e-6:
             raise ValueError(f"the network learned poses of view {self.orientation}, the CT was read with orientation {getattr(solver.drr.subject, 'orientation', 'another')}: read(..., orientation={self.orientation!r})")
         camera = solver.drr.camera
-        guess = self.estimate(xray, camera, mask)
+        guess, first_order = self.estimate(xray, camera, mask).cpu(), isinstance(solver, SparseAdam)
+        n_hypotheses = (0 if first_order else 7) if n_hypotheses is None else n_hypotheses
         options = {"mask": mask, "landmarks": landmarks, "seed": seed, "progress": progress}
-        if isinstance(solver, SparseAdam):
-            result = solver.register(xray, guess, features=self.features(xray, camera, mask), **options)
+        starts = self.hypotheses(guess, n_hypotheses, seed)
+        if first_order:
+            result = solver.register(xray, starts, features=self.features(xray, camera, mask), **options)
         else:
-            starts = self.hypotheses(guess, n_hypotheses, seed)
             around = self.hypotheses(guess, n_hypotheses + n_more // 2, seed)[n_hypotheses + 1 :]
             anywhere = self.config.poses.sample(n_more - n_more // 2, torch.Generator().manual_seed(seed))
             result = solver.register(xray, starts, more=RigidTransform.cat([around, anywhere]), callback=callback, **options)
         result.evidence["guess"] = guess.matrix[0].tolist()
         return result
 
-# %% ../notebooks/api/13_training.ipynb #7cb16518
-class TrainingDiverged(RuntimeError):
+# %% ../notebooks/api/13_training.ipynb #7e0eb0a7
+class TrainingDiverged(ValueError):
     "The loss became infinite, not a number, or far larger than before. The batch has been saved."
 
 
@@ -713,10 +733,11 @@ def process_group() -> tuple[int, int, torch.device]:  # rank, number of process
 
 def _fingerprint(subjects: Sequence[torchio.Subject], camera: Camera) -> str:
     "Of the patients and the camera, so that no training goes on with others."
-    numbers = [[*s.density.shape, *s.density.affine.ravel().round(4).tolist(), round(float(s.density.data.double().mean()), 6)] for s in subjects]
+    labelled = lambda s: 0 if getattr(s, "mask", None) is None else int(s.mask.data.long().sum())
+    numbers = [[s.orientation, *s.density.shape, *s.density.affine.ravel().round(4).tolist(), round(float(s.density.data.double().mean()), 6), labelled(s)] for s in subjects]
     return hashlib.sha256(json.dumps([numbers, camera.to_dict()]).encode()).hexdigest()[:16]
 
-# %% ../notebooks/api/13_training.ipynb #3462f28b
+# %% ../notebooks/api/13_training.ipynb #8dbc46e4
 class _Prepared:
     "All that an iteration needs, in its first state."
 
@@ -729,6 +750,8 @@ class _Prepared:
             raise ValueError(f"one network, one view: the subjects were read with orientation {' and '.join(map(str, views))}")
         self.orientation, self.fingerprint = views.pop(), _fingerprint(subjects, camera)
         distance = config.poses.center.translation.norm().item()
+        if config.loss.dice and any(getattr(s, "mask", None) is None for s in subjects):
+            raise ValueError("the weight dice compares projected labels, and a subject has none: read(..., labelmap=...), or LossWeights(dice=0)")
         drrs = [training_drr(s, camera, config.height, config.renderer, distance) for s in subjects]
         self.landmarks = [default_landmarks(d).float() for d in drrs]
         self.camera, self.views = drrs[0].camera, Views([d.to(self.device) for d in drrs], config)
@@ -764,19 +787,27 @@ class _Prepared:
             images[self.whose == k] = simulate_xray(subjects[k], self.camera, self.truth[self.whose == k], seed=c.seed)
         self.held_out = torch.cat([standardise(x[None], open_field(x[None])) for x in images])
 
-# %% ../notebooks/api/13_training.ipynb #f0da10bf
+# %% ../notebooks/api/13_training.ipynb #54f36319
 class _Saved(_Prepared):
     "Checkpoints, and models for users."
+
+    _board = None  # TensorBoard's writer
+
+    def _flush(self) -> None:
+        "Bring to disk what a kill would take."
+        if self._board is not None:
+            self._board.flush()
 
     def _state(self) -> dict:
         parts = {"model": self.model, "optimiser": self.optimiser, "schedule": self.schedule, "scaler": self.scaler}
         numbers = {k: getattr(self, k) for k in ("iteration", "seconds", "sums", "recent", "best", "fingerprint")}
-        rng = {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-        return {"format": 1, "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions(), "rng": rng, **numbers, **{k: v.state_dict() for k, v in parts.items()}}
+        rng = {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None}
+        return {"format": 1, "kind": "checkpoint", "world": self.world, "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions(), "rng": rng, **numbers, **{k: v.state_dict() for k, v in parts.items()}}
 
     def save(self) -> None:
         "Write all that the next iteration depends on."
         if self.rank == 0:
+            self._flush()
             state = self._state()
             save_atomically(self.folder / "checkpoint.pt", lambda p: torch.save(state, p))
 
@@ -785,8 +816,8 @@ class _Saved(_Prepared):
         path = self.folder / "checkpoint.pt"
         if not path.exists():
             return False
-        data = load_saved(path)
-        mine, theirs = self.config.to_dict(), TrainConfig.from_dict(data["config"]).to_dict()
+        data = load_saved(path, "checkpoint.pt")
+        mine, theirs = (TrainConfig.from_dict(x).to_dict() | {"processes": n} for x, n in ((self.config.to_dict(), self.world), (data["config"], data["world"])))
         other = [f"{k} ({theirs[k]} there, {mine[k]} here)" for k in mine if mine[k] != theirs[k]]
         if other or data["fingerprint"] != self.fingerprint:
             what = "; ".join(other) or "another CT or camera"
@@ -796,16 +827,16 @@ class _Saved(_Prepared):
         for name in ("iteration", "seconds", "sums", "recent", "best"):
             setattr(self, name, data[name])
         torch.set_rng_state(data["rng"]["torch"])
-        if torch.cuda.is_available() and data["rng"]["cuda"]:
-            torch.cuda.set_rng_state_all(data["rng"]["cuda"])
+        if self.device.type == "cuda" and data["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(data["rng"]["cuda"], self.device)
         return True
 
     def _write_model(self, residuals: Tensor, row: dict) -> None:
         "What an X-ray needs."
-        data = {"format": 1, "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions(), "model": self.model.state_dict(), "orientation": self.orientation, "residuals": residuals, "iteration": self.iteration, "validation": row}
+        data = {"format": 1, "kind": "model", "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions(), "model": self.model.state_dict(), "orientation": self.orientation, "residuals": residuals, "iteration": self.iteration, "validation": row}
         save_atomically(self.folder / "model.pt", lambda p: torch.save(data, p))
 
-# %% ../notebooks/api/13_training.ipynb #c912ab48
+# %% ../notebooks/api/13_training.ipynb #7cb5f2b8
 class _Judged(_Saved):
     "What becomes of an iteration."
 
@@ -816,22 +847,35 @@ class _Judged(_Saved):
             tre[whose == k] = mtre(true[whose == k], guess[whose == k], self.landmarks[k][None])
         return {"rotation_deg": geodesic_so3(true.rotation, guess.rotation).rad2deg(), "translation_mm": residual(true, guess)[:, 3:].norm(dim=-1), "mtre_mm": tre}
 
-    def _check(self, happened: dict, batch: Batch, guess: RigidTransform) -> None:
+    def _ask(self, network: torch.nn.Module, images: Tensor, batch: Optional[Batch] = None) -> RigidTransform:
+        "The network's answers; the end, if one is no pose."
+        dtype = _PRECISIONS[self.config.precision] if network.training else None
+        try:
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                return network(images)
+        except ValueError as error:  # of RigidTransform
+            self._lost(f"the network's answer to {'the held-out X-rays' if batch is None else 'the batch'} is no pose ({error})", batch)
+
+    def _check(self, happened: dict, batch: Batch, guess: RigidTransform, terms: dict) -> None:
         "Stop where the loss is lost."
         loss, usual = happened["loss"], sorted(self.recent)[len(self.recent) // 2] if len(self.recent) >= 50 else math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
         self.recent = [*self.recent[-99:], loss]
         if not math.isfinite(loss) or loss > self.config.explode * usual or (not norm.isfinite() and not self.scaler.is_enabled()):
-            self._lost(f"loss {loss:.4g} (the last hundred's median: {usual:.4g}), gradient {norm.item():.4g}", batch, guess)
+            self._lost(f"loss {loss:.4g} (the last hundred's median: {usual:.4g}), gradient {norm.item():.4g}", batch, guess, terms)
 
-    def _lost(self, why: str, batch: Batch, guess: Optional[RigidTransform]) -> None:
+    def _lost(self, why: str, batch: Optional[Batch], guess: Optional[RigidTransform] = None, terms: Optional[dict] = None) -> None:
         "Keep what the network was shown, and stop."
-        path = self.folder / f"diverged_{self.iteration}_{self.rank}.pt"
-        state = {"format": 1, "why": why, "images": batch.images.cpu(), "poses": batch.poses.matrix.cpu(), "guesses": None if guess is None else guess.matrix.detach().cpu(), "model": self.model.state_dict(), "config": self.config.to_dict()}
+        path, best = self.folder / f"diverged_{self.iteration}_{self.rank}.pt", self.folder / "model.pt"
+        shown = {} if batch is None else {"images": batch.images.cpu(), "poses": batch.poses.matrix.cpu(), "patients": batch.patients}
+        answers = {"guesses": None if guess is None else guess.matrix.detach().cpu(), "terms": {k: v.detach().cpu() for k, v in (terms or {}).items()}}
+        state = {"format": 1, "kind": "diverged", "why": why, **shown, **answers, "model": self.model.state_dict(), "config": self.config.to_dict()}
         save_atomically(path, lambda p: torch.save(state, p))
-        raise TrainingDiverged(f"iteration {self.iteration}: {why}. Batch and weights are in {path}. A smaller lr or a longer warmup may help; the last checkpoint is as it was")
+        self._flush()
+        from_best = f"; init={best} starts from the best network that validation saw" if self.iteration and best.exists() else ""
+        raise TrainingDiverged(f"iteration {self.iteration}: {why}. Batch and weights are in {path}. The same settings would end here again: begin in another folder with a smaller lr or a longer warmup{from_best}")
 
-# %% ../notebooks/api/13_training.ipynb #9d7dad0c
+# %% ../notebooks/api/13_training.ipynb #6e0f38d5
 class _Learning(_Judged):
     "One iteration."
 
@@ -840,11 +884,9 @@ class _Learning(_Judged):
         n = self.config.batch_size
         return range((part * self.world + self.rank) * n, (part * self.world + self.rank + 1) * n)
 
-    def _terms(self, batch: Batch) -> tuple[dict, RigidTransform]:
-        "Each term of the loss, per sample, and the guesses."
-        c, dtype = self.config, _PRECISIONS[self.config.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            guess = self.network(batch.images)
+    def _terms(self, batch: Batch, guess: RigidTransform) -> dict:
+        "Each term of the loss, per sample."
+        c = self.config
         terms = pose_terms(batch.poses, guess, self.camera.sdd, c.loss, batch.patients.to(self.device))
         if c.loss.ncc or c.loss.mncc or c.loss.dice:
             found = {}
@@ -853,11 +895,12 @@ class _Learning(_Judged):
                 for name, value in image_terms(self.views.drrs[k], batch.poses[mine], guess[mine], c.loss).items():
                     found.setdefault(name, []).append(value)
             terms |= {name: torch.cat(values) for name, values in found.items()}
-        return terms, guess
+        return terms
 
     def _learn(self) -> dict:
         "One step of the optimiser; what happened, averaged over all processes."
         c, happened = self.config, {}
+        torch.manual_seed(_generator(c.seed, self.iteration, -1 - self.rank).initial_seed())  # a network's own randomness, resumed or not
         self.model.train()
         self.optimiser.zero_grad()
         for part in range(c.accumulate):
@@ -865,11 +908,11 @@ class _Learning(_Judged):
             batch = Batch(batch.images.to(self.device), batch.poses.to(self.device), batch.patients)
             waits = self.world > 1 and part < c.accumulate - 1
             with self.network.no_sync() if waits else nullcontext():
-                try:
-                    terms, guess = self._terms(batch)
-                except ValueError as error:
-                    self._lost(f"the network's answer is no pose ({error})", batch, None)
+                guess = self._ask(self.network, batch.images, batch)
+                terms = self._terms(batch, guess)
                 loss = sum(getattr(c.loss, name) * value.mean() for name, value in terms.items())
+                if not loss.isfinite():
+                    self._lost(f"loss {loss.item()}", batch, guess, terms)
                 self.scaler.scale(loss / c.accumulate).backward()
             errors = self._errors(batch.poses, guess.detach(), batch.patients)
             row = {"loss": loss.item(), **{k: v.mean().item() for k, v in terms.items()}, **{k: v.mean().item() for k, v in errors.items()}}
@@ -879,7 +922,7 @@ class _Learning(_Judged):
             torch.distributed.all_reduce(values)
             happened = dict(zip(happened, (values / self.world).tolist()))
         self.scaler.unscale_(self.optimiser)
-        self._check(happened, batch, guess)
+        self._check(happened, batch, guess, terms)
         if c.clip:
             from timm.utils import adaptive_clip_grad
 
@@ -889,7 +932,7 @@ class _Learning(_Judged):
         self.schedule.step()
         return happened
 
-# %% ../notebooks/api/13_training.ipynb #72ac3a27
+# %% ../notebooks/api/13_training.ipynb #19726120
 class _Watched(_Learning):
     "Tables of what happens."
 
@@ -912,8 +955,7 @@ class _Watched(_Learning):
 
     def _close(self) -> None:
         "Leave the tables, and their picture."
-        if self._board is not None:
-            self._board.flush()
+        self._flush()
         if self.rank == 0 and self.validations.names and self.log.names:
             from matplotlib.figure import Figure
 
@@ -926,7 +968,7 @@ class _Watched(_Learning):
         "Errors on the held-out X-rays; the best network so far becomes model.pt."
         self.model.eval()
         with torch.no_grad():
-            guess = RigidTransform.cat([self.model(x.to(self.device)).cpu() for x in self.held_out.split(64)])
+            guess = RigidTransform.cat([self._ask(self.model, x.to(self.device)).cpu() for x in self.held_out.split(64)])
         errors = self._errors(self.truth, guess, self.whose)
         row = {"iteration": self.iteration}
         for name, value in errors.items():
@@ -949,7 +991,7 @@ class _Watched(_Learning):
                 self.log.add({"iteration": self.iteration, "images": images, "seconds": self.seconds, "lr": self.schedule.get_last_lr()[0], **{k: v / n for k, v in self.sums.items()}})
             self.sums = {}
 
-# %% ../notebooks/api/13_training.ipynb #ff3e8775
+# %% ../notebooks/api/13_training.ipynb #c76b8347
 class Trainer(_Watched):
     "A training, from its first or its last state to its end; it seeds torch's global generator. Most users call `train`."
 
@@ -970,6 +1012,8 @@ class Trainer(_Watched):
         if not resume and self.rank == 0:
             for name in ("checkpoint.pt", "log.csv", "validation.csv"):
                 (self.folder / name).unlink(missing_ok=True)
+            if (self.folder / "model.pt").exists():  # nobody shall take it for the new one, or miss it
+                (self.folder / "model.pt").replace(self.folder / "model_before.pt")
         self._wait()
         self.resume()
         self._validation(subjects)
@@ -984,6 +1028,9 @@ class Trainer(_Watched):
         from tqdm import tqdm
 
         c = self.config
+        if self.iteration == c.iterations and not (self.folder / "model.pt").exists():  # someone removed it
+            self.best = math.inf
+            self.validate()
         with tqdm(total=c.iterations, initial=self.iteration, desc="training", unit="it", disable=None if progress and self.rank == 0 else True) as bar:
             while self.iteration < c.iterations:
                 began = time.perf_counter()

@@ -30,7 +30,7 @@ import submitit
 import tyro
 
 STAGES = ("train", "register", "evaluate")  # in the order in which they need each other
-GPUS = {"train": None, "register": 1, "evaluate": 0}  # the most that a task of the stage can use; None: any number, through torchrun
+GPUS = {"train": None, "register": 0, "evaluate": 0}  # the most that a task of the stage can use; None: any number, through torchrun
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -144,7 +144,7 @@ def split_flags(words: list) -> dict:
     return flags
 
 
-def check(config: Config) -> None:
+def check(config: Config, flags: dict) -> None:
     "Say what is wrong before anything runs."
     stages = sorted(set(config.stages), key=STAGES.index)
     if not stages or len(stages) < len(config.stages):
@@ -158,6 +158,8 @@ def check(config: Config) -> None:
     for stage in stages:
         if not (ROOT / config.scripts / f"{stage}.py").is_file():
             sys.exit(f"launch.py: no {ROOT / config.scripts / stage}.py; --scripts names the folder of the scripts, from {ROOT}")
+    if config.cluster == "slurm" and "--no-resume" in flags["train"]:
+        sys.exit("launch.py: with --no-resume a training would begin anew whenever Slurm starts it again; remove its folder instead, or take another --out")
     if config.cluster == "slurm" and not (shutil.which("sbatch") and shutil.which("squeue")):
         sys.exit("launch.py: --cluster slurm, but no sbatch and squeue here: go to a cluster's login node, try experiments/slurm.sh, or take --cluster local")
 
@@ -362,8 +364,9 @@ def report(tasks: list) -> int:
 def main() -> int:
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     config = tyro.cli(Config, args=sys.argv[1:end], prog="launch.py", description=__doc__)
-    check(config)
-    tasks = plan(config, split_flags(sys.argv[end + 1 :]))
+    flags = split_flags(sys.argv[end + 1 :])
+    check(config, flags)
+    tasks = plan(config, flags)
     jobs = ROOT / config.folder / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"  # submitit's; one per launch, as job ids come again
     jobs.mkdir(parents=True)
     (jobs / "launch.json").write_text(json.dumps(dict(words=sys.argv[1:], **asdict(config)), default=str, indent=1))

@@ -3,11 +3,13 @@
     python experiments/register.py --specimen 1 --data FILE.h5 --out _runs/paper
     python experiments/register.py --specimen 1 --data FILE.h5 --out _runs/paper --methods adam --limit 5
 
-A row per X-ray and method goes to OUT/rows_METHOD_SPECIMEN.csv as it is done; what is there is not computed again.
+A row per X-ray and method goes to OUT/rows_METHOD_SPECIMEN.csv as it is done, the settings beside it; what is there is not computed again.
 """
 
+import hashlib
+import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from train import folder_of
 from diffpose.drr import DRR
 from diffpose.pose import RigidTransform
 from diffpose.registration import GaussNewton, SparseAdam
-from diffpose.training import PoseEstimator
+from diffpose.training import PoseEstimator, save_atomically, versions
 
 
 # ---------------------------------------------------------------- knobs
@@ -49,19 +51,21 @@ SOLVERS = {
 
 
 def register(method: str, solver, estimator: PoseEstimator, xray: torch.Tensor, mask: torch.Tensor, specimen: Specimen, camera, config: Config, k: int) -> dict:
-    "One X-ray, one method: the pose, what is said of it, and the time."
+    "One X-ray, one method: the pose, what is said of it, and the time from the X-ray to the pose."
+    row = {"verdict": "", "expected_tre_mm": float("nan"), "steps": 0, "renders": 0, "starts": 0, "reasons": ""}
     begun = time.perf_counter()
-    guess = estimator.estimate(xray, camera, mask)
-    row, pose = {"verdict": "", "expected_tre_mm": float("nan"), "steps": 0, "renders": 0, "starts": 0, "reasons": ""}, guess
+    if method == "network":
+        guess = pose = estimator.estimate(xray, camera, mask)
+    elif method == "prior":
+        result = solver.register(xray, estimator.config.poses.sample(64, torch.Generator().manual_seed(k)), mask=mask, landmarks=specimen.landmarks)
+    else:
+        options = {} if method.startswith("adam") else {"n_hypotheses": config.hypotheses, "n_more": config.more}
+        result = estimator.register(xray, solver, mask, specimen.landmarks, **options)
+    row["seconds"] = time.perf_counter() - begun
     if method != "network":
-        if method == "prior":
-            result = solver.register(xray, estimator.config.poses.sample(64, torch.Generator().manual_seed(k)), mask=mask, landmarks=specimen.landmarks)
-        else:
-            options = {} if method.startswith("adam") else {"n_hypotheses": config.hypotheses, "n_more": config.more}
-            result = estimator.register(xray, solver, mask, specimen.landmarks, **options)
-        pose = result.pose
-        row = {"verdict": result.verdict, "expected_tre_mm": result.expected_tre_mm, "steps": result.steps, "renders": result.renders, "starts": result.evidence.get("starts", 1), "reasons": "; ".join(result.reasons)}
-    return {"seconds": time.perf_counter() - begun, **row, **errors(specimen, k, guess, "before"), **errors(specimen, k, pose, "after")}
+        guess, pose = estimator.estimate(xray, camera, mask), result.pose
+        row |= {"verdict": result.verdict, "expected_tre_mm": result.expected_tre_mm, "steps": result.steps, "renders": result.renders, "starts": result.evidence.get("starts", 1), "reasons": "; ".join(result.reasons)}
+    return {**row, **errors(specimen, k, guess, "before"), **errors(specimen, k, pose, "after")}
 
 
 def errors(specimen: Specimen, k: int, pose: RigidTransform, when: str) -> dict:
@@ -69,28 +73,41 @@ def errors(specimen: Specimen, k: int, pose: RigidTransform, when: str) -> dict:
     return {f"{name}_{when}": value.item() for name, value in specimen.errors(k, pose)._asdict().items()}
 
 
+def open_rows(method: str, config: Config, estimator: PoseEstimator) -> Rows:
+    "The table of a method, with the settings that made it beside it; refuses to mix two settings."
+    path = config.out / f"rows_{method}_{config.specimen}.csv"
+    weights = hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in estimator.model.state_dict().values())).hexdigest()[:16]
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items() if k not in ("out", "methods", "limit")}
+    settings |= {"network": weights, "versions": versions()}
+    beside = path.with_suffix(".json")
+    if path.exists():
+        theirs = json.loads(beside.read_text()) if beside.exists() else {}
+        other = [f"{k} ({theirs.get(k, 'unknown')} there, {v} here)" for k, v in settings.items() if k != "versions" and theirs.get(k) != v]
+        if other:
+            raise SystemExit(f"{path} is of other settings: {'; '.join(other)}. Give the same, take another --out, or remove that file")
+    save_atomically(beside, lambda p: p.write_text(json.dumps(settings, indent=1) + "\n"))
+    return Rows(path, ["xray"])
+
+
 def main(config: Config) -> None:
     unknown = set(config.methods) - set(SOLVERS)
     if unknown:
         raise SystemExit(f"--methods are {', '.join(SOLVERS)}, not {', '.join(sorted(unknown))}")
     estimator = PoseEstimator.load(config.model or folder_of(config.out, (config.specimen,)))
+    tables = {method: open_rows(method, config, estimator) for method in config.methods}
     specimen = load(config.specimen, config.data, config.height, config.tool_mm)
-    camera = specimen.camera(0)
-    drr = DRR.from_camera(specimen.subject, camera, renderer="trilinear", persistent=False)
-    for method in config.methods:
-        warm, rows, solver = False, Rows(config.out / f"rows_{method}_{config.specimen}.csv", ["xray"]), SOLVERS[method](drr, config)
+    for method, rows in tables.items():
+        solvers = {}  # by camera: that of a turned frame differs, if its principal point is not its middle
         for k in range(min(specimen.n, config.limit or specimen.n)):
             if rows.has(k):
                 continue
-            (xray, mask), there = specimen.xray(k), specimen.camera(k)
-            if there != camera:  # a rotated frame whose principal point is not its middle
-                solver = SOLVERS[method](DRR.from_camera(specimen.subject, there, renderer="trilinear", persistent=False), config)
-                camera = there
-            if not warm:  # compile, build the pyramid: not this X-ray's time
-                once = SOLVERS[method](drr, replace(config, steps=1)) if method.startswith("adam") else solver
-                register(method, once, estimator, xray, mask, specimen, there, config, k)
-                warm = True
-            row = register(method, solver, estimator, xray, mask, specimen, there, config, k)
+            (xray, mask), camera = specimen.xray(k), specimen.camera(k)
+            if camera not in solvers:  # compile, build the pyramid: not this X-ray's time
+                drr = DRR.from_camera(specimen.subject, camera, renderer="trilinear", persistent=False)
+                solvers[camera] = SOLVERS[method](drr, config)
+                once = SOLVERS[method](drr, replace(config, steps=1)) if method.startswith("adam") else solvers[camera]
+                register(method, once, estimator, xray, mask, specimen, camera, config, k)
+            row = register(method, solvers[camera], estimator, xray, mask, specimen, camera, config, k)
             rows.add({"specimen": config.specimen, "name": specimen.name, "method": method, "xray": k, **row})
             print(f"{specimen.name}, {method}, X-ray {k}: mTRE {row['mtre_mm_before']:.1f} -> {row['mtre_mm_after']:.2f} mm, {row['verdict'] or 'no verdict'}, {row['seconds']:.1f} s", flush=True)
 

@@ -9,7 +9,7 @@ import torchio
 
 from diffpose.calibration import Camera
 from diffpose.data import open_field, read
-from diffpose.deepfluoro import DeepFluoroDataset, Evaluator
+from diffpose.deepfluoro import FILE_NAME, DeepFluoroDataset, Evaluator
 from diffpose.drr import DRR
 from diffpose.metrics import registration_errors
 from diffpose.pose import RigidTransform
@@ -37,12 +37,12 @@ class Specimen:
 
 def load(
     specimen: int,  # number in the file; with a CT, only a name
-    data: Path | None,  # HDF5 file (None: where `diffpose data deepfluoro` put it), or a CT: NIfTI, NRRD, DICOM folder
+    data: Path | None,  # HDF5 file, or its folder (None: where `diffpose data deepfluoro` put it), or a CT: NIfTI, NRRD, DICOM folder; labels.nii.gz beside it are its labels
     height: int,  # rows of the X-rays
     tool_mm: float = 0.0,  # with a CT: a metal rod across the X-rays
 ) -> Specimen:
     "A specimen by number."
-    if data is None or Path(data).suffix.lower() in (".h5", ".hdf5"):
+    if data is None or Path(data).suffix.lower() in (".h5", ".hdf5") or (Path(data) / FILE_NAME).exists():
         return _from_file(specimen, data, height)
     return _from_ct(specimen, Path(data), height, tool_mm)
 
@@ -63,7 +63,10 @@ def _from_ct(number: int, path: Path, height: int, tool_mm: float) -> Specimen:
     camera = Camera(1020.0, height, height, FIELD_MM / height, FIELD_MM / height)
     drr = DRR.from_camera(subject, camera, persistent=False)
     landmarks = default_landmarks(drr).float()
-    truth = _seen(NormalPoses().sample(20 * CT_XRAYS, torch.Generator().manual_seed(CT_SEED + number)), drr, landmarks)
+    draws = 20 * CT_XRAYS
+    truth = _seen(NormalPoses().sample(draws, torch.Generator().manual_seed(CT_SEED + number)), drr, landmarks)
+    if len(truth) < CT_XRAYS:
+        raise SystemExit(f"{path}: {len(truth)} of {draws} views of the published range hold half of the landmarks, {CT_XRAYS} are needed: is this a CT of a pelvis, with its landmarks in the middle?")
     images, field = simulate_xray(subject, camera, truth, seed=CT_SEED, physics=Physics(tool_mm=tool_mm), return_mask=True)
     errors = lambda k, pose: registration_errors(truth[k].double(), pose.double(), landmarks[None].double(), drr.detector)
     return Specimen(path.parent.name, subject, CT_XRAYS, lambda k: (images[k : k + 1], field[k : k + 1]), lambda k: camera, errors, landmarks)

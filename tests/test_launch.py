@@ -115,9 +115,9 @@ def plan(*stages, **knobs):
 
 
 def test_several_gpus_go_through_torchrun():
-    "Training takes them all; registration one, evaluation none. Their processes share the task's cores."
+    "Training takes them all; registration and evaluation none. Its processes share the task's cores."
     train, _, register, _, evaluate = plan("train", "register", "evaluate", gpus=2, cpus=8)
-    assert [task.gpus for task in (train, register, evaluate)] == [2, 1, 0]
+    assert [task.gpus for task in (train, register, evaluate)] == [2, 0, 0]
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "experiments/train.py"]
     assert train.command.words == [*start, "--specimen", "1", "--out", "a"] and train.command.env["OMP_NUM_THREADS"] == "4"
     assert register.command.words == [sys.executable, "experiments/register.py", "--specimen", "1", "--out", "a"]
@@ -167,4 +167,9 @@ def test_what_slurm_says_is_understood(before, state, reason, verdict, monkeypat
 )
 def test_what_makes_no_sense_is_refused(knobs, message):
     with pytest.raises(SystemExit, match=message):
-        launch.check(launch.Config(**{"stages": ("train",), "specimens": (1,), **knobs}))
+        launch.check(launch.Config(**{"stages": ("train",), "specimens": (1,), **knobs}), launch.split_flags([]))
+
+
+def test_a_training_that_slurm_may_restart_must_resume():
+    with pytest.raises(SystemExit, match="begin anew"):
+        launch.check(launch.Config(("train",), (1,), cluster="slurm"), launch.split_flags(["train:", "--no-resume"]))
