@@ -670,7 +670,8 @@ class _Guessing(_Network):
         flips = lambda c: (c.reverse_x_axis, c.reverse_y_axis)
         if flips(there) == flips(self.camera) and torch.allclose(there.K, self.camera.K, rtol=1e-6):
             return found
-        found, known = retarget(found - found.min(), self.camera.resize(*found.shape[-2:]), camera)
+        fine = F.interpolate(found - found.min(), (self.camera.height, self.camera.width), mode="bicubic")
+        found, known = retarget(fine, self.camera, camera)
         return torch.where(known, found, 0.0)
 
 # %% ../notebooks/api/13_training.ipynb #bdacfd15
@@ -850,11 +851,15 @@ class _Judged(_Saved):
     def _ask(self, network: torch.nn.Module, images: Tensor, batch: Optional[Batch] = None) -> RigidTransform:
         "The network's answers; the end, if one is no pose."
         dtype = _PRECISIONS[self.config.precision] if network.training else None
+        whose = "the held-out X-rays" if batch is None else "the batch"
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                return network(images)
-        except ValueError as error:  # of RigidTransform
-            self._lost(f"the network's answer to {'the held-out X-rays' if batch is None else 'the batch'} is no pose ({error})", batch)
+                guess = network(images)
+        except ValueError as error:  # numbers of which no rotation can be made
+            self._lost(f"the network's answer to {whose} is no pose ({error})", batch)
+        if not guess.matrix.isfinite().all():
+            self._lost(f"the network's answer to {whose} is no pose, but NaN or infinite", batch, guess)
+        return guess
 
     def _check(self, happened: dict, batch: Batch, guess: RigidTransform, terms: dict) -> None:
         "Stop where the loss is lost."
