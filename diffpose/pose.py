@@ -390,7 +390,7 @@ def rotation_10d_to_matrix(
     A = _symmetric(x)
     if not A.isfinite().all():
         raise ValueError("a rotation_10d must be finite.")
-    e, V = torch.linalg.eigh(A.detach())
+    e, V = (x.to(A) for x in torch.linalg.eigh(A.detach().double()))  # in single precision, LAPACKs differ in the last digits
     gaps = e[..., 1:] - e[..., :1]
     _refuse(~(gaps[..., 0] > _rank_tol(x) * e.abs().amax(-1)), "the smallest eigenvalue of a rotation_10d matrix is repeated, so it picks no quaternion")
     q, others = V[..., :1], V[..., 1:]
