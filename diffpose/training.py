@@ -818,7 +818,7 @@ class _Saved(_Prepared):
         if not path.exists():
             return False
         data = load_saved(path, "checkpoint.pt")
-        mine, theirs = (TrainConfig.from_dict(x).to_dict() | {"processes": n} for x, n in ((self.config.to_dict(), self.world), (data["config"], data["world"])))
+        mine, theirs = (TrainConfig.from_dict(x).to_dict() | {"processes": n} for x, n in ((self.config.to_dict(), self.world), (data["config"], data.get("world", 1))))
         other = [f"{k} ({theirs[k]} there, {mine[k]} here)" for k in mine if mine[k] != theirs[k]]
         if other or data["fingerprint"] != self.fingerprint:
             what = "; ".join(other) or "another CT or camera"
@@ -969,8 +969,8 @@ class _Watched(_Learning):
             save_atomically(self.folder / "training.png", lambda p: figure.savefig(p, dpi=120, format="png"))
         self._wait()
 
-    def validate(self) -> dict:
-        "Errors on the held-out X-rays; the best network so far becomes model.pt."
+    def validate(self, again: bool = False) -> dict:
+        "Errors on the held-out X-rays, put into the table unless again; the best network so far becomes model.pt."
         self.model.eval()
         with torch.no_grad():
             guess = RigidTransform.cat([self._ask(self.model, x.to(self.device)).cpu() for x in self.held_out.split(64)])
@@ -978,11 +978,11 @@ class _Watched(_Learning):
         row = {"iteration": self.iteration}
         for name, value in errors.items():
             row |= {f"{name}_median": value.median().item(), f"{name}_p90": value.quantile(0.9).item()}
-        if self.rank == 0:
+        if self.rank == 0 and not again:
             self.validations.add(row)
-            if row["mtre_mm_median"] < self.best:
-                self.best = row["mtre_mm_median"]
-                self._write_model(residual(self.truth, guess), row)
+        if self.rank == 0 and row["mtre_mm_median"] < self.best:
+            self.best = row["mtre_mm_median"]
+            self._write_model(residual(self.truth, guess), row)
         return row
 
     def _record(self, happened: dict) -> None:
@@ -1035,7 +1035,7 @@ class Trainer(_Watched):
         c = self.config
         if self.iteration == c.iterations and not (self.folder / "model.pt").exists():  # someone removed it
             self.best = math.inf
-            self.validate()
+            self.validate(again=True)
         with tqdm(total=c.iterations, initial=self.iteration, desc="training", unit="it", disable=None if progress and self.rank == 0 else True) as bar:
             while self.iteration < c.iterations:
                 began = time.perf_counter()
