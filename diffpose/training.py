@@ -752,7 +752,7 @@ class _Prepared:
         self.orientation, self.fingerprint = views.pop(), _fingerprint(subjects, camera)
         distance = config.poses.center.translation.norm().item()
         if config.loss.dice and any(getattr(s, "mask", None) is None for s in subjects):
-            raise ValueError("the weight dice compares projected labels, and a subject has none: read(..., labelmap=...), or LossWeights(dice=0)")
+            raise ValueError("the weight dice compares projected labels, and a subject has none: give a label map (--labelmap, read(..., labelmap=...)), or LossWeights(dice=0)")
         drrs = [training_drr(s, camera, config.height, config.renderer, distance) for s in subjects]
         self.landmarks = [default_landmarks(d).float() for d in drrs]
         self.camera, self.views = drrs[0].camera, Views([d.to(self.device) for d in drrs], config)
