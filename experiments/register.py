@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import tyro
 from scenes import Rows
 from specimens import Specimen, load
@@ -38,6 +39,7 @@ class Config:
     more: int = 48  # further starts where these do not convince
     steps: int = 500  # of Adam
     tool_mm: float = 0.0  # with a CT: a metal rod across the X-rays
+    opaque: float = 1.0  # leave out what is brighter than this share of the brightest, and 4 pixels around it (1: nothing)
 # ----------------------------------------------------------------------
 
 
@@ -66,6 +68,12 @@ def register(method: str, solver, estimator: PoseEstimator, xray: torch.Tensor, 
         guess, pose = estimator.estimate(xray, camera, mask), result.pose
         row |= {"verdict": result.verdict, "expected_tre_mm": result.expected_tre_mm, "steps": result.steps, "renders": result.renders, "starts": result.evidence.get("starts", 1), "reasons": "; ".join(result.reasons)}
     return {**row, **errors(specimen, k, guess, "before"), **errors(specimen, k, pose, "after")}
+
+
+def without_opaque(xray: torch.Tensor, mask: torch.Tensor, share: float) -> torch.Tensor:
+    "The mask without what no beam passes: the brightest pixels of the field, averaged over 5 x 5."
+    smooth = torch.where(mask, F.avg_pool2d(xray, 5, 1, 2, count_include_pad=False), -torch.inf)
+    return mask & (F.max_pool2d((smooth > share * smooth.max()).float(), 9, 1, 4) == 0) if share < 1 else mask
 
 
 def errors(specimen: Specimen, k: int, pose: RigidTransform, when: str) -> dict:
@@ -102,6 +110,7 @@ def main(config: Config) -> None:
             if rows.has(k):
                 continue
             (xray, mask), camera = specimen.xray(k), specimen.camera(k)
+            mask = without_opaque(xray, mask, config.opaque)
             if camera not in solvers:  # compile, build the pyramid: not this X-ray's time
                 drr = DRR.from_camera(specimen.subject, camera, renderer="trilinear", persistent=False)
                 solvers[camera] = SOLVERS[method](drr, config)
