@@ -552,6 +552,10 @@ _CtSpacing = _option(_Text, "Voxel size x,y,z in mm, if the file does not know i
 _Series = _option(_Text, "Which series of a DICOM folder: UID, number or description.", _PATIENT)
 _Camera = _option(_Path, "Camera file (JSON) with sdd_mm, height_px, width_px, delx_mm, dely_mm, ...; see diffpose.calibration.Camera.", _GEOMETRY)
 _Sdd = _option(_Number, "Distance from source to detector in mm.", _GEOMETRY)
+_Sdd1020 = _option(_Number, "Distance from source to detector in mm. (default: 1020)", _GEOMETRY)
+_Rows = _option(_Whole, "Rows. (default: 256)", _GEOMETRY)
+_Columns = _option(_Whole, "Columns. (default: as rows)", _GEOMETRY)
+_Delx = _option(_Number, "Width of a pixel in mm. (default: 400 mm / columns)", _GEOMETRY)
 _Debug = _option(bool, "Show the traceback of an error.", _RESULT, "--debug")
 _Force = _option(bool, "Overwrite existing results.", _RESULT, "--force")
 
@@ -632,10 +636,10 @@ def render(
     ct: _CT,
     out: _option(Path, "File to write: .png shows (grey levels); .npy, .tif, .nii measure (32-bit values). Several poses: numbered files.", _RESULT),
     camera: _Camera = None,
-    sdd: _option(_Number, "Distance from source to detector in mm. (default: 1020)", _GEOMETRY) = None,
-    height: _option(_Whole, "Rows. (default: 256)", _GEOMETRY) = None,
-    width: _option(_Whole, "Columns. (default: as rows)", _GEOMETRY) = None,
-    delx: _option(_Number, "Width of a pixel in mm. (default: 400 mm / columns)", _GEOMETRY) = None,
+    sdd: _Sdd1020 = None,
+    height: _Rows = None,
+    width: _Columns = None,
+    delx: _Delx = None,
     dely: _option(_Number, "Height of a pixel in mm. (default: as its width)", _GEOMETRY) = None,
     x0: _option(_Number, "Principal point right of the image's centre in mm.", _GEOMETRY) = None,
     y0: _option(_Number, "Principal point below the image's centre in mm.", _GEOMETRY) = None,
@@ -1074,10 +1078,10 @@ def train(
     ct: _CT,
     out: _option(Path, "Folder for the network; one that was begun there goes on.", _RESULT),
     camera: _Camera = None,
-    sdd: _option(_Number, "Distance from source to detector in mm. (default: 1020)", _GEOMETRY) = None,
-    height: _option(_Whole, "Rows of the X-rays. (default: 256)", _GEOMETRY) = None,
-    width: _option(_Whole, "Columns. (default: as rows)", _GEOMETRY) = None,
-    delx: _option(_Number, "Width of a pixel in mm. (default: 400 mm / columns)", _GEOMETRY) = None,
+    sdd: _Sdd1020 = None,
+    height: _Rows = None,
+    width: _Columns = None,
+    delx: _Delx = None,
     orientation: _View = _Orientation.AP,
     center: _option(_Text, "Middle of the range: 'a,b,c;x,y,z' (ZXY degrees, then mm). (default, AP: 0,0,0;0,750,0)", _START) = None,
     rotation: _option(str, "Its half widths in the three angles, degrees.", _START) = "45,30,15",
@@ -1111,8 +1115,7 @@ def _train(patient: dict, ct, out, camera, center, rotation, translation, publis
 
     poses = pose_range(center, rotation, translation, published, patient["orientation"])
     changes = {"poses": poses, "seed": seed, **{k: v for k, v in (("iterations", iterations), ("batch_size", batch_size)) if v is not None}}
-    make = {"cpu": training.TrainConfig, "paper": training.TrainConfig.paper, "successor": training.TrainConfig.successor}[recipe]
-    config, cam = make(**changes), chosen_camera(camera, **geometry)
+    config, cam = training.RECIPES[recipe](**changes), chosen_camera(camera, **geometry)
     init = None if start_from is None else existing(start_from, "a network of `diffpose train`", folder=True)
     estimator = training.train(load_ct(ct, **patient), cam, folder, config, init, resume=not force)
     v = estimator.about["validation"]

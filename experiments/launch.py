@@ -30,7 +30,6 @@ import submitit
 import tyro
 
 STAGES = ("train", "register", "evaluate")  # in the order in which they need each other
-GPUS = {"train": None, "register": 0, "evaluate": 0}  # the most that a task of the stage can use; None: any number, through torchrun
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -168,7 +167,7 @@ def plan(config: Config, flags: dict) -> list:
     "All tasks, stage by stage, each with those that it needs."
     tasks, before = [], []
     for stage in sorted(config.stages, key=STAGES.index):
-        gpus = config.gpus if GPUS[stage] is None else min(config.gpus, GPUS[stage])
+        gpus = config.gpus if stage == "train" else 0  # the others use none
         python = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)] if gpus > 1 else [sys.executable]
         cores = config.cpus or (os.cpu_count() // config.parallel if config.parallel and config.cluster != "slurm" else None)
         threads = str(max(1, cores // max(1, gpus))) if cores else None

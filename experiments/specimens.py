@@ -9,7 +9,7 @@ import torchio
 
 from diffpose.calibration import Camera
 from diffpose.data import open_field, read
-from diffpose.deepfluoro import FILE_NAME, DeepFluoroDataset, Evaluator
+from diffpose.deepfluoro import FILE_NAME, ROOM_MM, SDD_MM, DeepFluoroDataset, Evaluator
 from diffpose.drr import DRR
 from diffpose.metrics import registration_errors
 from diffpose.pose import RigidTransform
@@ -60,7 +60,7 @@ def _from_file(number: int, data: Path | None, height: int) -> Specimen:
 def _from_ct(number: int, path: Path, height: int, tool_mm: float) -> Specimen:
     labels = path.with_name("labels.nii.gz")
     subject = read(path, labelmap=labels if labels.exists() else None, orientation="PA")
-    camera = Camera(1020.0, height, height, FIELD_MM / height, FIELD_MM / height)
+    camera = Camera(SDD_MM, height, height, FIELD_MM / height, FIELD_MM / height)
     drr = DRR.from_camera(subject, camera, persistent=False)
     landmarks = default_landmarks(drr).float()
     draws = 20 * CT_XRAYS
@@ -78,5 +78,5 @@ def _seen(poses: RigidTransform, drr: DRR, landmarks: torch.Tensor) -> RigidTran
     size = torch.tensor([drr.detector.width, drr.detector.height])
     held = ((at > 0) & (at < size)).all(-1).float().mean(-1) >= 0.5
     distance = poses.translation.norm(dim=-1)
-    kept = held & (distance > 400) & (distance < drr.detector.sdd - 110)
+    kept = held & (distance > ROOM_MM[0]) & (distance < drr.detector.sdd - ROOM_MM[1])
     return poses[kept.nonzero()[:CT_XRAYS, 0]]

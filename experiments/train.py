@@ -17,7 +17,7 @@ import torch
 import tyro
 from specimens import load
 
-from diffpose.training import TrainConfig, process_group, train
+from diffpose.training import RECIPES, TrainConfig, process_group, train
 
 
 # ---------------------------------------------------------------- knobs
@@ -42,9 +42,6 @@ class Config:
     seed: int | None = None
     resume: bool = True
 # ----------------------------------------------------------------------
-
-
-RECIPES = {"cpu": TrainConfig, "paper": TrainConfig.paper, "successor": TrainConfig.successor}
 
 
 def folder_of(out: Path, specimen: tuple[int, ...]) -> Path:
