@@ -18,6 +18,7 @@ from torch import Tensor
 from .calibration import Camera, Detector
 from .data import Contrast
 from .pose import RigidTransform, convert
+from .kernels.reference import occupancy
 from .renderers import Siddon, Trilinear
 
 # %% ../notebooks/api/09_drr.ipynb #ae1ae256
@@ -59,12 +60,26 @@ class _Projector(torch.nn.Module):
         # float64 whatever `.to(dtype)` says: kept outside the buffers and moved with the rays
         self._world_from_index = torch.as_tensor(subject.density.affine, dtype=torch.float64)
         self._index_from_world = torch.linalg.inv(self._world_from_index)
+        self._bricks = (None, 0, None)  # a volume, its version, and what of it is not empty
 
     affine = property(lambda self: self._world_from_index.to(self.device), doc="4 4 world-from-index matrix of the volume, float64 [mm].")
     affine_inverse = property(lambda self: self._index_from_world.to(self.device), doc="4 4 index-from-world matrix, float64.")
     device = property(lambda self: self.density.device, doc="Where the volume is.")
     dtype = property(lambda self: self.density.dtype, doc="Of the volume and the images.")
     camera = property(lambda self: self.detector.camera, doc="Intrinsics as a Camera.")
+
+    def _apply(self, fn, recurse=True):
+        self._bricks = (None, 0, None)  # the volume is about to be another
+        return super()._apply(fn, recurse)
+
+    def _occupied(self, density: Tensor) -> Optional[Tensor]:
+        "Which bricks of the DRR's own volume are not empty, made anew when it has changed; None for a volume that is not kept, and where no kernel asks."
+        kept = density is self.density and not density.requires_grad and not density.is_inference()
+        if not kept or density.device.type != "cpu" or density.dtype not in (torch.float32, torch.float64) or self.renderer.backend == "torch":
+            return None
+        if self._bricks[0] is not density or self._bricks[1] != density._version:
+            self._bricks = (density, density._version, occupancy(density))
+        return self._bricks[2]
 
     @property
     def n_patches(self) -> int:
@@ -105,7 +120,7 @@ class _Casting(_Projector):
             s = source if source.shape[1] == 1 else source[:, sum(p.shape[2] for p in parts) :][:, : part.shape[1]]
             length = (part - s).norm(dim=-1)
             ends = _to_index(self.affine_inverse, s), _to_index(self.affine_inverse, part)
-            parts.append(self.renderer(density, *ends, length, mask, self.n_channels, pieces, **options))
+            parts.append(self.renderer(density, *ends, length, mask, self.n_channels, pieces, self._occupied(density), **options))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def _pieces(self, multiplier, batch: int) -> Optional[Tensor]:
@@ -211,7 +226,7 @@ class _Differentiated(_Posed):
         "Pixels B 1 N and their derivatives by source and target, B N 3 each, in index coordinates."
         s, t = ends[0].expand_as(ends[1]).contiguous().requires_grad_(), ends[1].requires_grad_()
         with torch.enable_grad():
-            out = self.renderer(self.density.detach(), s, t, length, None, None, pieces, **options)
+            out = self.renderer(self.density.detach(), s, t, length, None, None, pieces, self._occupied(self.density), **options)
             return out.detach(), *torch.autograd.grad(out.sum(), (s, t))
 
 # %% ../notebooks/api/09_drr.ipynb #f2763133

@@ -27,6 +27,7 @@ class Request(NamedTuple):
     n_channels: int = 1  # number of channels, with labels
     pieces: Optional[Tensor] = None  # B 5 contrast map of each image (Contrast.pieces)
     voxel_shift: float = 0.5  # where the centre of voxel 0 lies above its lower face
+    occupied: Optional[Tensor] = None  # `occupancy` of this very volume, so that kernels skip the air
 
     def check(self) -> "Request":
         "Raise a ValueError that says what is wrong, or return the request."
@@ -88,11 +89,11 @@ class _LineIntegral(torch.autograd.Function):
         from diffpose.kernels import cpu
 
         volume, source, target, jacobian = ctx.saved_tensors
-        options = {k: v for k, v in ctx.request._asdict().items() if k not in ("reducefn", "n_channels")}
+        options = {k: v for k, v in ctx.request._asdict().items() if k not in ("reducefn", "n_channels", "occupied")}
         by_volume = by_source = by_target = None
         if any(ctx.needs_input_grad[1:3]):
             if jacobian is None:
-                ends = cpu.channel_jacobian(volume, source, target, grad, **options)
+                ends = cpu.channel_jacobian(volume, source, target, grad, occupied=ctx.request.occupied, **options)
             else:
                 ends = jacobian * grad[:, 0, :, None]
             by_source, by_target = ends[..., :3].to(source.dtype), ends[..., 3:].to(target.dtype)
@@ -116,7 +117,8 @@ def line_integral(
         out = _LineIntegral.apply(volume, source, target, request, torch.is_grad_enabled())
         return out * length[:, None].to(out.dtype)
     ends = (x.to(torch.promote_types(volume.dtype, torch.float32)) for x in (source, target, length))
-    return reference.integrate(volume, *ends, **request._asdict()).to(volume.dtype)
+    options = {k: v for k, v in request._asdict().items() if k != "occupied"}
+    return reference.integrate(volume, *ends, **options).to(volume.dtype)
 
 # %% ../notebooks/api/08_renderers.ipynb #5ec1b102
 class _Renderer(torch.nn.Module):
@@ -140,6 +142,7 @@ class _Renderer(torch.nn.Module):
         mask: Optional[Tensor] = None,  # X Y Z labels: one channel per label
         n_channels: Optional[int] = None,  # default: the largest label + 1
         pieces: Optional[Tensor] = None,  # B 5 contrast map per image
+        occupied: Optional[Tensor] = None,  # `occupancy` of this very volume, to skip its air
         **options,  # n_points and reducefn override the renderer's own for this call
     ) -> Tensor:  # B C N [mm x density]
         "Integrate the volume along rays."
@@ -151,7 +154,7 @@ class _Renderer(torch.nn.Module):
         if mask is not None and n_channels is None:
             n_channels = int(mask.max()) + 1
         options = {"n_points": self.n_points, "reducefn": self.reducefn} | options
-        request = Request(self.rule, labels=mask, n_channels=n_channels or 1, pieces=pieces, voxel_shift=self.voxel_shift, **options)
+        request = Request(self.rule, labels=mask, n_channels=n_channels or 1, pieces=pieces, voxel_shift=self.voxel_shift, occupied=occupied, **options)
         return line_integral(volume, source, target, length, request, self.backend)
 
     def extra_repr(self) -> str:

@@ -395,9 +395,10 @@ def _march(visit, state, given, s, d, lo, hi, n_points, near, far):
             first = min(first, max(int(math.floor((lane(near, k) - start) / piece - 0.5)), 0))
             last = max(last, min(int(math.ceil((lane(far, k) - start) / piece + 0.5)), n_points))
     for m in range(first, last):
-        a = lo + fill(m + 0.5) * w
-        cell = floor(s[0] + a * d[0]), floor(s[1] + a * d[1]), floor(s[2] + a * d[2])
-        state = visit(state, given, cell, a - fill(0.5) * w, a + fill(0.5) * w, fill(-1), fill(-1))
+        a, b = lo + fill(float(m)) * w, lo + fill(m + 1.0) * w  # one number where a piece ends and the next begins: rounding cancels
+        middle = fill(0.5) * (a + b)
+        cell = floor(s[0] + middle * d[0]), floor(s[1] + middle * d[1]), floor(s[2] + middle * d[2])
+        state = visit(state, given, cell, a, b, fill(-1), fill(-1))
     return state
 
 

@@ -204,10 +204,10 @@ def occupancy(
     volume: Float[Tensor, "x y z"],
 ) -> UInt8[Tensor, "u v w"]:  # 1 where a brick holds something, or a voxel beside it does; first axis fastest in memory
     "Which parts of a volume are not empty, for kernels to skip the others."
-    something = volume.detach()
-    for axis in sorted(range(3), key=volume.stride, reverse=True):  # the outermost in memory first: it shortens the rest
-        n = volume.shape[axis]
+    order = sorted(range(3), key=volume.stride, reverse=True)  # the outermost axis in memory first: it shortens the rest
+    something = volume.detach().permute(order)
+    for axis, n in enumerate(something.shape):
         ranges = [(max(BRICK * b - 1, 0), min(BRICK * (b + 1), n)) for b in range(n // BRICK + 1)]
-        parts = [something.narrow(axis, first, last - first) for first, last in ranges]  # one at a time: never a second volume in memory
-        something = torch.stack([(part != 0).view(torch.uint8).amax(axis) for part in parts], axis)
-    return something.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+        parts = (something.narrow(axis, first, last - first) != 0 for first, last in ranges)  # one at a time: never a second volume in memory
+        something = torch.stack([part.view(torch.uint8).amax(axis) for part in parts], axis)
+    return something.permute([order.index(2 - axis) for axis in range(3)]).contiguous().permute(2, 1, 0)
