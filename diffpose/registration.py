@@ -131,12 +131,12 @@ def pool_volume(
     factors: Sequence[int],  # voxels to average per axis
 ) -> tuple[Tensor, Tensor]:  # the smaller volume and its affine
     "Average blocks of voxels. Blocks that stick out are filled with nothing."
-    padding = [(-n) % f for n, f in zip(density.shape, factors)]
-    padded = F.pad(density, (0, padding[2], 0, padding[1], 0, padding[0]))
     step = torch.eye(4, dtype=affine.dtype)
     step[:3, :3] = torch.diag(torch.tensor(factors, dtype=affine.dtype))
     step[:3, 3] = (torch.tensor(factors, dtype=affine.dtype) - 1) / 2
-    return F.avg_pool3d(padded[None, None], tuple(factors))[0, 0], affine @ step
+    size = [min(f, n) for f, n in zip(factors, density.shape)][::-1]  # a DRR's volume has its first axis fastest in memory: pool it as it lies
+    pooled = F.avg_pool3d(density.permute(2, 1, 0)[None, None], size, tuple(factors)[::-1], ceil_mode=True, divisor_override=math.prod(factors))
+    return pooled[0, 0].permute(2, 1, 0), affine @ step
 
 # %% ../notebooks/api/13_registration.ipynb #799fd408
 @dataclass(frozen=True)
