@@ -441,13 +441,13 @@ class Detector(_Projecting):
         self,
         pose: RigidTransform,  # b poses
         calibration: Camera | Tensor | None = None,  # other intrinsics: a Camera, 3 3, or b 3 3
+        frame: Tensor | None = None,  # 4 4: express the ends in this frame's coordinates, given as its matrix from world
     ) -> tuple[Tensor, Tensor]:  # source b 1 3 and targets b n 3, world [mm], in the wider dtype of pose and module
         "Both ends of every ray; targets row by row, or the subset."
         world, K, camera = self._matrices(pose, calibration)
-        grid = lambda n: torch.arange(n, device=world.device, dtype=world.dtype) + 0.5
-        x = camera.sdd * (grid(camera.width) - K[:, 0, 2:]) / K[:, 0, :1]  # b w
-        y = camera.sdd * (grid(camera.height) - K[:, 1, 2:]) / K[:, 1, 1:2]  # b h
-        right, up, ahead, source = world.matrix[:, None, :3].unbind(-1)  # b 1 3 each
+        x, y = self._offsets(K, camera)
+        matrix = world.matrix if frame is None else frame.to(world.matrix) @ world.matrix
+        right, up, ahead, source = matrix[:, None, :3].unbind(-1)  # b 1 3 each
         rows = source + camera.sdd * ahead + y[..., None] * up
         columns = x[..., None] * right
         if self._index is None:
@@ -455,6 +455,26 @@ class Detector(_Projecting):
         else:
             target = rows[:, self._index // camera.width] + columns[:, self._index % camera.width]
         return source.expand(len(target), 1, 3), target
+
+    def lengths(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> Tensor:  # b n [mm]
+        "How long the rays are, in their order."
+        world, K, camera = self._matrices(pose, calibration)
+        x, y = self._offsets(K, camera)
+        right, up, ahead = world.matrix[:, :3, :3].mT[..., None, :].unbind(1)  # b 1 3 each
+        dot = lambda a, b: (a * b).sum(-1)  # b 1; a rotation has columns of length 1, but only up to rounding
+        along = x.square() * dot(right, right) + 2 * camera.sdd * x * dot(right, ahead) + camera.sdd**2 * dot(ahead, ahead)  # b w
+        across = y.square() * dot(up, up) + 2 * camera.sdd * y * dot(up, ahead)  # b h
+        x = 2 * x * dot(right, up)
+        if self._index is None:
+            return (along[:, None] + (across[..., None] + y[..., None] * x[:, None])).sqrt().flatten(1)
+        row, column = self._index // camera.width, self._index % camera.width
+        return (along[:, column] + (across[:, row] + y[:, row] * x[:, column])).sqrt()
+
+    @staticmethod
+    def _offsets(K: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:  # b w and b h [mm]
+        "Where the columns and rows of pixel centres are, from the axis of view."
+        grid = lambda n: torch.arange(n, device=K.device, dtype=K.dtype) + 0.5
+        return camera.sdd * (grid(camera.width) - K[:, 0, 2:]) / K[:, 0, :1], camera.sdd * (grid(camera.height) - K[:, 1, 2:]) / K[:, 1, 1:2]
 
     def forward(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> tuple[Tensor, Tensor]:
         "The rays in the module's dtype."

@@ -112,16 +112,21 @@ class _Casting(_Projector):
         "Integrate a density on this DRR's grid along rays given in world coordinates."
         if mask_to_channels and self.mask is None:
             raise ValueError("mask_to_channels needs a label map, and this subject has none: read(..., labelmap=...)")
-        pieces = self._pieces(bone_attenuation_multiplier, len(target))
-        mask = self.mask if mask_to_channels else None
         source, target = source.to(density.device), target.to(density.device)
-        parts = []
-        for part in target.chunk(self.n_patches, dim=1):
-            s = source if source.shape[1] == 1 else source[:, sum(p.shape[2] for p in parts) :][:, : part.shape[1]]
-            length = (part - s).norm(dim=-1)
-            ends = _to_index(self.affine_inverse, s), _to_index(self.affine_inverse, part)
-            parts.append(self.renderer(density, *ends, length, mask, self.n_channels, pieces, self._occupied(density), **options))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        length = (target - source).norm(dim=-1)
+        return self._integrate(density, (_to_index(self.affine_inverse, source), _to_index(self.affine_inverse, target)), length, mask_to_channels, bone_attenuation_multiplier, options)
+
+    def _integrate(self, density: Tensor, ends: tuple, length: Tensor, mask_to_channels: bool, multiplier, options: dict) -> Tensor:  # B C N
+        "The same for rays in index coordinates, with their lengths B N [mm]."
+        if mask_to_channels and self.mask is None:
+            raise ValueError("mask_to_channels needs a label map, and this subject has none: read(..., labelmap=...)")
+        (source, target), pieces = ends, self._pieces(multiplier, len(ends[1]))
+        rest = (self.mask if mask_to_channels else None, self.n_channels, pieces, self._occupied(density))
+        if self.n_patches == 1:
+            return self.renderer(density, source, target, length, *rest, **options)
+        sources = [source] * self.n_patches if source.shape[1] == 1 else source.chunk(self.n_patches, 1)
+        parts = zip(sources, target.chunk(self.n_patches, 1), length.chunk(self.n_patches, 1))
+        return torch.cat([self.renderer(density, s, t, l, *rest, **options) for s, t, l in parts], -1)
 
     def _pieces(self, multiplier, batch: int) -> Optional[Tensor]:
         "B 5 contrast map from the volume as stored to the asked bone attenuation."
@@ -164,8 +169,8 @@ class _Posed(_Casting):
     ) -> Tensor:  # B C H W
         "Render the volume from a batch of poses."
         pose = self._pose(args, parameterization, convention, degrees)
-        source, target = self._rays(pose, calibration)
-        out = self.render(self.density, source, target, mask_to_channels, bone_attenuation_multiplier, **options)
+        ends, length = self._index_rays(pose, calibration)
+        out = self._integrate(self.density, ends, length, mask_to_channels, bone_attenuation_multiplier, options)
         return self.reshape_transform(self._light(out, beer_lambert))
 
     def _pose(self, args, parameterization, convention, degrees) -> RigidTransform:
@@ -185,6 +190,13 @@ class _Posed(_Casting):
         if pose.device != self.device:
             raise ValueError(f"the pose is on {pose.device} and the DRR on {self.device}: move one with .to(...)")
         return self.detector.rays(pose.double(), calibration)
+
+    def _index_rays(self, pose: RigidTransform, calibration=None) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        "Ends of the rays in index coordinates, and their lengths B N [mm], in double precision: made at once, not turned from world coordinates."
+        if pose.device != self.device:
+            raise ValueError(f"the pose is on {pose.device} and the DRR on {self.device}: move one with .to(...)")
+        pose = pose.double()
+        return self.detector.rays(pose, calibration, self.affine_inverse), self.detector.lengths(pose, calibration)
 
     def _light(self, out: Tensor, mu: Union[bool, float]) -> Tensor:
         if mu is False:
@@ -211,23 +223,14 @@ class _Differentiated(_Posed):
         pose = self._pose(args, parameterization, convention, degrees)
         with torch.no_grad():
             source, target = self._rays(pose, calibration)
-        pieces = self._pieces(bone_attenuation_multiplier, len(target))
-        ends = [x.detach() for x in (_to_index(self.affine_inverse, source), _to_index(self.affine_inverse, target))]
-        length = (target - source).norm(dim=-1)
-        out, by_source, by_target = self._with_ends(ends, length, pieces, options)
-        to_world = self.affine_inverse[:3, :3]
-        by_source, by_target = by_source @ to_world, by_target @ to_world
-        omega = torch.linalg.cross(source.expand_as(by_source), by_source) + torch.linalg.cross(target, by_target)
-        twist = torch.cat([omega, by_source + by_target], -1).to(self.dtype)
-        jacobian = self.reshape_transform(twist.mT)
+            ends, length = self._index_rays(pose, calibration)
+            pieces = self._pieces(bone_attenuation_multiplier, len(target))
+            out, by_ends = self.renderer.with_ends(self.density.detach(), *ends, length, pieces, self._occupied(self.density), **options)
+            by_source, by_target = (by_ends.unflatten(-1, (2, 3)) @ self.affine_inverse[:3, :3].to(by_ends.dtype)).unbind(-2)
+            source, target = source.to(by_ends.dtype).expand_as(by_source), target.to(by_ends.dtype)
+            omega = torch.linalg.cross(source, by_source) + torch.linalg.cross(target, by_target)
+            jacobian = self.reshape_transform(torch.cat([omega, by_source + by_target], -1).mT.to(self.dtype))
         return self.reshape_transform(out), jacobian.movedim(1, -1)
-
-    def _with_ends(self, ends, length: Tensor, pieces: Optional[Tensor], options: dict) -> tuple[Tensor, Tensor, Tensor]:
-        "Pixels B 1 N and their derivatives by source and target, B N 3 each, in index coordinates."
-        s, t = ends[0].expand_as(ends[1]).contiguous().requires_grad_(), ends[1].requires_grad_()
-        with torch.enable_grad():
-            out = self.renderer(self.density.detach(), s, t, length, None, None, pieces, self._occupied(self.density), **options)
-            return out.detach(), *torch.autograd.grad(out.sum(), (s, t))
 
 # %% ../notebooks/api/09_drr.ipynb #f2763133
 class _Adjustable(_Differentiated):
