@@ -128,23 +128,26 @@ def _occupied(bricks, m, lift, s, d, lo, hi):
     back = _meet(bricks, m, (s[0] + d[0], s[1] + d[1], s[2] + d[2]), (none - d[0], none - d[1], none - d[2]), one - hi, one - near)
     return upper(lo, near - fill(_MARGIN)), lower(hi, one - back + fill(_MARGIN))
 
-# %% ../../notebooks/api/06_kernels_cpu.ipynb #0928c748
+# %% ../../notebooks/api/06_kernels_cpu.ipynb #919fa2b1
 @_inline
-def _walk(visit, state, given, s, d, n, lo, hi, enter, leave):
-    "Fold visit over the cells between lo and hi: state = visit(state, given, cell, a, b, axis at a, axis at b)."
+def _walk(visit, state, given, s, d, n, stride, lo, hi, enter, leave):
+    "Fold visit over the cells between lo and hi: state = visit(state, given, cell, place, a, b, axis at a, axis at b), place = cell . stride."
     hit, zero = lo < hi, fill(0.0)
     lo, hi = where(hit, lo, zero), where(hit, hi, zero)
     i, a0, e0, u0 = _start(s[0], d[0], n[0], lo)
     j, a1, e1, u1 = _start(s[1], d[1], n[1], lo)
     k, a2, e2, u2 = _start(s[2], d[2], n[2], lo)
+    p, none = _index((i, j, k), stride), fill(0)
+    v0, v1, v2 = to_whole(u0) * fill(stride[0]), to_whole(u1) * fill(stride[1]), to_whole(u2) * fill(stride[2])
     a, before, end = lo, enter, where(hit, hi - fill(_SLIVER), fill(-math.inf))
     while any_lane(a < end):
         b, first, second, third = _cross(a0, a1, a2, end)
         live = first | second | third
         b, after = where(live, b, hi), where(first, fill(0), where(second, fill(1), where(third, fill(2), leave)))
-        state = visit(state, given, (i, j, k), a, b, before, after)
+        state = visit(state, given, (i, j, k), p, a, b, before, after)
         a0, a1, a2 = a0 + where(first, e0, zero), a1 + where(second, e1, zero), a2 + where(third, e2, zero)
         i, j, k = i + where(first, u0, zero), j + where(second, u1, zero), k + where(third, u2, zero)
+        p = p + where(first, v0, where(second, v1, where(third, v2, none)))
         a, before = b, after
     return state
 
@@ -309,7 +312,7 @@ def _taylor(c, x, y, z):
 @_inline
 def _corner(given, cell, dx, dy, dz):
     "One voxel of each cell, zero outside the volume."
-    flat, n, stride, unit, labels, weight, block = given
+    flat, n, stride, unit, labels, weight, block, inner = given
     image, q, s, d, piece = block
     i, j, k, zero = cell[0] + fill(dx), cell[1] + fill(dy), cell[2] + fill(dz), fill(0.0)
     inside = (i >= zero) & (j >= zero) & (k >= zero) & (i < fill(float(n[0]))) & (j < fill(float(n[1]))) & (k < fill(float(n[2])))
@@ -330,7 +333,7 @@ def _edge(given, cell):
 @_inline
 def _pair(given, p):
     "Voxels p and their neighbours on the first axis."
-    flat, n, stride, unit, labels, weight, block = given
+    flat, n, stride, unit, labels, weight, block, inner = given
     image, q, s, d, piece = block
     if weight is None and unit is None:
         x, y = gather_pair(flat, p)
@@ -341,21 +344,27 @@ def _pair(given, p):
 
 
 @_inline
-def _corners(given, cell, live):
-    "The eight voxels of cells, first axis fastest; zero outside the volume. Lanes that have arrived on its border read the cell beside."
-    flat, n, stride, unit, labels, weight, block = given
-    one = fill(1.0)
-    i, j, k = upper(lower(cell[0], fill(n[0] - 1.0)), one), upper(lower(cell[1], fill(n[1] - 1.0)), one), upper(lower(cell[2], fill(n[2] - 1.0)), one)
-    if any_lane(live & ~((i == cell[0]) & (j == cell[1]) & (k == cell[2]))):
+def _corners(given, cell, place, m, live):
+    "The eight voxels of cells, first axis fastest; zero outside the volume. Lanes that have arrived read what is in the volume anywhere."
+    flat, n, stride, unit, labels, weight, block, inner = given
+    if any_lane(live & ((m < inner[0]) | (m > inner[1]))):
         return _edge(given, cell)
-    p = _index((i - one, j - one, k - one), stride)
+    p, last = place - fill(stride[0] + stride[1] + stride[2]), (n[0] - 2) * stride[0] + (n[1] - 2) * stride[1] + (n[2] - 2) * stride[2]
+    p = where(p < fill(0), fill(0), where(p > fill(last), fill(last), p))
     c0, c1 = _pair(given, p)
     c2, c3 = _pair(given, p + fill(stride[1]))
     c4, c5 = _pair(given, p + fill(stride[2]))
     c6, c7 = _pair(given, p + fill(stride[1] + stride[2]))
     return c0, c1, c2, c3, c4, c5, c6, c7
 
-# %% ../../notebooks/api/06_kernels_cpu.ipynb #3673c180
+# %% ../../notebooks/api/06_kernels_cpu.ipynb #17b695cd
+@_inline
+def _inner(block, n):
+    "Between which parameters a block's rays are in cells whose corners are all in the volume."
+    lo, hi, enter, leave = _clip_box(block[2], block[3], (1.0, 1.0, 1.0), (float(n[0]), float(n[1]), float(n[2])))
+    return lo + fill(_SLIVER), hi - fill(_SLIVER)
+
+
 @_inline
 def _at(block, cell, m):
     "Where in their cells the rays are at m."
@@ -364,14 +373,14 @@ def _at(block, cell, m):
 
 
 @_inline
-def _add_cell(state, given, cell, a, b, before, after):
+def _add_cell(state, given, cell, place, a, b, before, after):
     "Add the integrals of f, of its gradient (p) and of alpha times its gradient (q) from a to b."
     acc, p0, p1, p2, q0, q1, q2 = state
     voxels, jac, spread = given
     flat, block = voxels[0], voxels[6]
     m, h, live = fill(0.5) * (a + b), b - a, a < b
     at, d = _at(block, cell, m), block[3]
-    c = _corners(voxels, cell, live)
+    c = _corners(voxels, cell, place, m, live)
     f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, narrow(flat, at[0]), narrow(flat, at[1]), narrow(flat, at[2]))
     r = narrow(flat, spread)
     d0, d1, d2 = narrow(flat, h * d[0]), narrow(flat, h * d[1]), narrow(flat, h * d[2])
@@ -384,9 +393,9 @@ def _add_cell(state, given, cell, a, b, before, after):
         q0, q1, q2 = q0 + h * wide(t * w0 + u * r0), q1 + h * wide(t * w1 + u * r1), q2 + h * wide(t * w2 + u * r2)
     return acc, p0, p1, p2, q0, q1, q2
 
-# %% ../../notebooks/api/06_kernels_cpu.ipynb #fbdef993
+# %% ../../notebooks/api/06_kernels_cpu.ipynb #bfbde482
 @_inline
-def _march(visit, state, given, s, d, lo, hi, n_points, near, far):
+def _march(visit, state, given, s, d, stride, lo, hi, n_points, near, far):
     "Fold visit over those of n_points equal pieces of lo to hi whose middles are between near and far, in some lane."
     w, first, last = (hi - lo) / fill(float(n_points)), n_points, 0
     for k in range(LANES):
@@ -398,7 +407,7 @@ def _march(visit, state, given, s, d, lo, hi, n_points, near, far):
         a, b = lo + fill(float(m)) * w, lo + fill(m + 1.0) * w  # one number where a piece ends and the next begins: rounding cancels
         middle = fill(0.5) * (a + b)
         cell = floor(s[0] + middle * d[0]), floor(s[1] + middle * d[1]), floor(s[2] + middle * d[2])
-        state = visit(state, given, cell, a, b, fill(-1), fill(-1))
+        state = visit(state, given, cell, _index(cell, stride), a, b, fill(-1), fill(-1))
     return state
 
 
@@ -409,15 +418,15 @@ def _cells(block, n):
 
 
 @_inline
-def _along(visit, state, given, span, block, n, n_points):
+def _along(visit, state, given, span, block, n, stride, n_points):
     "Fold visit over the pieces of trilinear rays: the cells, or n_points equal pieces."
     image, q, s, d, piece = block
     near, far, enter, leave = span
     if n_points is None:
-        return _walk(visit, state, given, s, d, (n[0] + 1, n[1] + 1, n[2] + 1), near, far, enter, leave)
+        return _walk(visit, state, given, s, d, (n[0] + 1, n[1] + 1, n[2] + 1), stride, near, far, enter, leave)
     lo, hi, enter, leave = _cells(block, n)
     hit = lo < hi
-    return _march(visit, state, given, s, d, where(hit, lo, fill(0.0)), where(hit, hi, fill(0.0)), n_points, near, far)
+    return _march(visit, state, given, s, d, stride, where(hit, lo, fill(0.0)), where(hit, hi, fill(0.0)), n_points, near, far)
 
 
 @_inline
@@ -458,10 +467,14 @@ def _trilinear(flat, n, stride, source, target, pieces, bricks, m, unit, labels,
     for r in nb.prange(_blocks(target)):
         block = _block(source, target, pieces, np.int64(r))
         b, q, s, d, piece = block
-        given, zero = ((flat, n, stride, unit, labels, weight, block), jac, _spread(n_points)), fill(0.0)
-        span = _reach(bricks, m, 0.0, block, _cells(block, n))
+        span, inner, zero = _reach(bricks, m, 0.0, block, _cells(block, n)), _inner(block, n), fill(0.0)
         hit = span[0] < span[1]
-        sums = _along(_add_cell, (zero, zero, zero, zero, zero, zero, zero), given, span, block, n, n_points)
+        for attempt in range(2):  # a lane that has arrived may have read what is not a number: read corner by corner, then
+            given = ((flat, n, stride, unit, labels, weight, block, inner), jac, _spread(n_points))
+            sums = _along(_add_cell, (zero, zero, zero, zero, zero, zero, zero), given, span, block, n, stride, n_points)
+            inner = fill(math.inf), fill(-math.inf)
+            if not any_lane(hit & ~(sums[0] == sums[0])):
+                break
         acc, p0, p1, p2, q0, q1, q2 = sums
         _save(out, b, q, where(hit, acc, zero))
         if jac:
@@ -489,13 +502,12 @@ def _own(out, b, q):
 
 
 @_inline
-def _add_voxel(state, given, cell, a, b, before, after):
+def _add_voxel(state, given, cell, place, a, b, before, after):
     "Add a voxel's chord to the channel of its label."
-    flat, stride, labels, block, out = given
+    flat, labels, block, out = given
     image, q, s, d, piece = block
-    p = _index(cell, stride)
-    place, step = _of_ray(out, image, q)
-    _add(out.reshape(-1), place + step * gather(labels, p), (b - a) * _mapped(gather(flat, p), piece), (a < b) & _own(out, image, q))
+    pixel, step = _of_ray(out, image, q)
+    _add(out.reshape(-1), pixel + step * gather(labels, place), (b - a) * _mapped(gather(flat, place), piece), (a < b) & _own(out, image, q))
     return state
 
 
@@ -504,7 +516,7 @@ def _siddon_channels(flat, n, stride, source, target, pieces, bricks, m, labels,
     for r in nb.prange(_blocks(target)):
         block = _block(source, target, pieces, np.int64(r))
         lo, hi, enter, leave = _reach(bricks, m, 0.5, block, _box(block, n))
-        _walk(_add_voxel, 0, (flat, stride, labels, block, out), block[2], block[3], n, lo, hi, enter, leave)
+        _walk(_add_voxel, 0, (flat, labels, block, out), block[2], block[3], n, stride, lo, hi, enter, leave)
 
 # %% ../../notebooks/api/06_kernels_cpu.ipynb #b3984a2d
 @_inline
@@ -530,18 +542,18 @@ def _neighbour(cell, corner, low, high):
 
 
 @_inline
-def _add_shares(state, given, cell, a, b, before, after):
+def _add_shares(state, given, cell, place, a, b, before, after):
     "Add the eight corners' shares to the channels of their labels."
     flat, n, stride, labels, block, out, spread = given
     image, q, s, d, piece = block
     w = _shares(block, cell, a, b, spread)
-    place, step = _of_ray(out, image, q)
+    pixel, step = _of_ray(out, image, q)
     for corner in range(8):
         voxel, inside = _neighbour(cell, corner, (0.0, 0.0, 0.0), (float(n[0]), float(n[1]), float(n[2])))
         p = _index(voxel, stride)
         v = _mapped(gather(flat, p), piece)
         something = ~(v == fill(0.0))  # voxels that are not numbers count
-        _add(out.reshape(-1), place + step * gather(labels, p), w[corner] * v, inside & something & (a < b) & _own(out, image, q))
+        _add(out.reshape(-1), pixel + step * gather(labels, p), w[corner] * v, inside & something & (a < b) & _own(out, image, q))
     return state
 
 
@@ -550,15 +562,15 @@ def _trilinear_channels(flat, n, stride, source, target, pieces, bricks, m, labe
     for r in nb.prange(_blocks(target)):
         block = _block(source, target, pieces, np.int64(r))
         span = _reach(bricks, m, 0.0, block, _cells(block, n))
-        _along(_add_shares, 0, (flat, n, stride, labels, block, out, _spread(n_points)), span, block, n, n_points)
+        _along(_add_shares, 0, (flat, n, stride, labels, block, out, _spread(n_points)), span, block, n, stride, n_points)
 
-# %% ../../notebooks/api/06_kernels_cpu.ipynb #3d144808
+# %% ../../notebooks/api/06_kernels_cpu.ipynb #eca1db7d
 @_inline
-def _best_voxel(state, given, cell, a, b, before, after):
+def _best_voxel(state, given, cell, place, a, b, before, after):
     "The voxel, if it beats the best so far: contribution, density, ends."
     best, density, lo, hi, enter, leave = state
-    flat, stride, piece = given
-    v = _mapped(gather(flat, _index(cell, stride)), piece)
+    flat, piece = given
+    v = _mapped(gather(flat, place), piece)
     more = (b - a) * v > best
     best, density = where(more, (b - a) * v, best), where(more, v, density)
     return best, density, where(more, a, lo), where(more, b, hi), where(more, before, enter), where(more, after, leave)
@@ -571,21 +583,21 @@ def _siddon_max(flat, n, stride, source, target, pieces, bricks, m, out, jacobia
         b, q, s, d, piece = block
         lo, hi, enter, leave = _reach(bricks, m, 0.5, block, _box(block, n))
         zero, none = fill(0.0), fill(-1)
-        best = _walk(_best_voxel, (zero, zero, zero, zero, none, none), (flat, stride, piece), s, d, n, lo, hi, enter, leave)
+        best = _walk(_best_voxel, (zero, zero, zero, zero, none, none), (flat, piece), s, d, n, stride, lo, hi, enter, leave)
         value, v, lo, hi, enter, leave = best
         _save(out, b, q, value)
         _move_end(jacobian, b, q, enter, lo, d, zero - v)
         _move_end(jacobian, b, q, leave, hi, d, v)
 
-# %% ../../notebooks/api/06_kernels_cpu.ipynb #268c1de2
+# %% ../../notebooks/api/06_kernels_cpu.ipynb #9862e706
 @_inline
-def _best_sample(state, given, cell, a, b, before, after):
+def _best_sample(state, given, cell, place, a, b, before, after):
     "The larger of the two Gauss points of a cell (which fall together when spread is 0), if it beats the best so far."
     best, at, lo, hi, enter, leave, i, j, k = state
     voxels, spread, share = given
     block = voxels[6]
     m, h, live, d = fill(0.5) * (a + b), b - a, a < b, block[3]
-    x, c = _at(block, cell, m), _corners(voxels, cell, live)
+    x, c = _at(block, cell, m), _corners(voxels, cell, place, m, live)
     c = wide(c[0]), wide(c[1]), wide(c[2]), wide(c[3]), wide(c[4]), wide(c[5]), wide(c[6]), wide(c[7])
     f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, x[0], x[1], x[2])
     g = fill(math.sqrt(spread)) * h
@@ -604,10 +616,10 @@ def _trilinear_max(flat, n, stride, source, target, pieces, bricks, m, unit, out
     for r in nb.prange(_blocks(target)):
         block = _block(source, target, pieces, np.int64(r))
         b, q, s, d, piece = block
-        voxels, share = (flat, n, stride, unit, None, None, block), 0.5 if n_points is None else 1.0
+        voxels, share = (flat, n, stride, unit, None, None, block, _inner(block, n)), 0.5 if n_points is None else 1.0
         span = _reach(bricks, m, 0.0, block, _cells(block, n))
         zero, none = fill(0.0), fill(-1)
-        best = _along(_best_sample, (zero, zero, zero, zero, none, none, zero, zero, zero), (voxels, _spread(n_points), share), span, block, n, n_points)
+        best = _along(_best_sample, (zero, zero, zero, zero, none, none, zero, zero, zero), (voxels, _spread(n_points), share), span, block, n, stride, n_points)
         value, at, lo, hi, enter, leave, i, j, k = best
         _save(out, b, q, value)
         found, width = value > zero, fill(share) * (hi - lo)
@@ -637,11 +649,11 @@ def _slope(flat, p, piece):
 
 
 @_inline
-def _scatter_voxel(state, given, cell, a, b, before, after):
+def _scatter_voxel(state, given, cell, place, a, b, before, after):
     "Add the rays' gradients to voxels, by their chords."
-    flat, stride, base, labels, weight, block, grad = given
+    flat, base, labels, weight, block, grad = given
     image, q, s, d, piece = block
-    p = _index(cell, stride) + fill(base)
+    p = place + fill(base)
     _add(grad, p, (b - a) * _gain(labels, weight, p, image, q) * _slope(flat, p, piece), (a < b) & _own(weight, image, q))
     return state
 
@@ -655,12 +667,12 @@ def _siddon_adjoint(flat, n, stride, source, target, pieces, labels, weight, gra
             image, q, s, d, piece = _block(source, target, pieces, r)
             s = (s[0], s[1], s[2] - fill(float(first)))
             lo, hi, enter, leave = _clip_box(s, d, (0.0, 0.0, 0.0), (float(size[0]), float(size[1]), float(size[2])))
-            given = (flat, stride, first * stride[2], labels, weight, (image, q, s, d, piece), grad)
-            _walk(_scatter_voxel, 0, given, s, d, size, lo, hi, enter, leave)
+            given = (flat, first * stride[2], labels, weight, (image, q, s, d, piece), grad)
+            _walk(_scatter_voxel, 0, given, s, d, size, stride, lo, hi, enter, leave)
 
-# %% ../../notebooks/api/06_kernels_cpu.ipynb #7a7e221f
+# %% ../../notebooks/api/06_kernels_cpu.ipynb #57882637
 @_inline
-def _scatter_shares(state, given, cell, a, b, before, after):
+def _scatter_shares(state, given, cell, place, a, b, before, after):
     "Add the rays' gradients to the corners with first <= k < last, by their shares."
     flat, n, stride, base, first, last, labels, weight, block, grad, spread = given
     image, q, s, d, piece = block
@@ -683,14 +695,14 @@ def _trilinear_adjoint(flat, n, stride, source, target, pieces, labels, weight, 
                 part, cells = (s[0], s[1], s[2] - fill(float(first))), (n[0] + 1, n[1] + 1, last - first + 1)
                 lo, hi, enter, leave = _clip_box(part, d, (0.0, 0.0, 0.0), (float(cells[0]), float(cells[1]), float(cells[2])))
                 given = (flat, n, stride, first * stride[2], 0, last - first, labels, weight, (image, q, part, d, piece), grad, _spread(n_points))
-                _walk(_scatter_shares, 0, given, part, d, cells, lo, hi, enter, leave)
+                _walk(_scatter_shares, 0, given, part, d, cells, stride, lo, hi, enter, leave)
             else:
                 given = (flat, n, stride, 0, first, last, labels, weight, (image, q, s, d, piece), grad, _spread(n_points))
                 near, far, enter, leave = _clip(s[2], d[2], float(first), last + 1.0, fill(2), fill(0.0), fill(1.0), fill(-1), fill(-1))
                 lo, hi, enter, leave = _clip_box(s, d, (0.0, 0.0, 0.0), (n[0] + 1.0, n[1] + 1.0, n[2] + 1.0))
                 hit = lo < hi
                 lo, hi = where(hit, lo, fill(0.0)), where(hit, hi, fill(0.0))
-                _march(_scatter_shares, 0, given, s, d, lo, hi, n_points, upper(near, lo), lower(far, hi))
+                _march(_scatter_shares, 0, given, s, d, stride, lo, hi, n_points, upper(near, lo), lower(far, hi))
 
 # %% ../../notebooks/api/06_kernels_cpu.ipynb #e746249c
 @jaxtyped(typechecker=beartype)
