@@ -131,6 +131,8 @@ def with_ends(
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b 1 n"], Float[Tensor, "b n 6"]]:
     "Line integrals and their derivatives by both ends of each ray, [source, target], at once and without a graph. The lengths are held."
+    if request.labels is not None:
+        raise ValueError("with_ends differentiates one image, and label channels are many: leave the labels out, or differentiate through line_integral")
     if choose_backend(backend, volume, request.check()) == "numba":
         from diffpose.kernels import cpu
 

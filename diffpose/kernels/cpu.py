@@ -373,6 +373,13 @@ def _at(block, cell, m):
 
 
 @_inline
+def _something(flat, c):
+    "Whether a corner of some lane is not zero."
+    z = narrow(flat, 0.0)
+    return any_lane(~((c[0] == z) & (c[1] == z) & (c[2] == z) & (c[3] == z) & (c[4] == z) & (c[5] == z) & (c[6] == z) & (c[7] == z)))
+
+
+@_inline
 def _add_cell(state, given, cell, place, a, b, before, after):
     "Add the integrals of f, of its gradient (p) and of alpha times its gradient (q) from a to b."
     acc, p0, p1, p2, q0, q1, q2 = state
@@ -381,16 +388,17 @@ def _add_cell(state, given, cell, place, a, b, before, after):
     m, h, live = fill(0.5) * (a + b), b - a, a < b
     at, d = _at(block, cell, m), block[3]
     c = _corners(voxels, cell, place, m, live)
-    f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, narrow(flat, at[0]), narrow(flat, at[1]), narrow(flat, at[2]))
-    r = narrow(flat, spread)
-    d0, d1, d2 = narrow(flat, h * d[0]), narrow(flat, h * d[1]), narrow(flat, h * d[2])
-    acc = acc + h * wide(f + r * (d0 * (fxy * d1 + fxz * d2) + d1 * d2 * fyz))
-    if jac:
-        t, u = narrow(flat, m), narrow(flat, h * fill(spread))
-        w0, w1, w2 = fx + r * (d1 * d2) * fxyz, fy + r * (d0 * d2) * fxyz, fz + r * (d0 * d1) * fxyz
-        r0, r1, r2 = fxy * d1 + fxz * d2, fxy * d0 + fyz * d2, fxz * d0 + fyz * d1
-        p0, p1, p2 = p0 + h * wide(w0), p1 + h * wide(w1), p2 + h * wide(w2)
-        q0, q1, q2 = q0 + h * wide(t * w0 + u * r0), q1 + h * wide(t * w1 + u * r1), q2 + h * wide(t * w2 + u * r2)
+    if _something(flat, c):
+        f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, narrow(flat, at[0]), narrow(flat, at[1]), narrow(flat, at[2]))
+        r = narrow(flat, spread)
+        d0, d1, d2 = narrow(flat, h * d[0]), narrow(flat, h * d[1]), narrow(flat, h * d[2])
+        acc = acc + h * wide(f + r * (d0 * (fxy * d1 + fxz * d2) + d1 * d2 * fyz))
+        if jac:
+            t, u = narrow(flat, m), narrow(flat, h * fill(spread))
+            w0, w1, w2 = fx + r * (d1 * d2) * fxyz, fy + r * (d0 * d2) * fxyz, fz + r * (d0 * d1) * fxyz
+            r0, r1, r2 = fxy * d1 + fxz * d2, fxy * d0 + fyz * d2, fxz * d0 + fyz * d1
+            p0, p1, p2 = p0 + h * wide(w0), p1 + h * wide(w1), p2 + h * wide(w2)
+            q0, q1, q2 = q0 + h * wide(t * w0 + u * r0), q1 + h * wide(t * w1 + u * r1), q2 + h * wide(t * w2 + u * r2)
     return acc, p0, p1, p2, q0, q1, q2
 
 # %% ../../notebooks/api/06_kernels_cpu.ipynb #bfbde482
