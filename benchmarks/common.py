@@ -120,12 +120,45 @@ class Plastimatch:
         return 10 * torch.from_numpy(image).reshape(1, 1, self.size, self.size)  # cm to mm
 
 
-PACKAGES = {"diffpose": Diffpose, "diffdrr": Diffdrr, "nanodrr": Nanodrr, "plastimatch": Plastimatch}
+class Rtk:
+    "RTK's forward projector of Joseph, C++ through its Python package. It knows no gradient by the pose, and this interface only the frontal view."
+
+    def __init__(self, volume, rule, size):
+        import itk
+        from itk import RTK
+
+        density, affine, _ = volume
+        spacing = [float(abs(affine[axis, axis])) for axis in (0, 2, 1)]  # its y axis is the patient's z
+        image = itk.image_from_array(np.ascontiguousarray(density.transpose(1, 2, 0)))
+        image.SetSpacing(spacing)
+        image.SetOrigin([-(n - 1) / 2 * step for n, step in zip(image.GetLargestPossibleRegion().GetSize(), spacing)])
+        geometry = RTK.ThreeDCircularProjectionGeometry.New()
+        geometry.AddProjection(ISOCENTER, SDD, 0.0)
+        kind, pixel = itk.Image[itk.F, 3], FIELD / size
+        empty = RTK.ConstantImageSource[kind].New(Size=[size, size, 1], Spacing=[pixel, pixel, 1.0], Origin=[-(size - 1) / 2 * pixel] * 2 + [0.0], Constant=0.0)
+        self.projector = RTK.JosephForwardProjectionImageFilter[kind, kind].New(Geometry=geometry)
+        self.projector.SetInput(0, empty.GetOutput())
+        self.projector.SetInput(1, image)
+        self.projector.SetNumberOfWorkUnits(torch.get_num_threads())
+        self.read, self.kept, self.seconds = itk.array_from_image, (image, empty, geometry), None
+
+    def __call__(self, rotation, translation):
+        self.projector.Modified()
+        start = time.perf_counter()
+        self.projector.Update()
+        self.seconds = time.perf_counter() - start
+        return torch.from_numpy(self.read(self.projector.GetOutput())[None, :, ::-1].copy())
+
+
+PACKAGES = {"diffpose": Diffpose, "diffdrr": Diffdrr, "nanodrr": Nanodrr, "plastimatch": Plastimatch, "rtk": Rtk}
+FRONTAL = ("plastimatch", "rtk")  # those that are given the frontal view alone, and know no gradient
 
 
 def available(name: str) -> bool:
     "Whether a package can be measured here."
-    return bool(shutil.which("drr") or shutil.which("plastimatch")) if name == "plastimatch" else find_spec(name) is not None
+    if name == "plastimatch":
+        return bool(shutil.which("drr") or shutil.which("plastimatch"))
+    return find_spec("itk.RTKPython" if name == "rtk" and find_spec("itk") else name) is not None
 
 
 # The clock
@@ -190,7 +223,7 @@ def reset_peak() -> None:
 
 def machine(command: str) -> dict:
     "Where, when and with what the numbers were made."
-    names = ("diffpose", "diffdrr", "nanodrr", "torch", "numba", "numpy", "torchio")
+    names = ("diffpose", "diffdrr", "nanodrr", "itk-rtk", "torch", "numba", "numpy", "torchio")
     root = Path(__file__).resolve().parent
     git = lambda *a: subprocess.run(["git", *a], cwd=root, capture_output=True, text=True).stdout.strip()
     info = {"date": time.strftime("%Y-%m-%d"), "command": command, "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}

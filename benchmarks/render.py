@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import PACKAGES, available, example_volume, interleave, machine, peak_bytes, poses, ratio, reset_peak, show, spread, write_csv
+from common import FRONTAL, PACKAGES, available, example_volume, interleave, machine, peak_bytes, poses, ratio, reset_peak, show, spread, write_csv
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for render.csv")
@@ -45,6 +45,7 @@ CONTENDERS = {
     "diffdrr": ["siddon", "trilinear-{n}"],
     "nanodrr": ["trilinear-{n}"],
     "plastimatch": ["siddon"],
+    "rtk": ["joseph"],
 }
 TASKS = ["value", "gradient", "jacobian"]  # image; image and its gradient by the pose; image and Jacobian B H W 6 (diffpose only)
 
@@ -83,7 +84,7 @@ def probe(connection, path, package, rule, task, size, batch, dtype, threads, ma
         torch.set_num_threads(threads)
     volume = tuple(np.load(path / f"{name}.npy") for name in ("density", "affine", "reorient"))
     options = {"dtype": torch.float64} if dtype == "float64" else {}
-    if package != "plastimatch":
+    if package not in FRONTAL:
         Task(PACKAGES[package](volume, rule, 8, **options), task, 8, 1)()
     work = Task(PACKAGES[package](volume, rule, size, **options), task, size, batch)
     gc.collect()
@@ -160,10 +161,11 @@ def case(args, context, volume, contenders, per_ray, size, batch):
     truth, functions, rows = {}, {}, []
     for rule in ("siddon", "trilinear-exact"):
         truth[rule.split("-")[0]] = measure(context, args.out, "diffpose", rule, "gradient", size, batch, "float64", args.threads, 0)[2]
+    truth["joseph"] = truth["trilinear"]  # an interpolation, sampled once per slice
     for package, rule in contenders:
         kept = PACKAGES[package](volume, rule, size)
         for task in TASKS:
-            if task == "jacobian" and package != "diffpose" or package == "plastimatch" and (task != "value" or batch > 1):
+            if task == "jacobian" and package != "diffpose" or package in FRONTAL and (task != "value" or batch > 1):
                 continue
             row = {"size": size, "batch": batch, "package": package, "rule": rule, "task": task}
             rows.append(row)
