@@ -1,6 +1,7 @@
 # Each target makes the virtual environment first; nothing is needed but Python >= 3.10 and make.
 #   make test               every notebook, the repository's contract, the wheel   (DIFFPOSE_DATA=folder: the real scans too)
 #   make demo               the main job on the phantom, with pictures
+#   make bench              speed and accuracy next to other packages, tables into _runs/bench (DIFFPOSE_DATA: the chest CT; half an hour)
 #   make export             notebooks -> diffpose/
 #   make refresh NB=...     run notebooks and store their outputs (all of them without NB)
 #   make clean              strip the notebooks of counts and metadata
@@ -15,7 +16,7 @@ NB ?=
 python := $(VENV)/bin/python
 installed := $(VENV)/.diffpose-installed
 
-.PHONY: help install test demo export refresh clean readme prepare
+.PHONY: help install test demo bench export refresh clean readme prepare
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -32,6 +33,12 @@ test: $(installed)
 
 demo: $(installed)
 	@$(VENV)/bin/diffpose demo --force
+
+bench: $(installed)
+	@$(python) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@$(python) benchmarks/render.py --out _runs/bench
+	@$(python) benchmarks/register.py --out _runs/bench
+	@$(python) benchmarks/metrics.py --out _runs/bench
 
 export: $(installed)
 	@$(python) -c 'from nbdev.doclinks import nbdev_export; nbdev_export("notebooks")'

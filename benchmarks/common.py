@@ -27,9 +27,10 @@ SHIFTS = [[0, 0, 0], [5, 20, -5], [-10, 0, 10], [0, -20, 20], [10, 10, 0], [0, 0
 
 
 def poses(batch: int):
-    "Rotations [rad] and translations [mm] of the first poses: two float32 tensors B 3."
-    rotation = torch.deg2rad(torch.tensor(ANGLES[:batch], dtype=torch.float32))
-    return rotation, torch.tensor(SHIFTS[:batch], dtype=torch.float32) + torch.tensor([0.0, ISOCENTER, 0.0])
+    "Rotations [rad] and translations [mm] of the first poses, of which the ninth is the first turned by two degrees, and so on: two float32 tensors B 3."
+    turns = [[angle + 2.0 * (k // len(ANGLES)) for angle in ANGLES[k % len(ANGLES)]] for k in range(batch)]
+    shifts = [SHIFTS[k % len(SHIFTS)] for k in range(batch)]
+    return torch.deg2rad(torch.tensor(turns, dtype=torch.float32)), torch.tensor(shifts, dtype=torch.float32) + torch.tensor([0.0, ISOCENTER, 0.0])
 
 
 def example_volume():

@@ -30,7 +30,7 @@ from common import FRONTAL, PACKAGES, available, example_volume, interleave, mac
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for render.csv")
 parser.add_argument("--sizes", type=int, nargs="+", default=[200, 512], help="images of N x N pixels")
-parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images per call, at most 8")
+parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images per call")
 parser.add_argument("--packages", nargs="+", default=list(PACKAGES), choices=list(PACKAGES))
 parser.add_argument("--points", type=int, nargs="+", default=[500], help="samples per ray of the sampled trilinear rule")
 parser.add_argument("--rounds", type=int, default=9, help="turns of each contender")

@@ -385,7 +385,7 @@ class _Posed(_Mounted):
 
 # %% ../notebooks/api/01_calibration.ipynb #c35183f8
 class _Projecting(_Posed):
-    "Points to pixels and back, at a pose."
+    "Points to pixels and back, at a pose; and how long the rays are."
 
     def project(
         self,
@@ -408,6 +408,26 @@ class _Projecting(_Posed):
         _require(pixels, "pixels", (None, 2))
         world, K, camera = self._matrices(pose, calibration, pixels)
         return inverse_projection(world.inverse().matrix, K, pixels.to(world.dtype), camera.sdd)
+
+    def lengths(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> Tensor:  # b n [mm]
+        "How long the rays are, in their order."
+        world, K, camera = self._matrices(pose, calibration)
+        x, y = self._offsets(K, camera)
+        right, up, ahead = world.matrix[:, :3, :3].mT[..., None, :].unbind(1)  # b 1 3 each
+        dot = lambda a, b: (a * b).sum(-1)  # b 1; a rotation has columns of length 1, but only up to rounding
+        along = x.square() * dot(right, right) + 2 * camera.sdd * x * dot(right, ahead) + camera.sdd**2 * dot(ahead, ahead)  # b w
+        across = y.square() * dot(up, up) + 2 * camera.sdd * y * dot(up, ahead)  # b h
+        x = 2 * x * dot(right, up)
+        if self._index is None:
+            return (along[:, None] + (across[..., None] + y[..., None] * x[:, None])).sqrt().flatten(1)
+        row, column = self._index // camera.width, self._index % camera.width
+        return (along[:, column] + (across[:, row] + y[:, row] * x[:, column])).sqrt()
+
+    @staticmethod
+    def _offsets(K: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:  # b w and b h [mm]
+        "Where the columns and rows of pixel centres are, from the axis of view."
+        grid = lambda n: torch.arange(n, device=K.device, dtype=K.dtype) + 0.5
+        return camera.sdd * (grid(camera.width) - K[:, 0, 2:]) / K[:, 0, :1], camera.sdd * (grid(camera.height) - K[:, 1, 2:]) / K[:, 1, 1:2]
 
 # %% ../notebooks/api/01_calibration.ipynb #fbd8f622
 class Detector(_Projecting):
@@ -455,26 +475,6 @@ class Detector(_Projecting):
         else:
             target = rows[:, self._index // camera.width] + columns[:, self._index % camera.width]
         return source.expand(len(target), 1, 3), target
-
-    def lengths(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> Tensor:  # b n [mm]
-        "How long the rays are, in their order."
-        world, K, camera = self._matrices(pose, calibration)
-        x, y = self._offsets(K, camera)
-        right, up, ahead = world.matrix[:, :3, :3].mT[..., None, :].unbind(1)  # b 1 3 each
-        dot = lambda a, b: (a * b).sum(-1)  # b 1; a rotation has columns of length 1, but only up to rounding
-        along = x.square() * dot(right, right) + 2 * camera.sdd * x * dot(right, ahead) + camera.sdd**2 * dot(ahead, ahead)  # b w
-        across = y.square() * dot(up, up) + 2 * camera.sdd * y * dot(up, ahead)  # b h
-        x = 2 * x * dot(right, up)
-        if self._index is None:
-            return (along[:, None] + (across[..., None] + y[..., None] * x[:, None])).sqrt().flatten(1)
-        row, column = self._index // camera.width, self._index % camera.width
-        return (along[:, column] + (across[:, row] + y[:, row] * x[:, column])).sqrt()
-
-    @staticmethod
-    def _offsets(K: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:  # b w and b h [mm]
-        "Where the columns and rows of pixel centres are, from the axis of view."
-        grid = lambda n: torch.arange(n, device=K.device, dtype=K.dtype) + 0.5
-        return camera.sdd * (grid(camera.width) - K[:, 0, 2:]) / K[:, 0, :1], camera.sdd * (grid(camera.height) - K[:, 1, 2:]) / K[:, 1, 1:2]
 
     def forward(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> tuple[Tensor, Tensor]:
         "The rays in the module's dtype."

@@ -96,7 +96,7 @@ def _to_index(
     x, y, z = points.to(matrix.dtype).unbind(-1)
     return torch.stack([x * row[0] + y * row[1] + z * row[2] + row[3] for row in matrix[:3]], -1)
 
-
+# %% ../notebooks/api/09_drr.ipynb #bd108b95
 class _Casting(_Projector):
     "Rays in, pixels out."
 

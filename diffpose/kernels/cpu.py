@@ -272,7 +272,7 @@ def _ratio(x, d):
     "x / d, or 0 where d is."
     return where(d == fill(0.0), fill(0.0), x / d)
 
-
+# %% ../../notebooks/api/06_kernels_cpu.ipynb #1a1bfa7b
 @_kernel
 def _siddon(flat, n, stride, source, target, pieces, bricks, m, labels, weight, out, jacobian, jac):
     for r in nb.prange(_blocks(target)):

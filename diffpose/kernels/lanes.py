@@ -6,10 +6,9 @@
 __all__ = ['LANES', 'REAL', 'SINGLE', 'WHOLE', 'MASK', 'Lanes', 'fill', 'lane', 'put', 'where', 'lower', 'upper', 'any_lane',
            'floor', 'to_whole', 'to_real', 'wide', 'narrow', 'gather', 'gather_pair']
 
-# %% ../../notebooks/api/05_kernels_lanes.ipynb #32993fc1
+# %% ../../notebooks/api/05_kernels_lanes.ipynb #cae2535d
 import operator
 
-import numba as nb
 from llvmlite import ir
 from numba.core import types
 from numba.core.cgutils import get_or_insert_function
