@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .calibration import Camera, Detector
 from .data import Contrast
-from .pose import RigidTransform, convert
 from .kernels.reference import occupancy
+from .pose import RigidTransform, convert
 from .renderers import Siddon, Trilinear
 
 # %% ../notebooks/api/09_drr.ipynb #ae1ae256
@@ -60,7 +60,6 @@ class _Projector(torch.nn.Module):
         # float64 whatever `.to(dtype)` says: kept outside the buffers and moved with the rays
         self._world_from_index = torch.as_tensor(subject.density.affine, dtype=torch.float64)
         self._index_from_world = torch.linalg.inv(self._world_from_index)
-        self._bricks = (None, 0, None)  # a volume, its version, and what of it is not empty
 
     affine = property(lambda self: self._world_from_index.to(self.device), doc="4 4 world-from-index matrix of the volume, float64 [mm].")
     affine_inverse = property(lambda self: self._index_from_world.to(self.device), doc="4 4 index-from-world matrix, float64.")
@@ -68,17 +67,27 @@ class _Projector(torch.nn.Module):
     dtype = property(lambda self: self.density.dtype, doc="Of the volume and the images.")
     camera = property(lambda self: self.detector.camera, doc="Intrinsics as a Camera.")
 
+    _bricks = (None, None, None)  # a volume, its state, and what of it is not empty
+
+    def volume_changed_(self) -> "_Projector":
+        "Look at the volume again. Changes by torch's own operations are noticed; this is for those behind its back, through `.data` or NumPy."
+        self._bricks = (None, None, None)
+        return self
+
     def _apply(self, fn, recurse=True):
-        self._bricks = (None, 0, None)  # the volume is about to be another
-        return super()._apply(fn, recurse)
+        return super(_Projector, self.volume_changed_())._apply(fn, recurse)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_bricks"}  # a copy's volume counts its changes anew
 
     def _occupied(self, density: Tensor) -> Optional[Tensor]:
         "Which bricks of the DRR's own volume are not empty, made anew when it has changed; None for a volume that is not kept, and where no kernel asks."
         kept = density is self.density and not density.requires_grad and not density.is_inference()
         if not kept or density.device.type != "cpu" or density.dtype not in (torch.float32, torch.float64) or self.renderer.backend == "torch":
             return None
-        if self._bricks[0] is not density or self._bricks[1] != density._version:
-            self._bricks = (density, density._version, occupancy(density))
+        state = (density._version, density.data_ptr(), density.shape, density.stride())
+        if self._bricks[0] is not density or self._bricks[1] != state:
+            self._bricks = (density, state, occupancy(density))
         return self._bricks[2]
 
     @property

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from .pose import RigidTransform
@@ -124,7 +125,15 @@ def ncc(
         mean = x.detach().mean((-2, -1), keepdim=True)  # no result depends on it
         images.append(x - mean)
         floors.append(1e-12 * images[-1].detach().square().mean((-2, -1), keepdim=True) + 1e-28 * mean.square())
+    if _transformed():
+        return _correlations(*images, tuple(floors), patch_size, eps)[0].mean((1, 2, 3)).to(x1.dtype)
     return _MeanCorrelation.apply(*images, *floors, patch_size, eps).to(x1.dtype)
+
+
+def _transformed() -> bool:
+    "Whether torch.func or forward-mode differentiation is at work, which want plain operations."
+    active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+    return active() or getattr(forward_ad, "_current_level", -1) >= 0
 
 
 def _check_patch(name: str, x: Tensor, patch_size: int | None) -> None:

@@ -17,8 +17,8 @@ from jaxtyping import Float, Integer, UInt8, jaxtyped
 from torch import Tensor
 
 from ..data import compiled
-from .reference import BRICK
 from .lanes import LANES, any_lane, fill, floor, gather, gather_pair, lane, lower, narrow, put, to_whole, upper, where, wide
+from .reference import BRICK
 
 # %% ../../notebooks/api/06_kernels_cpu.ipynb #c96f464f
 # No flag that assumes away NaN or infinity: rays parallel to an axis rely on both.
@@ -60,7 +60,8 @@ def _clip(s, d, low, high, axis, lo, hi, enter, leave):
     near = where(parallel, where(inside, fill(-math.inf), outside), lower(a, b))
     far = where(parallel, outside, upper(a, b))
     enter, leave = where(near > lo, axis, enter), where(far < hi, axis, leave)
-    hi = where((s == s) & (d == d), lower(far, hi), fill(-1.0))  # a ray that is not a number misses
+    finite = (s > fill(-math.inf)) & (s < outside) & (d > fill(-math.inf)) & (d < outside)
+    hi = where(finite, lower(far, hi), fill(-1.0))  # a ray that is not a number, or has no end, misses
     return upper(near, lo), hi, enter, leave
 
 
@@ -308,25 +309,25 @@ def _taylor(c, x, y, z):
     fz, fxz = u2 + y * y1 - v0, dx2 + y * xy1 - x0
     return v0 + z * fz, x0 + z * fxz, y0 + z * fyz, fz, xy0 + z * fxyz, fxz, fyz, fxyz
 
-# %% ../../notebooks/api/06_kernels_cpu.ipynb #0cab7edc
+# %% ../../notebooks/api/06_kernels_cpu.ipynb #e84b6ed4
 @_inline
-def _corner(given, cell, dx, dy, dz):
-    "One voxel of each cell, zero outside the volume."
+def _corner(given, cell, live, dx, dy, dz):
+    "One voxel of each cell, zero outside the volume and in lanes that are not live."
     flat, n, stride, unit, labels, weight, block, inner = given
     image, q, s, d, piece = block
     i, j, k, zero = cell[0] + fill(dx), cell[1] + fill(dy), cell[2] + fill(dz), fill(0.0)
-    inside = (i >= zero) & (j >= zero) & (k >= zero) & (i < fill(float(n[0]))) & (j < fill(float(n[1]))) & (k < fill(float(n[2])))
+    inside = live & (i >= zero) & (j >= zero) & (k >= zero) & (i < fill(float(n[0]))) & (j < fill(float(n[1]))) & (k < fill(float(n[2])))
     p = _index((where(inside, i, zero), where(inside, j, zero), where(inside, k, zero)), stride)
     return narrow(flat, where(inside, _voxel(flat, p, piece, labels, weight, image, q), zero))
 
 
 @_inline
-def _edge(given, cell):
+def _edge(given, cell, live):
     "Eight corners of cells anywhere."
-    c0, c1 = _corner(given, cell, -1.0, -1.0, -1.0), _corner(given, cell, 0.0, -1.0, -1.0)
-    c2, c3 = _corner(given, cell, -1.0, 0.0, -1.0), _corner(given, cell, 0.0, 0.0, -1.0)
-    c4, c5 = _corner(given, cell, -1.0, -1.0, 0.0), _corner(given, cell, 0.0, -1.0, 0.0)
-    c6, c7 = _corner(given, cell, -1.0, 0.0, 0.0), _corner(given, cell, 0.0, 0.0, 0.0)
+    c0, c1 = _corner(given, cell, live, -1.0, -1.0, -1.0), _corner(given, cell, live, 0.0, -1.0, -1.0)
+    c2, c3 = _corner(given, cell, live, -1.0, 0.0, -1.0), _corner(given, cell, live, 0.0, 0.0, -1.0)
+    c4, c5 = _corner(given, cell, live, -1.0, -1.0, 0.0), _corner(given, cell, live, 0.0, -1.0, 0.0)
+    c6, c7 = _corner(given, cell, live, -1.0, 0.0, 0.0), _corner(given, cell, live, 0.0, 0.0, 0.0)
     return c0, c1, c2, c3, c4, c5, c6, c7
 
 
@@ -347,8 +348,8 @@ def _pair(given, p):
 def _corners(given, cell, place, m, live):
     "The eight voxels of cells, first axis fastest; zero outside the volume. Lanes that have arrived read what is in the volume anywhere."
     flat, n, stride, unit, labels, weight, block, inner = given
-    if any_lane(live & ((m < inner[0]) | (m > inner[1]))):
-        return _edge(given, cell)
+    if min(n[0], n[1], n[2]) < 2 or any_lane(live & ((m < inner[0]) | (m > inner[1]))):
+        return _edge(given, cell, live)
     p, last = place - fill(stride[0] + stride[1] + stride[2]), (n[0] - 2) * stride[0] + (n[1] - 2) * stride[1] + (n[2] - 2) * stride[2]
     p = where(p < fill(0), fill(0), where(p > fill(last), fill(last), p))
     c0, c1 = _pair(given, p)
@@ -634,7 +635,7 @@ def _trilinear_max(flat, n, stride, source, target, pieces, bricks, m, unit, out
         if n_points is not None:
             lo, hi, enter, leave = _cells(block, n)
             share = 1.0 / n_points
-        c, x = _edge(voxels, (i, j, k)), _at(block, (i, j, k), at)
+        c, x = _edge(voxels, (i, j, k), found), _at(block, (i, j, k), at)
         c = wide(c[0]), wide(c[1]), wide(c[2]), wide(c[3]), wide(c[4]), wide(c[5]), wide(c[6]), wide(c[7])
         g = _taylor(c, x[0], x[1], x[2])
         for axis in range(3):
@@ -742,6 +743,8 @@ class _Rays:
             self.pieces = np.tile(np.array(_NO_PIECES), (len(target), 1))
         else:
             self.pieces = pieces.detach().double().expand(len(target), 5).contiguous().numpy()
+        if occupied is not None and tuple(occupied.shape) != tuple(n // BRICK + 1 for n in volume.shape):
+            raise ValueError(f"occupied is the occupancy of another volume: {tuple(occupied.shape)} bricks do not cover {tuple(volume.shape)} voxels; make it with occupancy(volume)")
         self.bricks = (np.zeros(1, np.uint8), (0, 0, 0)) if occupied is None else (occupied.permute(2, 1, 0).reshape(-1).numpy(), tuple(occupied.shape))
         self.unit = () if rule == "siddon" else (None,) if self.stride[0] == 1 else (self.stride[0],)
         nb.set_num_threads(max(1, min(torch.get_num_threads(), nb.config.NUMBA_NUM_THREADS)))
@@ -750,8 +753,11 @@ class _Rays:
     def args(self):
         return self.flat, self.n, self.stride, self.source, self.target, self.pieces
 
-    def flatten(self, labels):
-        "A label volume in the memory order of the volume."
+    def flatten(self, labels, n_channels):
+        "A label volume in the memory order of the volume, checked: a kernel would write beyond its channels."
+        low, high = labels.aminmax()
+        if low < 0 or high >= n_channels:
+            raise ValueError(f"labels go from {int(low)} to {int(high)}, and there are {n_channels} channels, 0 to {n_channels - 1}: give n_channels={int(high) + 1} or other labels")
         return labels.permute(self.order).reshape(-1).numpy()
 
 # %% ../../notebooks/api/06_kernels_cpu.ipynb #d69ad09d
@@ -776,7 +782,7 @@ def integrate(
     batch, n = target.shape[:2]
     if labels is not None:
         out = np.zeros((batch, n_channels, n))
-        (_siddon_channels if rule == "siddon" else _trilinear_channels)(*rays.args, *rays.bricks, rays.flatten(labels), out, *rays.points)
+        (_siddon_channels if rule == "siddon" else _trilinear_channels)(*rays.args, *rays.bricks, rays.flatten(labels, n_channels), out, *rays.points)
         return torch.from_numpy(out).to(volume.dtype), None
     out = np.empty((batch, n), rays.flat.dtype)
     if reducefn == "max":
@@ -806,7 +812,7 @@ def channel_jacobian(
     rays = _Rays(volume, source, target, pieces, rule, n_points, voxel_shift, occupied)
     out, jac = np.empty(target.shape[:2], rays.flat.dtype), np.empty((*target.shape[:2], 6), rays.flat.dtype)
     weight = weight.detach().to(volume.dtype).contiguous().numpy()
-    (_siddon if rule == "siddon" else _trilinear)(*rays.args, *rays.bricks, *rays.unit, rays.flatten(labels), weight, out, jac, True, *rays.points)
+    (_siddon if rule == "siddon" else _trilinear)(*rays.args, *rays.bricks, *rays.unit, rays.flatten(labels, weight.shape[1]), weight, out, jac, True, *rays.points)
     return torch.from_numpy(jac)
 
 
@@ -828,7 +834,7 @@ def volume_gradient(
     grad = torch.zeros_like(rays.volume)
     flat = grad.permute(rays.order).reshape(-1).numpy()
     weight = weight.detach().to(volume.dtype).contiguous().numpy()
-    names = None if labels is None else rays.flatten(labels)
+    names = None if labels is None else rays.flatten(labels, weight.shape[1])
     (_siddon_adjoint if rule == "siddon" else _trilinear_adjoint)(*rays.args, names, weight, flat, *rays.points)
     return grad
 
