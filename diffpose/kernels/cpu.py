@@ -185,9 +185,9 @@ def _gain(labels, weight, p, b, q):
 def _voxel(flat, p, piece, labels, weight, b, q):
     "Density of voxels p, as rays q, q + 1, ... of image b count them."
     v = _mapped(gather(flat, p), piece)
-    if weight is None:
-        return v
-    return v * _gain(labels, weight, p, b, q)
+    if weight is not None and any_lane(~(v == fill(0.0))):
+        v = v * _gain(labels, weight, p, b, q)
+    return v
 
 
 @_inline
@@ -553,25 +553,30 @@ def _neighbour(cell, corner, low, high):
 @_inline
 def _add_shares(state, given, cell, place, a, b, before, after):
     "Add the eight corners' shares to the channels of their labels."
-    flat, n, stride, labels, block, out, spread = given
+    voxels, labels, out, spread = given
+    flat, stride, block = voxels[0], voxels[2], voxels[6]
     image, q, s, d, piece = block
-    w = _shares(block, cell, a, b, spread)
-    pixel, step = _of_ray(out, image, q)
-    for corner in range(8):
-        voxel, inside = _neighbour(cell, corner, (0.0, 0.0, 0.0), (float(n[0]), float(n[1]), float(n[2])))
-        p = _index(voxel, stride)
-        v = _mapped(gather(flat, p), piece)
-        something = ~(v == fill(0.0))  # voxels that are not numbers count
-        _add(out.reshape(-1), pixel + step * gather(labels, p), w[corner] * v, inside & something & (a < b) & _own(out, image, q))
+    c = _corners(voxels, cell, place, fill(0.5) * (a + b), a < b)
+    if _something(flat, c):
+        w, own = _shares(block, cell, a, b, spread), (a < b) & _own(out, image, q)
+        pixel, step = _of_ray(out, image, q)
+        first = place - fill(stride[0] + stride[1] + stride[2])
+        for corner in range(8):
+            v = wide(c[corner])
+            wanted = own & ~(v == fill(0.0))  # voxels that are not numbers count
+            if any_lane(wanted):
+                p = where(wanted, first + fill((corner & 1) * stride[0] + (corner >> 1 & 1) * stride[1] + (corner >> 2) * stride[2]), fill(0))
+                _add(out.reshape(-1), pixel + step * gather(labels, p), w[corner] * v, wanted)
     return state
 
 
 @_kernel
-def _trilinear_channels(flat, n, stride, source, target, pieces, bricks, m, labels, out, n_points):
+def _trilinear_channels(flat, n, stride, source, target, pieces, bricks, m, unit, labels, out, n_points):
     for r in nb.prange(_blocks(target)):
         block = _block(source, target, pieces, np.int64(r))
         span = _reach(bricks, m, 0.0, block, _cells(block, n))
-        _along(_add_shares, 0, (flat, n, stride, labels, block, out, _spread(n_points)), span, block, n, stride, n_points)
+        voxels = (flat, n, stride, unit, None, None, block, _inner(block, n))
+        _along(_add_shares, 0, (voxels, labels, out, _spread(n_points)), span, block, n, stride, n_points)
 
 # %% ../../notebooks/api/06_kernels_cpu.ipynb #eca1db7d
 @_inline
@@ -685,12 +690,16 @@ def _scatter_shares(state, given, cell, place, a, b, before, after):
     "Add the rays' gradients to the corners with first <= k < last, by their shares."
     flat, n, stride, base, first, last, labels, weight, block, grad, spread = given
     image, q, s, d, piece = block
-    w = _shares(block, cell, a, b, spread)
+    w, own = _shares(block, cell, a, b, spread), (a < b) & _own(weight, image, q)
+    gain = _gain(None, weight, place, image, q)  # of the first channel, where there are no labels
     for corner in range(8):
         voxel, inside = _neighbour(cell, corner, (0.0, 0.0, float(first)), (float(n[0]), float(n[1]), float(last)))
-        wanted = inside & (a < b) & _own(weight, image, q)
-        p = where(wanted, _index(voxel, stride) + fill(base), fill(0))
-        _add(grad, p, w[corner] * _gain(labels, weight, p, image, q) * _slope(flat, p, piece), wanted)
+        wanted = inside & own
+        if any_lane(wanted):
+            p = where(wanted, _index(voxel, stride) + fill(base), fill(0))
+            if labels is not None:
+                gain = _gain(labels, weight, p, image, q)
+            _add(grad, p, w[corner] * gain * _slope(flat, p, piece), wanted)
     return state
 
 
@@ -755,10 +764,11 @@ class _Rays:
 
     def flatten(self, labels, n_channels):
         "A label volume in the memory order of the volume, checked: a kernel would write beyond its channels."
-        low, high = labels.aminmax()
-        if low < 0 or high >= n_channels:
-            raise ValueError(f"labels go from {int(low)} to {int(high)}, and there are {n_channels} channels, 0 to {n_channels - 1}: give n_channels={int(high) + 1} or other labels")
-        return labels.permute(self.order).reshape(-1).numpy()
+        flat = labels.permute(self.order).reshape(-1).numpy()
+        if flat.view(f"u{flat.itemsize}").max() >= n_channels:  # read as unsigned, what is negative is large
+            low, high = int(flat.min()), int(flat.max())
+            raise ValueError(f"labels go from {low} to {high}, and there are {n_channels} channels, 0 to {n_channels - 1}: give n_channels={high + 1} or other labels")
+        return flat
 
 # %% ../../notebooks/api/06_kernels_cpu.ipynb #d69ad09d
 @jaxtyped(typechecker=beartype)
@@ -782,7 +792,7 @@ def integrate(
     batch, n = target.shape[:2]
     if labels is not None:
         out = np.zeros((batch, n_channels, n))
-        (_siddon_channels if rule == "siddon" else _trilinear_channels)(*rays.args, *rays.bricks, rays.flatten(labels, n_channels), out, *rays.points)
+        (_siddon_channels if rule == "siddon" else _trilinear_channels)(*rays.args, *rays.bricks, *rays.unit, rays.flatten(labels, n_channels), out, *rays.points)
         return torch.from_numpy(out).to(volume.dtype), None
     out = np.empty((batch, n), rays.flat.dtype)
     if reducefn == "max":
