@@ -317,7 +317,7 @@ class _Mounted(torch.nn.Module):
         if n_subsample is not None and not 0 < n_subsample <= size:
             raise ValueError(f"n_subsample={n_subsample} rays cannot be drawn from {camera.height} x {camera.width} pixels.")
         self.camera, self.n_subsample = camera, n_subsample
-        self._index = None
+        self._index = self._kept = None
         if n_subsample is not None:
             self._index = torch.randperm(size, generator=generator)[:n_subsample].sort().values.to(self._reorient.device)
         return self
@@ -325,7 +325,13 @@ class _Mounted(torch.nn.Module):
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
         self._reorient.copy_(self._exact)
+        self._kept = None
         return self
+
+    _kept = None  # the pixels of this camera, made once
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
     sdd = property(lambda self: self.camera.sdd, doc="Source to detector [mm].")
     height = property(lambda self: self.camera.height, doc="Rows.")
@@ -380,12 +386,16 @@ class _Posed(_Mounted):
             raise ValueError(f"batches do not fit: {named}; each must be the same number or 1.")
         if x is not None:
             world = world.to(torch.promote_types(world.dtype, x.dtype))
-        flip = [-1.0 if camera.reverse_x_axis else 1.0, 1.0 if camera.reverse_y_axis else -1.0, 1.0]
-        return world, (K * torch.tensor(flip, dtype=K.dtype, device=K.device)).to(world.device, world.dtype), camera
+        return world, (K * self._flip(camera).to(K)).to(world.device, world.dtype), camera
+
+    @staticmethod
+    def _flip(camera: Camera) -> Tensor:  # 3
+        "Signs of the camera's axes."
+        return torch.tensor([-1.0 if camera.reverse_x_axis else 1.0, 1.0 if camera.reverse_y_axis else -1.0, 1.0], dtype=torch.float64)
 
 # %% ../notebooks/api/01_calibration.ipynb #c35183f8
 class _Projecting(_Posed):
-    "Points to pixels and back, at a pose; and how long the rays are."
+    "Points to pixels and back, at a pose."
 
     def project(
         self,
@@ -409,19 +419,37 @@ class _Projecting(_Posed):
         world, K, camera = self._matrices(pose, calibration, pixels)
         return inverse_projection(world.inverse().matrix, K, pixels.to(world.dtype), camera.sdd)
 
-    def lengths(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> Tensor:  # b n [mm]
-        "How long the rays are, in their order."
-        world, K, camera = self._matrices(pose, calibration)
+# %% ../notebooks/api/01_calibration.ipynb #b5ad3940
+class _Imaging(_Projecting):
+    "Where the pixels are without a pose."
+
+    def pixels(
+        self,
+        calibration: Camera | Tensor | None = None,  # as for `rays`
+    ) -> tuple[Tensor, Tensor]:  # centres b n 3 and their distances from the source b n [mm], float64; b is 1, or the number of calibrations
+        "Where the pixels are in the frame that a pose takes to the world, with the source as origin: the same for every pose. Do not write into them."
+        version = None if self._index is None else self._index._version
+        if calibration is None and self._kept is not None and self._kept[0] is self.camera and self._kept[1] is self._index and self._kept[2] == version:
+            return self._kept[3:]
+        K, camera = self._intrinsics(calibration)
+        K = K.to(self._reorient.device, torch.float64) * self._flip(camera).to(self._reorient.device)
+        right, up, ahead = self._exact.to(K.device)[None, None, :3, :3].unbind(-1)  # 1 1 3 each
         x, y = self._offsets(K, camera)
-        right, up, ahead = world.matrix[:, :3, :3].mT[..., None, :].unbind(1)  # b 1 3 each
-        dot = lambda a, b: (a * b).sum(-1)  # b 1; a rotation has columns of length 1, but only up to rounding
-        along = x.square() * dot(right, right) + 2 * camera.sdd * x * dot(right, ahead) + camera.sdd**2 * dot(ahead, ahead)  # b w
-        across = y.square() * dot(up, up) + 2 * camera.sdd * y * dot(up, ahead)  # b h
-        x = 2 * x * dot(right, up)
+        centres = self._plane(right, up, camera.sdd * ahead, x, y)
         if self._index is None:
-            return (along[:, None] + (across[..., None] + y[..., None] * x[:, None])).sqrt().flatten(1)
-        row, column = self._index // camera.width, self._index % camera.width
-        return (along[:, column] + (across[:, row] + y[:, row] * x[:, column])).sqrt()
+            distances = (x.square()[:, None] + (y.square() + camera.sdd**2)[..., None]).sqrt().flatten(1)
+        else:
+            distances = (x[:, self._index % camera.width].square() + y[:, self._index // camera.width].square() + camera.sdd**2).sqrt()
+        if calibration is None and not centres.is_inference():
+            self._kept = self.camera, self._index, version, centres, distances
+        return centres, distances
+
+    def _plane(self, right: Tensor, up: Tensor, centre: Tensor, x: Tensor, y: Tensor) -> Tensor:  # b n 3
+        "Points of a plane at offsets x (b w) and y (b h) from its centre, row by row, or the subset; directions b 1 3."
+        rows, columns = centre + y[..., None] * up, x[..., None] * right
+        if self._index is None:
+            return (rows[:, :, None] + columns[:, None]).flatten(1, 2)
+        return rows[:, self._index // self.camera.width] + columns[:, self._index % self.camera.width]
 
     @staticmethod
     def _offsets(K: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:  # b w and b h [mm]
@@ -429,8 +457,8 @@ class _Projecting(_Posed):
         grid = lambda n: torch.arange(n, device=K.device, dtype=K.dtype) + 0.5
         return camera.sdd * (grid(camera.width) - K[:, 0, 2:]) / K[:, 0, :1], camera.sdd * (grid(camera.height) - K[:, 1, 2:]) / K[:, 1, 1:2]
 
-# %% ../notebooks/api/01_calibration.ipynb #fbd8f622
-class Detector(_Projecting):
+# %% ../notebooks/api/01_calibration.ipynb #933ab710
+class Detector(_Imaging):
     "The image plane of a C-arm: makes the rays of a pose, and projects points along them. Distances in mm, pixels as (column, row)."
 
     def __init__(
@@ -461,19 +489,11 @@ class Detector(_Projecting):
         self,
         pose: RigidTransform,  # b poses
         calibration: Camera | Tensor | None = None,  # other intrinsics: a Camera, 3 3, or b 3 3
-        frame: Tensor | None = None,  # 4 4: express the ends in this frame's coordinates, given as its matrix from world
     ) -> tuple[Tensor, Tensor]:  # source b 1 3 and targets b n 3, world [mm], in the wider dtype of pose and module
         "Both ends of every ray; targets row by row, or the subset."
         world, K, camera = self._matrices(pose, calibration)
-        x, y = self._offsets(K, camera)
-        matrix = world.matrix if frame is None else frame.to(world.matrix) @ world.matrix
-        right, up, ahead, source = matrix[:, None, :3].unbind(-1)  # b 1 3 each
-        rows = source + camera.sdd * ahead + y[..., None] * up
-        columns = x[..., None] * right
-        if self._index is None:
-            target = (rows[:, :, None] + columns[:, None]).flatten(1, 2)
-        else:
-            target = rows[:, self._index // camera.width] + columns[:, self._index % camera.width]
+        right, up, ahead, source = world.matrix[:, None, :3].unbind(-1)  # b 1 3 each
+        target = self._plane(right, up, source + camera.sdd * ahead, *self._offsets(K, camera))
         return source.expand(len(target), 1, 3), target
 
     def forward(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> tuple[Tensor, Tensor]:

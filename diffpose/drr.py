@@ -19,7 +19,7 @@ from .calibration import Camera, Detector
 from .data import Contrast
 from .kernels.reference import occupancy
 from .pose import RigidTransform, convert
-from .renderers import Siddon, Trilinear
+from .renderers import Siddon, Trilinear, View
 
 # %% ../notebooks/api/09_drr.ipynb #ae1ae256
 def _density_of(subject: torchio.Subject) -> Tensor:  # X Y Z, at bone multiplier 1 if the subject knows its contrast
@@ -119,23 +119,21 @@ class _Casting(_Projector):
         **options,  # n_points, reducefn
     ) -> Tensor:  # B C N
         "Integrate a density on this DRR's grid along rays given in world coordinates."
-        if mask_to_channels and self.mask is None:
-            raise ValueError("mask_to_channels needs a label map, and this subject has none: read(..., labelmap=...)")
         source, target = source.to(density.device), target.to(density.device)
         length = (target - source).norm(dim=-1)
-        return self._integrate(density, (_to_index(self.affine_inverse, source), _to_index(self.affine_inverse, target)), length, mask_to_channels, bone_attenuation_multiplier, options)
-
-    def _integrate(self, density: Tensor, ends: tuple, length: Tensor, mask_to_channels: bool, multiplier, options: dict) -> Tensor:  # B C N
-        "The same for rays in index coordinates, with their lengths B N [mm]."
-        if mask_to_channels and self.mask is None:
-            raise ValueError("mask_to_channels needs a label map, and this subject has none: read(..., labelmap=...)")
-        (source, target), pieces = ends, self._pieces(multiplier, len(ends[1]))
-        rest = (self.mask if mask_to_channels else None, self.n_channels, pieces, self._occupied(density))
+        source, target = _to_index(self.affine_inverse, source), _to_index(self.affine_inverse, target)
+        rest = self._rest(density, len(target), mask_to_channels, bone_attenuation_multiplier)
         if self.n_patches == 1:
             return self.renderer(density, source, target, length, *rest, **options)
         sources = [source] * self.n_patches if source.shape[1] == 1 else source.chunk(self.n_patches, 1)
         parts = zip(sources, target.chunk(self.n_patches, 1), length.chunk(self.n_patches, 1))
         return torch.cat([self.renderer(density, s, t, l, *rest, **options) for s, t, l in parts], -1)
+
+    def _rest(self, density: Tensor, batch: int, mask_to_channels: bool, multiplier) -> tuple:
+        "What a renderer wants to know beside volume and rays: labels, number of channels, contrast map, bricks."
+        if mask_to_channels and self.mask is None:
+            raise ValueError("mask_to_channels needs a label map, and this subject has none: read(..., labelmap=...)")
+        return self.mask if mask_to_channels else None, self.n_channels if mask_to_channels else None, self._pieces(multiplier, batch), self._occupied(density)
 
     def _pieces(self, multiplier, batch: int) -> Optional[Tensor]:
         "B 5 contrast map from the volume as stored to the asked bone attenuation."
@@ -178,8 +176,11 @@ class _Posed(_Casting):
     ) -> Tensor:  # B C H W
         "Render the volume from a batch of poses."
         pose = self._pose(args, parameterization, convention, degrees)
-        ends, length = self._index_rays(pose, calibration)
-        out = self._integrate(self.density, ends, length, mask_to_channels, bone_attenuation_multiplier, options)
+        view = self._view(pose, calibration)
+        rest = self._rest(self.density, len(view.pose), mask_to_channels, bone_attenuation_multiplier)
+        parts = [view] if self.n_patches == 1 else view.chunk(self.n_patches)
+        out = [self.renderer.project(self.density, part, *rest, **options) for part in parts]
+        out = out[0] if len(out) == 1 else torch.cat(out, -1)
         return self.reshape_transform(self._light(out, beer_lambert))
 
     def _pose(self, args, parameterization, convention, degrees) -> RigidTransform:
@@ -200,12 +201,14 @@ class _Posed(_Casting):
             raise ValueError(f"the pose is on {pose.device} and the DRR on {self.device}: move one with .to(...)")
         return self.detector.rays(pose.double(), calibration)
 
-    def _index_rays(self, pose: RigidTransform, calibration=None) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        "Ends of the rays in index coordinates, and their lengths B N [mm], in double precision: made at once, not turned from world coordinates."
+    def _view(self, pose: RigidTransform, calibration=None) -> View:
+        "The rays of poses, in double precision."
         if pose.device != self.device:
             raise ValueError(f"the pose is on {pose.device} and the DRR on {self.device}: move one with .to(...)")
-        pose = pose.double()
-        return self.detector.rays(pose, calibration, self.affine_inverse), self.detector.lengths(pose, calibration)
+        centres, distances = self.detector.pixels(calibration)
+        if len({len(pose), len(centres), 1}) > 2:
+            raise ValueError(f"batches do not fit: {len(pose)} poses, {len(centres)} calibrations; each must be the same number or 1")
+        return View(pose.matrix.expand(max(len(pose), len(centres)), 4, 4), self.affine_inverse, centres, distances)
 
     def _light(self, out: Tensor, mu: Union[bool, float]) -> Tensor:
         if mu is False:
@@ -231,13 +234,12 @@ class _Differentiated(_Posed):
         "Image, and its derivative by a left twist of the pose about the world's origin. Neither carries a graph."
         pose = self._pose(args, parameterization, convention, degrees)
         with torch.no_grad():
-            source, target = self._rays(pose, calibration)
-            ends, length = self._index_rays(pose, calibration)
-            pieces = self._pieces(bone_attenuation_multiplier, len(target))
-            out, by_ends = self.renderer.with_ends(self.density.detach(), *ends, length, pieces, self._occupied(self.density), **options)
+            view = self._view(pose, calibration)
+            rest = self._rest(self.density, len(view.pose), False, bone_attenuation_multiplier)
+            out, by_ends = self.renderer.project(self.density.detach(), view, *rest, with_ends=True, **options)
             by_source, by_target = (by_ends.unflatten(-1, (2, 3)) @ self.affine_inverse[:3, :3].to(by_ends.dtype)).unbind(-2)
-            source, target = source.to(by_ends.dtype).expand_as(by_source), target.to(by_ends.dtype)
-            omega = torch.linalg.cross(source, by_source) + torch.linalg.cross(target, by_target)
+            source, target = (x.to(by_ends) for x in view._replace(frame=torch.eye(4, dtype=torch.float64, device=self.device)).ends())
+            omega = torch.linalg.cross(source.expand_as(by_source), by_source) + torch.linalg.cross(target, by_target)
             jacobian = self.reshape_transform(torch.cat([omega, by_source + by_target], -1).mT.to(self.dtype))
         return self.reshape_transform(out), jacobian.movedim(1, -1)
 
