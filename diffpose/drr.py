@@ -208,7 +208,7 @@ class _Posed(_Casting):
         centres, distances = self.detector.pixels(calibration)
         if len({len(pose), len(centres), 1}) > 2:
             raise ValueError(f"batches do not fit: {len(pose)} poses, {len(centres)} calibrations; each must be the same number or 1")
-        return View(pose.matrix.expand(max(len(pose), len(centres)), 4, 4), self.affine_inverse, centres, distances)
+        return View(pose.matrix.expand(max(len(pose), len(centres)), 4, 4), self.affine_inverse, centres, distances, self.detector.width if self.detector.subsamples is None else 0)
 
     def _light(self, out: Tensor, mu: Union[bool, float]) -> Tensor:
         if mu is False:

@@ -6,7 +6,11 @@
 __all__ = ['BACKENDS', 'Request', 'choose_backend', 'View', 'line_integral', 'project', 'project_with_ends', 'Siddon',
            'Trilinear']
 
-# %% ../notebooks/api/08_renderers.ipynb #01b8524d
+# %% ../notebooks/api/08_renderers.ipynb #5f024ed4
+import importlib
+import os
+from functools import cache
+from importlib import metadata
 from typing import Callable, NamedTuple, Optional, Union
 
 import torch
@@ -16,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .kernels import reference
+from .kernels.reference import compose
 
 # %% ../notebooks/api/08_renderers.ipynb #09b3d6d3
 class Request(NamedTuple):
@@ -44,30 +49,59 @@ class Request(NamedTuple):
             raise ValueError(f"n_points must be a positive number of samples, or None for the exact rule, not {self.n_points}")
         return self
 
-# %% ../notebooks/api/08_renderers.ipynb #bffbed3c
-BACKENDS = ("auto", "numba", "torch")
+# %% ../notebooks/api/08_renderers.ipynb #2e51836a
+BACKENDS = ("auto", "numba", "triton", "torch")
+
+
+@cache
+def _no_triton() -> Optional[str]:
+    "Why Triton cannot be used here, or None. It is looked for, and not imported."
+    try:
+        version = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        return "needs the package triton, which is not installed (torch brings it on Linux)"
+    return None if tuple(map(int, version.split(".")[:2])) >= (3, 3) else f"needs triton 3.3 or newer, not {version}"
+
+
+def _obstacle(backend: str, volume: Tensor, request: Request) -> Optional[str]:
+    "Why a compiled backend cannot run a request, or None."
+    if backend == "triton" and _no_triton():
+        return _no_triton()
+    where, dtypes = {"numba": ("cpu", _DTYPES[2:]), "triton": ("cuda", _DTYPES)}[backend]
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if volume.device.type != where and not interpreted:
+        return f"runs on {'the CPU' if where == 'cpu' else 'an NVIDIA GPU'}, and the volume is on {volume.device}"
+    if volume.dtype not in dtypes:
+        return f"takes {', '.join(str(d).removeprefix('torch.') for d in dtypes[:-1])} or float64 volumes, not {volume.dtype}"
+    if callable(request.reducefn):
+        return "sums or takes the maximum, and cannot run a Python callable"
+    if request.reducefn == "max" and volume.requires_grad and torch.is_grad_enabled():
+        return "has no gradient of a maximum with respect to the volume"
+
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def choose_backend(
     backend: str,  # one of BACKENDS
     volume: Tensor,  # X Y Z
     request: Request,
-) -> str:  # "numba" or "torch"
+) -> str:  # "numba", "triton" or "torch"
     "The backend that will run a request; raises a ValueError where a named one cannot."
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
-    obstacle = None
-    if volume.device.type != "cpu":
-        obstacle = f"runs on the CPU, and the volume is on {volume.device}"
-    elif volume.dtype not in (torch.float32, torch.float64):
-        obstacle = f"takes float32 or float64 volumes, not {volume.dtype}"
-    elif callable(request.reducefn):
-        obstacle = "sums or takes the maximum, and cannot run a Python callable"
-    elif request.reducefn == "max" and volume.requires_grad and torch.is_grad_enabled():
-        obstacle = "has no gradient of a maximum with respect to the volume"
-    if backend == "numba" and obstacle:
-        raise ValueError(f"backend='numba' {obstacle}; use backend='torch' or 'auto'")
-    return "torch" if backend == "torch" or obstacle else "numba"
+    if backend == "torch":
+        return backend
+    asked = backend if backend != "auto" else "numba" if volume.device.type == "cpu" else "triton"
+    obstacle = _obstacle(asked, volume, request)
+    if backend != "auto" and obstacle:
+        raise ValueError(f"backend={backend!r} {obstacle}; use backend='torch' or 'auto'")
+    return "torch" if obstacle else asked
+
+
+def _kernels(backend: str):
+    "The module of a compiled backend, imported when it is first used."
+    return importlib.import_module("diffpose.kernels." + {"numba": "cpu", "triton": "cuda"}[backend])
 
 # %% ../notebooks/api/08_renderers.ipynb #df584f01
 class View(NamedTuple):
@@ -77,20 +111,17 @@ class View(NamedTuple):
     frame: Tensor  # 4 4 index coordinates from world, float64
     pixels: Tensor  # 1|B N 3 pixel centres in the C-arm's frame [mm], float64
     lengths: Tensor  # 1|B N distances from source to pixels [mm], float64
-
-    def matrix(self) -> Tensor:  # B 4 4 index coordinates from C-arm, float64; sums spelled out, as a product's rounding may depend on the batch
-        "Where the C-arm is in the volume."
-        return sum(self.frame[:, k, None] * self.pose[:, None, k].to(self.frame.dtype) for k in range(4))
+    columns: int = 0  # the pixels are an image in rows of so many; 0: in no order
 
     def ends(self) -> tuple[Tensor, Tensor]:  # B 1 3 and B N 3
         "Both ends of every ray, in index coordinates."
-        right, up, ahead, source = self.matrix()[:, None, :3].unbind(-1)
+        right, up, ahead, source = compose(self.frame, self.pose)[:, None, :3].unbind(-1)
         x, y, z = self.pixels.unsqueeze(-2).unbind(-1)  # 1|B N 1 each
         return source, x * right + y * up + z * ahead + source
 
     def chunk(self, n: int) -> list["View"]:
         "The view in n parts."
-        return [self._replace(pixels=p, lengths=l) for p, l in zip(self.pixels.chunk(n, 1), self.lengths.chunk(n, 1))]
+        return [self._replace(pixels=p, lengths=l, columns=0) for p, l in zip(self.pixels.chunk(n, 1), self.lengths.chunk(n, 1))]
 
 # %% ../notebooks/api/08_renderers.ipynb #2f36673a
 def _options(request: Request, *leave: str) -> dict:
@@ -98,82 +129,70 @@ def _options(request: Request, *leave: str) -> dict:
     return {name: value for name, value in request._asdict().items() if name not in leave}
 
 
-def _by_ends(jacobian: Optional[Tensor], rays: tuple, grad: Tensor, request: Request, **geometry) -> tuple[Tensor, Tensor]:
+def _by_ends(kernels, jacobian: Optional[Tensor], rays: tuple, grad: Tensor, request: Request, **geometry) -> tuple[Tensor, Tensor]:
     "Derivatives by both ends of each ray, B N 6, and the weights B N that they still have to be multiplied by."
-    from diffpose.kernels import cpu
-
     if jacobian is not None:
         return jacobian, grad[:, 0]
-    return cpu.channel_jacobian(*rays, grad, **_options(request, "reducefn", "n_channels"), **geometry), grad.new_ones(1, 1).expand(len(grad), grad.shape[2])
+    return kernels.channel_jacobian(*rays, grad, **_options(request, "reducefn", "n_channels"), **geometry), grad.new_ones(1, 1).expand(len(grad), grad.shape[2])
 
 
 class _LineIntegral(torch.autograd.Function):
-    "B C N integrals over alpha along rays, by the CPU kernels."
+    "B C N integrals over alpha along rays, by compiled kernels."
 
     @staticmethod
-    def forward(ctx, volume, source, target, request, grad_enabled):
-        from diffpose.kernels import cpu
-
+    def forward(ctx, volume, source, target, request, backend, grad_enabled):
         needs_ends = grad_enabled and any(ctx.needs_input_grad[1:3])
-        out, jacobian = cpu.integrate(volume, source, target, jacobian=needs_ends and request.labels is None, **_options(request))
-        ctx.request, ctx.shared_source = request, source.shape[1] == 1
+        out, jacobian = _kernels(backend).integrate(volume, source, target, jacobian=needs_ends and request.labels is None, **_options(request))
+        ctx.request, ctx.backend, ctx.shared_source = request, backend, source.shape[1] == 1
         ctx.save_for_backward(volume, source, target, jacobian)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        from diffpose.kernels import cpu
-
         *rays, jacobian = ctx.saved_tensors
-        by_volume = by_source = by_target = None
+        kernels, by_volume, by_source, by_target = _kernels(ctx.backend), None, None, None
         if any(ctx.needs_input_grad[1:3]):
-            ends, weight = _by_ends(jacobian, rays, grad, ctx.request)
+            ends, weight = _by_ends(kernels, jacobian, rays, grad, ctx.request)
             ends = ends * weight[..., None]
             by_source, by_target = ends[..., :3].to(rays[1].dtype), ends[..., 3:].to(rays[2].dtype)
             by_source = by_source.sum(1, keepdim=True) if ctx.shared_source else by_source
         if ctx.needs_input_grad[0]:
-            by_volume = cpu.volume_gradient(*rays, grad, **_options(ctx.request, "reducefn", "n_channels", "occupied"))
-        return by_volume, by_source, by_target, None, None
+            by_volume = kernels.volume_gradient(*rays, grad, **_options(ctx.request, "reducefn", "n_channels", "occupied"))
+        return by_volume, by_source, by_target, None, None, None
 
 # %% ../notebooks/api/08_renderers.ipynb #12d44cd9
 class _Projection(torch.autograd.Function):
-    "B C N pixels of a view, by the CPU kernels."
+    "B C N pixels of a view, by compiled kernels."
 
     @staticmethod
-    def forward(ctx, volume, pose, frame, pixels, lengths, request, grad_enabled):
-        from diffpose.kernels import cpu
-
+    def forward(ctx, volume, pose, frame, pixels, lengths, columns, request, backend, grad_enabled):
         needs_ends = grad_enabled and (ctx.needs_input_grad[1] or ctx.needs_input_grad[3])
-        matrix = View(pose, frame, pixels, lengths).matrix()
-        geometry = {"frame": matrix, "length": lengths}
-        out, jacobian = cpu.integrate(volume, matrix[:, None, :3, 3], pixels, jacobian=needs_ends and request.labels is None, **geometry, **_options(request))
-        ctx.request, ctx.frame, ctx.pose = request, frame, pose.dtype
-        ctx.save_for_backward(volume, matrix, pixels, lengths, jacobian, out if ctx.needs_input_grad[4] else None)
+        geometry = {"pose": pose, "frame": frame, "length": lengths, "columns": columns}
+        out, jacobian = _kernels(backend).integrate(volume, None, pixels, jacobian=needs_ends and request.labels is None, **geometry, **_options(request))
+        ctx.request, ctx.backend, ctx.columns = request, backend, columns
+        ctx.save_for_backward(volume, pose, frame, pixels, lengths, jacobian, out if ctx.needs_input_grad[4] else None)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        from diffpose.kernels import cpu
-
-        volume, matrix, pixels, lengths, jacobian, out = ctx.saved_tensors
-        rays, geometry = (volume, matrix[:, None, :3, 3], pixels), {"frame": matrix, "length": lengths}
-        by_volume = by_pose = by_pixels = by_lengths = None
+        volume, pose, frame, pixels, lengths, jacobian, out = ctx.saved_tensors
+        rays, geometry = (volume, None, pixels), {"pose": pose, "frame": frame, "length": lengths, "columns": ctx.columns}
+        kernels, by_volume, by_pose, by_pixels, by_lengths = _kernels(ctx.backend), None, None, None, None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            ends, weight = _by_ends(jacobian, rays, grad, ctx.request, **geometry)
+            ends, weight = _by_ends(kernels, jacobian, rays, grad, ctx.request, **geometry)
         if ctx.needs_input_grad[1]:
-            by_matrix = cpu.frame_gradient(ends, weight, pixels)
-            by_pose = (ctx.frame[:3].mT @ by_matrix).to(ctx.pose)
+            by_pose = (frame[:3].mT @ kernels.frame_gradient(ends, weight, pixels)).to(pose.dtype)
         if ctx.needs_input_grad[3]:
-            by_pixels = (ends[..., 3:] * weight[..., None]).to(pixels.dtype) @ matrix[:, :3, :3]
+            by_pixels = (ends[..., 3:] * weight[..., None]).to(pixels.dtype) @ compose(frame, pose)[:, :3, :3]
             by_pixels = by_pixels.sum(0, keepdim=True) if len(pixels) == 1 else by_pixels
         if ctx.needs_input_grad[4]:
             by_lengths = (grad * out).sum(1).to(lengths.dtype) / lengths
             by_lengths = by_lengths.sum(0, keepdim=True) if len(lengths) == 1 else by_lengths
         if ctx.needs_input_grad[0]:
-            by_volume = cpu.volume_gradient(*rays, grad, **geometry, **_options(ctx.request, "reducefn", "n_channels", "occupied"))
-        return by_volume, by_pose, None, by_pixels, by_lengths, None, None
+            by_volume = kernels.volume_gradient(*rays, grad, **geometry, **_options(ctx.request, "reducefn", "n_channels", "occupied"))
+        return by_volume, by_pose, None, by_pixels, by_lengths, None, None, None, None
 
 # %% ../notebooks/api/08_renderers.ipynb #087370d7
 @jaxtyped(typechecker=beartype)
@@ -186,8 +205,9 @@ def line_integral(
     backend: str = "auto",
 ) -> Float[Tensor, "b c n"]:  # [mm x density], in the volume's dtype
     "Line integrals of a volume, differentiable with respect to every tensor argument."
-    if choose_backend(backend, volume, request.check()) == "numba":
-        out = _LineIntegral.apply(volume, source, target, request, torch.is_grad_enabled())
+    chosen = choose_backend(backend, volume, request.check())
+    if chosen != "torch":
+        out = _LineIntegral.apply(volume, source, target, request, chosen, torch.is_grad_enabled())
         return out * length[:, None].to(out.dtype)
     ends = (x.to(torch.promote_types(volume.dtype, torch.float32)) for x in (source, target, length))
     return reference.integrate(volume, *ends, **_options(request, "occupied")).to(volume.dtype)
@@ -201,8 +221,9 @@ def project(
     backend: str = "auto",
 ) -> Float[Tensor, "b c n"]:  # [mm x density], in the volume's dtype
     "Images of a volume, differentiable with respect to the volume, the pose, and the pixels."
-    if choose_backend(backend, volume, request.check()) == "numba":
-        return _Projection.apply(volume, *view, request, torch.is_grad_enabled())
+    chosen = choose_backend(backend, volume, request.check())
+    if chosen != "torch":
+        return _Projection.apply(volume, *view, request, chosen, torch.is_grad_enabled())
     return line_integral(volume, *view.ends(), view.lengths.expand(len(view.pose), -1), request, backend)
 
 
@@ -216,11 +237,10 @@ def project_with_ends(
     "Images of a volume, and the derivative of each pixel by both ends of its ray in index coordinates, [source, target], at once and without a graph. The lengths are held."
     if request.labels is not None:
         raise ValueError("project_with_ends differentiates one image, and label channels are many: leave the labels out, or differentiate through project")
-    if choose_backend(backend, volume, request.check()) == "numba":
-        from diffpose.kernels import cpu
-
-        matrix = view.matrix()
-        return cpu.integrate(volume, matrix[:, None, :3, 3], view.pixels, frame=matrix, length=view.lengths, jacobian=True, **_options(request))
+    chosen = choose_backend(backend, volume, request.check())
+    if chosen != "torch":
+        geometry = {"pose": view.pose, "frame": view.frame, "length": view.lengths, "columns": view.columns}
+        return _kernels(chosen).integrate(volume, None, view.pixels, jacobian=True, **geometry, **_options(request))
     source, target = view.ends()
     ends = [x.detach().requires_grad_() for x in (source.expand_as(target).contiguous(), target)]
     with torch.enable_grad():

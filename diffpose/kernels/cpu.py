@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data import compiled
 from .lanes import LANES, any_lane, fill, floor, gather, gather_pair, lane, lower, narrow, put, to_whole, upper, where, wide
-from .reference import BRICK
+from .reference import BRICK, compose
 
 # %% ../../notebooks/api/06_kernels_cpu.ipynb #c96f464f
 # No flag that assumes away NaN or infinity: rays parallel to an axis rely on both.
@@ -770,7 +770,7 @@ def best_layout(
 class _Rays:
     "Arguments of a kernel: flat volume, shape, strides, rays in walking coordinates, contrast pieces, bricks; and those that follow the rule."
 
-    def __init__(self, volume, source, target, frame, length, pieces, rule, n_points, voxel_shift, occupied=None):
+    def __init__(self, volume, source, target, pose, frame, length, pieces, rule, n_points, voxel_shift, occupied=None):
         if volume.device.type != "cpu" or volume.dtype not in (torch.float32, torch.float64):
             what = f"{volume.dtype} on {volume.device}"
             raise ValueError(f"The CPU kernels take float32 or float64 volumes in CPU memory, not {what}: move or convert it, or use backend='torch'.")
@@ -782,15 +782,16 @@ class _Rays:
         self.flat = volume.detach().permute(order).reshape(-1).numpy()
         self.n, self.stride = tuple(volume.shape), tuple(volume.stride())
         lift, self.points = (voxel_shift + 0.5, (n_points,)) if rule == "trilinear" else (voxel_shift, ())
-        source = source.detach().double() + lift
-        frame = torch.eye(3, 4, dtype=torch.float64).expand(len(source), 3, 4) if frame is None else frame.detach().double()[:, :3]
-        frame = torch.cat([frame[..., :3], frame[..., 3:] + lift], -1)
+        matrix = torch.eye(4, dtype=torch.float64).expand(len(target), 4, 4) if pose is None else compose(frame.detach().double(), pose.detach())
+        frame = torch.cat([matrix[:, :3, :3], matrix[:, :3, 3:] + lift], -1)
+        source = source.detach().double() + lift if pose is None else frame[:, None, :, 3]
         length = torch.ones(1, 1, dtype=torch.float64) if length is None else length.detach().double()
         self.rays = tuple(x.contiguous().numpy() for x in (source, frame, target.detach().double(), length))
         if pieces is None:
             self.pieces = np.tile(np.array(_NO_PIECES), (len(source), 1))
         else:
             self.pieces = pieces.detach().double().expand(len(source), 5).contiguous().numpy()
+        self.size = len(source), target.shape[1]
         if occupied is not None and tuple(occupied.shape) != tuple(n // BRICK + 1 for n in volume.shape):
             raise ValueError(f"occupied is the occupancy of another volume: {tuple(occupied.shape)} bricks do not cover {tuple(volume.shape)} voxels; make it with occupancy(volume)")
         self.bricks = (np.zeros(1, np.uint8), (0, 0, 0)) if occupied is None else (occupied.permute(2, 1, 0).reshape(-1).numpy(), tuple(occupied.shape))
@@ -813,7 +814,7 @@ class _Rays:
 @jaxtyped(typechecker=beartype)
 def integrate(
     volume: Float[Tensor, "x y z"],
-    source: Float[Tensor, "b s 3"],  # ray starts, index coordinates; s is 1 or n
+    source: Optional[Float[Tensor, "b s 3"]],  # ray starts, index coordinates; s is 1 or n; None: the origin of the pose
     target: Float[Tensor, "t n 3"],  # ray ends, for each image or the same for all
     *,
     rule: str = "siddon",  # "siddon" or "trilinear"
@@ -824,13 +825,15 @@ def integrate(
     pieces: Optional[Float[Tensor, "b 5"]] = None,  # contrast map per image
     voxel_shift: float = 0.5,
     occupied: Optional[UInt8[Tensor, "u v w"]] = None,  # `reference.occupancy` of this very volume; None: walk through the air too
-    frame: Optional[Float[Tensor, "b _ 4"]] = None,  # index coordinates from those of `target`, a matrix per image; None: they are the same
+    pose: Optional[Float[Tensor, "b 4 4"]] = None,  # `target` is in the frame of a pose; None: in index coordinates
+    frame: Optional[Float[Tensor, "4 4"]] = None,  # index coordinates from those that the pose leads to
     length: Optional[Float[Tensor, "_ _"]] = None,  # 1|b 1|n: what each ray is multiplied by; None: 1
+    columns: int = 0,  # accepted, no effect
     jacobian: bool = False,  # also return the derivative (not with labels: see `channel_jacobian`)
 ) -> tuple[Float[Tensor, "b c n"], Optional[Float[Tensor, "b n 6"]]]:  # integrals over alpha, and [d/d source, d/d target]
     "Integral over alpha in [0, 1] along each ray, and its derivative by both ends in index coordinates, in one pass."
-    rays = _Rays(volume, source, target, frame, length, pieces, rule, n_points, voxel_shift, occupied)
-    batch, n = len(source), target.shape[1]
+    rays = _Rays(volume, source, target, pose, frame, length, pieces, rule, n_points, voxel_shift, occupied)
+    batch, n = rays.size
     if labels is not None:
         out = np.zeros((batch, n_channels, n))
         (_siddon_channels if rule == "siddon" else _trilinear_channels)(*rays.args, *rays.bricks, *rays.unit, rays.flatten(labels, n_channels), out, *rays.points)
@@ -848,7 +851,7 @@ def integrate(
 @jaxtyped(typechecker=beartype)
 def channel_jacobian(
     volume: Float[Tensor, "x y z"],
-    source: Float[Tensor, "b s 3"],
+    source: Optional[Float[Tensor, "b s 3"]],
     target: Float[Tensor, "t n 3"],
     weight: Float[Tensor, "b c n"],  # gradient of the loss by each channel
     labels: Integer[Tensor, "x y z"],
@@ -858,13 +861,14 @@ def channel_jacobian(
     pieces: Optional[Float[Tensor, "b 5"]] = None,
     voxel_shift: float = 0.5,
     occupied: Optional[UInt8[Tensor, "u v w"]] = None,  # as for `integrate`
-    frame: Optional[Float[Tensor, "b _ 4"]] = None,  # as for `integrate`
+    pose: Optional[Float[Tensor, "b 4 4"]] = None,  # from here as for `integrate`
+    frame: Optional[Float[Tensor, "4 4"]] = None,
     length: Optional[Float[Tensor, "_ _"]] = None,
+    columns: int = 0,
 ) -> Float[Tensor, "b n 6"]:  # gradient of the loss by [source, target] of each ray
     "Derivative of the weighted sum of label channels by both ends of each ray."
-    rays = _Rays(volume, source, target, frame, length, pieces, rule, n_points, voxel_shift, occupied)
-    size = len(source), target.shape[1]
-    out, jac = np.empty(size, rays.flat.dtype), np.empty((*size, 6), rays.flat.dtype)
+    rays = _Rays(volume, source, target, pose, frame, length, pieces, rule, n_points, voxel_shift, occupied)
+    out, jac = np.empty(rays.size, rays.flat.dtype), np.empty((*rays.size, 6), rays.flat.dtype)
     weight = weight.detach().to(volume.dtype).contiguous().numpy()
     (_siddon if rule == "siddon" else _trilinear)(*rays.args, *rays.bricks, *rays.unit, rays.flatten(labels, weight.shape[1]), weight, out, jac, True, *rays.points)
     return torch.from_numpy(jac)
@@ -873,7 +877,7 @@ def channel_jacobian(
 @jaxtyped(typechecker=beartype)
 def volume_gradient(
     volume: Float[Tensor, "x y z"],
-    source: Float[Tensor, "b s 3"],
+    source: Optional[Float[Tensor, "b s 3"]],
     target: Float[Tensor, "t n 3"],
     weight: Float[Tensor, "b c n"],  # gradient of the loss by each pixel (and channel)
     *,
@@ -882,11 +886,13 @@ def volume_gradient(
     labels: Optional[Integer[Tensor, "x y z"]] = None,
     pieces: Optional[Float[Tensor, "b 5"]] = None,
     voxel_shift: float = 0.5,
-    frame: Optional[Float[Tensor, "b _ 4"]] = None,  # as for `integrate`
+    pose: Optional[Float[Tensor, "b 4 4"]] = None,  # from here as for `integrate`
+    frame: Optional[Float[Tensor, "4 4"]] = None,
     length: Optional[Float[Tensor, "_ _"]] = None,
+    columns: int = 0,
 ) -> Float[Tensor, "x y z"]:
     "Adjoint of `integrate` (sum): gradient of the loss by the voxels. Deterministic, whatever the number of threads."
-    rays = _Rays(volume, source, target, frame, None, pieces, rule, n_points, voxel_shift)
+    rays = _Rays(volume, source, target, pose, frame, None, pieces, rule, n_points, voxel_shift)
     grad = torch.zeros_like(rays.volume)
     flat = grad.permute(rays.order).reshape(-1).numpy()
     weight = weight.detach() if length is None else weight.detach() * length[:, None]

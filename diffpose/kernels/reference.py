@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GAUSS', 'BRICK', 'stretch', 'cuts', 'Samples', 'read_voxels', 'siddon_samples', 'trilinear_samples', 'reduce_samples',
-           'integrate', 'occupancy']
+           'compose', 'integrate', 'occupancy']
 
 # %% ../../notebooks/api/04_kernels_reference.ipynb #7e33826f
 import math
@@ -164,6 +164,16 @@ def reduce_samples(
     if reducefn == "max":
         return weighted.amax(-1).clamp(min=0.0)[:, None]
     raise ValueError(f"reducefn must be 'sum', 'max' or a callable, not {reducefn!r}")
+
+# %% ../../notebooks/api/04_kernels_reference.ipynb #5e33c842
+@jaxtyped(typechecker=beartype)
+def compose(
+    frame: Float[Tensor, "4 4"],  # index coordinates from world
+    pose: Float[Tensor, "b 4 4"],  # world from the coordinates of the pixels
+) -> Float[Tensor, "b 4 4"]:  # in the precision of the frame
+    "Index coordinates from those of the pixels."
+    columns = pose.to(frame.dtype)
+    return sum(frame[:, k, None] * columns[:, None, k] for k in range(4))
 
 # %% ../../notebooks/api/04_kernels_reference.ipynb #20d48dba
 @jaxtyped(typechecker=beartype)
