@@ -6,10 +6,9 @@
 __all__ = ['BACKENDS', 'Request', 'choose_backend', 'View', 'line_integral', 'project', 'project_with_ends', 'Siddon',
            'Trilinear']
 
-# %% ../notebooks/api/08_renderers.ipynb #5f024ed4
+# %% ../notebooks/api/08_renderers.ipynb #6af9b1b1
 import importlib
 import os
-from functools import cache
 from importlib import metadata
 from typing import Callable, NamedTuple, Optional, Union
 
@@ -53,20 +52,22 @@ class Request(NamedTuple):
 BACKENDS = ("auto", "numba", "triton", "torch")
 
 
-@cache
-def _no_triton() -> Optional[str]:
+def _without_triton() -> Optional[str]:
     "Why Triton cannot be used here, or None. It is looked for, and not imported."
     try:
         version = metadata.version("triton")
     except metadata.PackageNotFoundError:
         return "needs the package triton, which is not installed (torch brings it on Linux)"
-    return None if tuple(map(int, version.split(".")[:2])) >= (3, 3) else f"needs triton 3.3 or newer, not {version}"
+    return None if tuple(map(int, version.split(".")[:2])) >= (3, 4) else f"needs triton 3.4 or newer, not {version}"
+
+
+_NO_TRITON = _without_triton()
 
 
 def _obstacle(backend: str, volume: Tensor, request: Request) -> Optional[str]:
     "Why a compiled backend cannot run a request, or None."
-    if backend == "triton" and _no_triton():
-        return _no_triton()
+    if backend == "triton" and _NO_TRITON:
+        return _NO_TRITON
     where, dtypes = {"numba": ("cpu", _DTYPES[2:]), "triton": ("cuda", _DTYPES)}[backend]
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if volume.device.type != where and not interpreted:

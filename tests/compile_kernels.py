@@ -1,0 +1,97 @@
+"""Every Triton kernel, compiled for a GPU that need not be here: `python -m tests.compile_kernels CAPABILITY`, a line of JSON each.
+
+Triton asks its driver what the GPU is; a stand-in answers. Nothing is launched.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+
+CAPABILITY = int(sys.argv[1])
+
+
+class StandIn(DriverBase):
+    "Just enough of a driver to compile."
+
+    def __init__(self):
+        pass
+
+    is_active = staticmethod(lambda: True)
+
+    def get_current_target(self):
+        return GPUTarget("cuda", CAPABILITY, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=0):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+    def get_benchmarker(self):
+        return None
+
+    def map_python_to_cpp_type(self, kind):
+        return kind
+
+
+triton.runtime.driver.set_active(StandIn())
+from diffpose.kernels import cuda  # noqa: E402  (after the driver)
+
+(CUOBJDUMP,) = (Path(triton.__file__).parent / "backends" / "nvidia" / "bin").glob("cuobjdump*")
+
+
+class Compiled:
+    "In place of a kernel: compiles what it would be launched with, and says what came of it."
+
+    def __init__(self, kernel, name):
+        self.kernel, self.name = kernel, name
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.report(self.kernel.warmup(*args, grid=grid, **options), options)
+
+    def report(self, compiled, options):
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
+        registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
+        kind = options["REAL"].name if "REAL" in options else ""
+        print(json.dumps({"kernel": self.name, "mode": options.get("MODE", ""), "real": kind, "asked": asked, "registers": registers, "spilled": stack + local}), flush=True)
+
+
+for name in ("_siddon", "_trilinear", "_contract"):
+    setattr(cuda, name, Compiled(getattr(cuda, name), name))
+cuda._check = lambda *tensors: None
+
+n = 1024
+pixels, pieces, weight = torch.rand(1, n, 3, dtype=torch.float64), torch.rand(1, 5, dtype=torch.float64), torch.rand(1, 4, n)
+labels = torch.zeros(64, 64, 64, dtype=torch.int16)
+view = {"pose": torch.eye(4)[None], "frame": torch.eye(4, dtype=torch.float64), "length": torch.ones(1, n, dtype=torch.float64), "columns": 32}
+for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+    volume = torch.zeros(64, 64, 64, dtype=dtype)
+    for rule in ({"rule": "siddon"}, {"rule": "trilinear"}, {"rule": "trilinear", "n_points": 50})[: None if dtype == torch.float32 else 2]:
+        for more in ({"jacobian": True, "pieces": pieces}, {}, {"jacobian": True}, {"jacobian": True, "reducefn": "max"}, {"labels": labels, "n_channels": 4})[: None if dtype == torch.float32 else 1]:
+            asked = " ".join(map(str, (dtype, *rule.values(), *more)))
+            cuda.integrate(volume, None, pixels, **view, **rule, **more)
+        if dtype != torch.float32:
+            continue
+        asked = f"{dtype} {' '.join(map(str, rule.values()))} backward"
+        cuda.channel_jacobian(volume, None, pixels, weight, labels, pieces=pieces, **view, **rule)
+        for deterministic in (False, True):
+            torch.use_deterministic_algorithms(deterministic)
+            cuda.volume_gradient(volume, None, pixels, weight, labels=labels, pieces=pieces, **view, **rule)
+asked = "rays in a list"
+cuda.integrate(volume.float(), pixels[:, :1], pixels, jacobian=True)
+cuda.integrate(volume.float(), pixels, pixels, jacobian=True)
+cuda.frame_gradient(torch.zeros(1, n, 6), weight[:, 0], pixels)
