@@ -17,7 +17,7 @@ from jaxtyping import Float, Integer, UInt8, jaxtyped
 from torch import Tensor
 
 from ..data import compiled
-from .lanes import LANES, any_lane, fill, floor, gather, gather_pair, lane, lower, narrow, put, to_whole, upper, where, wide
+from .lanes import LANES, any_lane, either, fill, floor, gather, gather_pair, lane, lower, narrow, put, to_whole, upper, where, wide
 from .reference import BRICK, compose
 
 # %% ../../notebooks/api/06_kernels_cpu.ipynb #c96f464f
@@ -347,16 +347,6 @@ def _corner(given, cell, live, dx, dy, dz):
 
 
 @_inline
-def _edge(given, cell, live):
-    "Eight corners of cells anywhere."
-    c0, c1 = _corner(given, cell, live, -1.0, -1.0, -1.0), _corner(given, cell, live, 0.0, -1.0, -1.0)
-    c2, c3 = _corner(given, cell, live, -1.0, 0.0, -1.0), _corner(given, cell, live, 0.0, 0.0, -1.0)
-    c4, c5 = _corner(given, cell, live, -1.0, -1.0, 0.0), _corner(given, cell, live, 0.0, -1.0, 0.0)
-    c6, c7 = _corner(given, cell, live, -1.0, 0.0, 0.0), _corner(given, cell, live, 0.0, 0.0, 0.0)
-    return c0, c1, c2, c3, c4, c5, c6, c7
-
-
-@_inline
 def _pair(given, p):
     "Voxels p and their neighbours on the first axis."
     flat, n, stride, unit, labels, weight, block, inner = given
@@ -367,6 +357,39 @@ def _pair(given, p):
             x, y = narrow(flat, _mapped(wide(x), piece)), narrow(flat, _mapped(wide(y), piece))
         return x, y
     return narrow(flat, _voxel(flat, p, piece, labels, weight, image, q)), narrow(flat, _voxel(flat, p + fill(stride[0]), piece, labels, weight, image, q))
+
+
+@_inline
+def _within(x, n):
+    "The nearest of 0, ..., n."
+    return upper(lower(x, fill(n)), fill(0.0))
+
+
+@_inline
+def _side(given, x, y, z, below, above, inside):
+    "Two corners of border cells, from the pair of voxels nearest to them: zero where they are outside."
+    flat, n, stride, unit, labels, weight, block, inner = given
+    a, b = _pair(given, _index((x, _within(y, n[1] - 1.0), _within(z, n[2] - 1.0)), stride))
+    zero, none = narrow(flat, 0.0), fill(-0.5)
+    inside = inside & (y > none) & (y < fill(n[1] - 0.5)) & (z > none) & (z < fill(n[2] - 0.5))
+    return where(inside & ~below, where(above, b, a), zero), where(inside & ~above, where(below, a, b), zero)
+
+
+@_inline
+def _edge(given, cell, live):
+    "Eight corners of cells anywhere; zero in lanes that are not live."
+    n, one = given[1], fill(1.0)
+    i, j, k = cell
+    if n[0] < 2:
+        c0, c1, c2, c3 = _corner(given, cell, live, -1.0, -1.0, -1.0), _corner(given, cell, live, 0.0, -1.0, -1.0), _corner(given, cell, live, -1.0, 0.0, -1.0), _corner(given, cell, live, 0.0, 0.0, -1.0)
+        c4, c5, c6, c7 = _corner(given, cell, live, -1.0, -1.0, 0.0), _corner(given, cell, live, 0.0, -1.0, 0.0), _corner(given, cell, live, -1.0, 0.0, 0.0), _corner(given, cell, live, 0.0, 0.0, 0.0)
+        return c0, c1, c2, c3, c4, c5, c6, c7
+    x, below, above = _within(i - one, n[0] - 2.0), i < fill(0.5), i > fill(n[0] - 0.5)
+    c0, c1 = _side(given, x, j - one, k - one, below, above, live)
+    c2, c3 = _side(given, x, j, k - one, below, above, live)
+    c4, c5 = _side(given, x, j - one, k, below, above, live)
+    c6, c7 = _side(given, x, j, k, below, above, live)
+    return c0, c1, c2, c3, c4, c5, c6, c7
 
 
 @_inline
@@ -401,8 +424,8 @@ def _at(block, cell, m):
 @_inline
 def _something(flat, c):
     "Whether a corner of some lane is not zero."
-    z = narrow(flat, 0.0)
-    return any_lane(~((c[0] == z) & (c[1] == z) & (c[2] == z) & (c[3] == z) & (c[4] == z) & (c[5] == z) & (c[6] == z) & (c[7] == z)))
+    bits = either(either(either(c[0], c[1]), either(c[2], c[3])), either(either(c[4], c[5]), either(c[6], c[7])))
+    return any_lane(~(bits == narrow(flat, 0.0)))
 
 
 @_inline
@@ -416,11 +439,11 @@ def _add_cell(state, given, cell, place, a, b, before, after):
     c = _corners(voxels, cell, place, m, live)
     if _something(flat, c):
         f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, narrow(flat, at[0]), narrow(flat, at[1]), narrow(flat, at[2]))
-        r = narrow(flat, spread)
-        d0, d1, d2 = narrow(flat, h * d[0]), narrow(flat, h * d[1]), narrow(flat, h * d[2])
+        r, g = narrow(flat, spread), narrow(flat, h)
+        d0, d1, d2 = g * narrow(flat, d[0]), g * narrow(flat, d[1]), g * narrow(flat, d[2])
         acc = acc + h * wide(f + r * (d0 * (fxy * d1 + fxz * d2) + d1 * d2 * fyz))
         if jac:
-            t, u = narrow(flat, m), narrow(flat, h * fill(spread))
+            t, u = narrow(flat, m), g * r
             w0, w1, w2 = fx + r * (d1 * d2) * fxyz, fy + r * (d0 * d2) * fxyz, fz + r * (d0 * d1) * fxyz
             r0, r1, r2 = fxy * d1 + fxz * d2, fxy * d0 + fyz * d2, fxz * d0 + fyz * d1
             p0, p1, p2 = p0 + h * wide(w0), p1 + h * wide(w1), p2 + h * wide(w2)
@@ -510,7 +533,7 @@ def _trilinear(flat, n, stride, rays, pieces, bricks, m, unit, labels, weight, o
         b, q, s, d, piece = block
         span, inner, zero = _reach(bricks, m, 0.0, block, _cells(block, n)), _inner(block, n), fill(0.0)
         hit = span[0] < span[1]
-        for attempt in range(2):  # a lane that has arrived may have read what is not a number: read corner by corner, then
+        for attempt in range(2):  # a lane that has arrived may have read what is not a number: set it to zero, then
             given = ((flat, n, stride, unit, labels, weight, block, inner), jac, _spread(n_points))
             sums = _along(_add_cell, (zero, zero, zero, zero, zero, zero, zero), given, span, block, n, stride, n_points)
             inner = fill(math.inf), fill(-math.inf)

@@ -129,14 +129,19 @@ def _begin(s, d, lo, hi, n, REAL: tl.constexpr):
     count = tl.abs(last - i).to(tl.int32)
     return i.to(tl.int32), first.to(REAL), (1.0 / (tl.abs(step) * width)).to(REAL), count, tl.where(d > 0.0, 1, -1)
 
-# %% ../../notebooks/api/07_kernels_cuda.ipynb #04855dba
+# %% ../../notebooks/api/07_kernels_cuda.ipynb #c9877f94
+@triton.jit
+def _next(m, axis):
+    "Where the crossing number m of an axis is; nowhere, if the stretch ends before."
+    return tl.where(m < axis[3], axis[1] + m.to(axis[1].dtype) * axis[2], float("inf"))
+
+
 @triton.jit
 def _cross(m0, m1, m2, axes):
     "Where the lanes' next crossings are, at most 1, and in which of them it is a plane of axis 0, 1, 2."
-    (i, a0, g0, c0, u0), (j, a1, g1, c1, u1), (k, a2, g2, c2, u2) = axes
-    b0 = tl.where(m0 < c0, a0 + m0.to(a0.dtype) * g0, float("inf"))
-    b1 = tl.where(m1 < c1, a1 + m1.to(a1.dtype) * g1, float("inf"))
-    b2 = tl.where(m2 < c2, a2 + m2.to(a2.dtype) * g2, float("inf"))
+    b0 = _next(m0, axes[0])
+    b1 = _next(m1, axes[1])
+    b2 = _next(m2, axes[2])
     b = tl.minimum(tl.minimum(b0, b1), b2)
     some = b < float("inf")
     first = some & (b0 == b)
@@ -491,7 +496,8 @@ def _trilinear(flat, n, strides, geometry, columns, pieces, labels, weight, n_ch
         state = zero, zero, zero, zero, zero, zero, zero
     for step in range(tl.max(last) + 1):
         live = step <= last
-        middle, h, cell, (x, y, z), e, first, second, third = _piece(m0, m1, m2, a, axes, begin, origin, dr, step, start, width, n_points)
+        middle, h, cell, at, e, first, second, third = _piece(m0, m1, m2, a, axes, begin, origin, dr, step, start, width, n_points)
+        x, y, z = at
         after, h, t = tl.where(first, 0, tl.where(second, 1, tl.where(third, 2, leave))), tl.where(live, h, 0.0), lo.to(REAL) + middle
         if MODE == "channels" or MODE == "voxels":
             c = _corners(voxels, cell, live, n, strides, REAL) if MODE == "channels" else (zero, zero, zero, zero, zero, zero, zero, zero)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LANES', 'REAL', 'SINGLE', 'WHOLE', 'MASK', 'Lanes', 'fill', 'lane', 'put', 'where', 'lower', 'upper', 'any_lane',
-           'floor', 'to_whole', 'to_real', 'wide', 'narrow', 'gather', 'gather_pair']
+           'either', 'floor', 'to_whole', 'to_real', 'wide', 'narrow', 'gather', 'gather_pair']
 
 # %% ../../notebooks/api/05_kernels_lanes.ipynb #cae2535d
 import operator
@@ -125,6 +125,16 @@ def any_lane(typing, mask):
         return builder.icmp_unsigned("!=", builder.bitcast(args[0], bits), bits(0))
 
     return types.boolean(mask), emit
+
+@intrinsic
+def either(typing, x, y):
+    "The bits that are set in one of two numbers, as a number: zero, of either sign, only if both are."
+
+    def emit(context, builder, sig, args):
+        bits = ir.VectorType(ir.IntType(64 if x == REAL else 32), LANES)
+        return builder.bitcast(builder.or_(*(builder.bitcast(a, bits) for a in args)), x.vector)
+
+    return x(x, y), emit
 
 # %% ../../notebooks/api/05_kernels_lanes.ipynb #f9a16af0
 @intrinsic
