@@ -57,17 +57,17 @@ class Registration(torch.nn.Module):
 # %% ../notebooks/api/13_registration.ipynb #1a794714
 def standardise_ncc(
     image: Tensor,  # B 1 H W
-    weight: Tensor,  # 1 1 H W, 0 or 1
+    weight: Tensor,  # 1|B 1 H W, 0 or 1
     jacobian: Optional[Tensor] = None,  # B H W P derivative of the image
 ) -> tuple[Tensor, Optional[Tensor]]:  # B 1 H W, and its derivative B 1 H W P
     "Mean 0, deviation 1 over the whole image: the residual of NCC."
-    n = weight.sum()
+    n = weight.sum((1, 2, 3), keepdim=True)
     centred = (image - (image * weight).sum((1, 2, 3), keepdim=True) / n) * weight
     deviation = (centred.square().sum((1, 2, 3), keepdim=True) / n).sqrt() + 1e-9
     y = centred / deviation
     if jacobian is None:
         return y, None
-    w = weight[0, 0, :, :, None]
+    w = weight[:, 0, :, :, None]
     J = (jacobian - (jacobian * w).sum((1, 2), keepdim=True) / n) * w / deviation[:, 0, :, :, None]
     J = J - y[:, 0, ..., None] * torch.einsum("bhw,bhwp->bp", y[:, 0], J)[:, None, None] / n
     return y, J[:, None]
@@ -82,15 +82,16 @@ def _box(x: Tensor, size: int) -> Tensor:  # B C H W
 
 def standardise_mncc(
     image: Tensor,  # B 1 H W
-    weight: Tensor,  # 1 1 H W, 0 or 1
+    weight: Tensor,  # 1|B 1 H W, 0 or 1
     jacobian: Optional[Tensor] = None,  # B H W P
     window: int = 13,  # side of the window [pixels], odd
 ) -> tuple[Tensor, Optional[Tensor]]:  # B 1 H W, and its derivative B 1 H W P
     "Mean 0, deviation 1 in a window around each pixel: the residual of local NCC."
     area = _box(weight, window) + 1e-6
     local = lambda x: _box(x * weight, window) / area
-    image = image - (image * weight).sum((1, 2, 3), keepdim=True) / weight.sum()  # against cancellation
-    floor = 1e-4 * (image.square() * weight).sum((1, 2, 3), keepdim=True) / weight.sum() + 1e-20
+    n = weight.sum((1, 2, 3), keepdim=True)
+    image = image - (image * weight).sum((1, 2, 3), keepdim=True) / n  # against cancellation
+    floor = 1e-4 * (image.square() * weight).sum((1, 2, 3), keepdim=True) / n + 1e-20
     mean = local(image)
     variance = (local(image.square()) - mean.square()).clamp(min=0) + floor
     y = (image - mean) * variance.rsqrt() * weight
@@ -98,14 +99,14 @@ def standardise_mncc(
         return y, None
     J = jacobian.movedim(-1, 1)
     mean_J, mean_IJ = local(torch.cat([J, J * image], 1)).chunk(2, 1)
-    by_floor = 1e-4 * (J * image * weight).sum((2, 3), keepdim=True) / weight.sum()
+    by_floor = 1e-4 * (J * image * weight).sum((2, 3), keepdim=True) / n
     J = ((J - mean_J) * variance.rsqrt() - y * (mean_IJ - mean * mean_J + by_floor) / variance) * weight
     return y, J.movedim(1, -1)[:, None]
 
 # %% ../notebooks/api/13_registration.ipynb #26e5f77e
 def standardise_gradient(
     image: Tensor,  # B 1 H W
-    weight: Tensor,  # 1 1 H W, 0 or 1
+    weight: Tensor,  # 1|B 1 H W, 0 or 1
     jacobian: Optional[Tensor] = None,  # B H W P
 ) -> tuple[Tensor, Optional[Tensor]]:  # B 2 H W, and its derivative B 2 H W P
     "Sobel derivatives, scaled to a mean square of 1: the residual of gradient correlation."
@@ -113,15 +114,15 @@ def standardise_gradient(
     kernel = torch.stack([kernel, kernel.mT])[:, None]
     inside = (F.conv2d(weight, torch.ones_like(kernel[:1]), padding=1) > 8.5).to(image.dtype)
     gradient = F.conv2d(image, kernel, padding=1) * inside
-    n = inside.sum()
+    n = inside.sum((1, 2, 3), keepdim=True)
     scale = (gradient.square().sum((1, 2, 3), keepdim=True) / n).sqrt() + 1e-12
     y = gradient / scale
     if jacobian is None:
         return y, None
     b, h, w, p = jacobian.shape
     J = F.conv2d(jacobian.movedim(-1, 1).reshape(b * p, 1, h, w), kernel, padding=1).reshape(b, p, 2, h, w)
-    J = J * inside / scale[:, None]
-    J = J - y[:, None] * (J * y[:, None]).sum((2, 3, 4), keepdim=True) / n
+    J = J * inside[:, None] / scale[:, None]
+    J = J - y[:, None] * (J * y[:, None]).sum((2, 3, 4), keepdim=True) / n[:, None]
     return y, J.movedim(1, -1)
 
 # %% ../notebooks/api/13_registration.ipynb #8b83a3f8
@@ -200,23 +201,29 @@ def _level_drr(drr: DRR, density: Tensor, stage: Stage, renderer: str, distance:
 
 
 class _Level:
-    "A stage with its renderer and, once `aim`ed, the X-ray to match."
+    "A stage with its renderer and, once `aim`ed, the X-rays to match."
 
     def __init__(self, stage: Stage, drr: DRR):
-        self.stage, self.drr, self.renders = stage, drr, 0
+        self.stage, self.drr = stage, drr
         window = max(round(stage.window * max(drr.detector.height, drr.detector.width)), 5) | 1
         self._standardise = {"ncc": standardise_ncc, "gradient": standardise_gradient, "mncc": lambda *a: standardise_mncc(*a, window=window)}[stage.residual]
 
-    def aim(self, xray: Tensor, mask: Tensor) -> "_Level":
-        "Average an X-ray 1 1 H W over its field of view (1 1 H W, 0 or 1) to this level's pixels."
+    def aim(self, xrays: Tensor, masks: Tensor) -> "_Level":
+        "Average X-rays N 1 H W over their fields of view (N 1 H W, 0 or 1) to this level's pixels."
         size = (self.drr.detector.height, self.drr.detector.width)
-        share = F.interpolate(mask, size, mode="area")
-        self.weight = (share > 0.99).to(xray.dtype)
-        if self.weight.sum() < 30:
-            raise ValueError(f"the mask leaves {int(self.weight.sum())} of {size[0]} x {size[1]} pixels at the coarse level: registration needs 30 or more; enlarge the mask or use larger stages")
-        self.target = self._standardise(F.interpolate(xray * mask, size, mode="area") / share.clamp(min=1e-6), self.weight)[0]
-        self.renders = 0
+        share = F.interpolate(masks, size, mode="area")
+        self.weight = (share > 0.99).to(xrays.dtype)
+        fewest = int(self.weight.sum((1, 2, 3)).min())
+        if fewest < 30:
+            raise ValueError(f"the mask leaves {fewest} of {size[0]} x {size[1]} pixels at the coarse level: registration needs 30 or more; enlarge the mask or use larger stages")
+        self.target = self._standardise(F.interpolate(xrays * masks, size, mode="area") / share.clamp(min=1e-6), self.weight)[0]
+        self.renders = torch.zeros(len(xrays), dtype=torch.long, device=xrays.device)  # per X-ray
         return self
+
+    def seen(self, which: Tensor) -> tuple[Tensor, Tensor]:
+        "Weights and targets of the X-rays that poses B are compared with."
+        self.renders.index_add_(0, which, torch.ones_like(which))
+        return (self.weight, self.target) if len(self.target) == 1 else (self.weight[which], self.target[which])
 
 # %% ../notebooks/api/13_registration.ipynb #97536997
 @dataclass
@@ -224,6 +231,7 @@ class _Fit:
     "A batch of poses with their costs and normal equations."
 
     matrix: Tensor  # B 4 4, float64
+    which: Tensor  # B, number of the X-ray
     cost: Tensor  # B, mean (robust) square of the residual
     similarity: Tensor  # B, correlation of the standardised images
     H: Tensor  # B 6 6
@@ -233,10 +241,15 @@ class _Fit:
     def __getitem__(self, index) -> "_Fit":
         return _Fit(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
 
-    def put(self, index: Tensor, other: "_Fit") -> None:
-        "Overwrite some rows."
+    def put(self, index: Union[Tensor, slice], better: Tensor, other: "_Fit") -> None:
+        "Overwrite those of some rows that became better."
         for name in self.__dataclass_fields__:
-            getattr(self, name)[index] = getattr(other, name)
+            mine, new = getattr(self, name), getattr(other, name)
+            mine[index] = torch.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, mine[index])
+
+    def to(self, device) -> "_Fit":
+        "On another device."
+        return _Fit(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
 
 def _block_sums(x: Tensor, blocks: int = 8) -> Tensor:  # B H W P to B K P
@@ -246,51 +259,72 @@ def _block_sums(x: Tensor, blocks: int = 8) -> Tensor:  # B H W P to B K P
     return F.avg_pool2d(x, (h, w)).flatten(2).mT * (h * w)
 
 
-def _evaluate(level: _Level, matrix: Tensor) -> _Fit:
-    "Render poses B 4 4 at a level, value and Jacobian at once."
-    image, J = level.drr.jacobian(RigidTransform(matrix.to(level.drr.device)))
-    level.renders += len(matrix)
-    y, J = level._standardise(image, level.weight, J)
-    residual, n = y - level.target, level.weight.sum()
+def _evaluate(level: _Level, matrix: Tensor, which: Tensor) -> _Fit:
+    "Render poses B 4 4 at a level, value and Jacobian at once, and compare each with its X-ray."
+    image, J = level.drr.jacobian(RigidTransform(matrix))
+    weight, target = level.seen(which)
+    y, J = level._standardise(image, weight, J)
+    residual, n = y - target, weight.sum((1, 2, 3)).double()
     size, c = residual.abs(), level.stage.robust
     q = torch.ones_like(size) if c is None else (c / size.clamp(min=1e-12)).clamp(max=1.0)
     rho = residual.square() if c is None else torch.where(size < c, size.square(), 2 * c * size - c * c)
-    score = _block_sums((J * (q * residual)[..., None]).sum(1)) / n
+    score = _block_sums((J * (q * residual)[..., None]).sum(1)) / n[:, None, None]
     Jq = (J * q[..., None].sqrt()).flatten(1, 3).double()
-    correlation = (y * level.target).sum((1, 2, 3)) / (y.square().sum((1, 2, 3)) * level.target.square().sum()).clamp(min=1e-20).sqrt()
-    found = (rho.sum((1, 2, 3)) / n, correlation, Jq.mT @ Jq / n, score.sum(1), score)
-    return _Fit(matrix, *(x.to(matrix.device) for x in found))  # images live on the DRR's device, the optimiser beside the poses
+    correlation = (y * target).sum((1, 2, 3)) / (y.square().sum((1, 2, 3)) * target.square().sum((1, 2, 3))).clamp(min=1e-20).sqrt()
+    return _Fit(matrix, which, rho.sum((1, 2, 3)) / n.to(rho), correlation, Jq.mT @ Jq / n[:, None, None], score.sum(1), score)
 
 # %% ../notebooks/api/13_registration.ipynb #05a591c5
 ROUNDING = 1e-8  # a cost below this is float32's rounding
 
 
-def _descend(level: _Level, matrix: Tensor, record: Callable[[Tensor, Tensor, Tensor], None], max_rejected: int = 6) -> tuple[_Fit, Tensor, Tensor]:
-    "Minimise a level's cost from poses B 4 4. Returns the fits, accepted steps B, and which stopped by themselves B."
-    stage, fit = level.stage, _evaluate(level, matrix.clone())
+class _Arrival:
+    "Has everybody arrived? On a GPU the answer may be late, and is never waited for."
+
+    def __init__(self, device: torch.device):
+        self.event = torch.cuda.Event() if device.type == "cuda" else None
+        self.going = torch.ones((), dtype=torch.bool, pin_memory=self.event is not None)
+
+    def __call__(self, active: Tensor) -> bool:
+        if self.event is None:
+            return not active.any()
+        if self.event.query():  # true before the first record
+            if not self.going:
+                return True
+            self.going.copy_(active.any(), non_blocking=True)
+            self.event.record()
+        return False
+
+
+def _descend(level: _Level, matrix: Tensor, which: Tensor, record: Callable[[Tensor, Tensor, Tensor], None], max_rejected: int = 6, together: Optional[bool] = None) -> tuple[_Fit, Tensor, Tensor]:
+    "Minimise a level's cost from poses B 4 4, each against its X-ray. Returns the fits, accepted steps B, and which stopped by themselves B."
+    stage, fit = level.stage, _evaluate(level, matrix.clone(), which.clone())
+    together, arrived = matrix.is_cuda if together is None else together, _Arrival(matrix.device)
     lam, steps, rejected = (torch.full((len(matrix),), x, dtype=torch.float64, device=matrix.device) for x in (1e-2, 0, 0))
     settled = fit.cost < ROUNDING
     record(fit.matrix, fit.cost, fit.similarity)
-    while (active := ~settled & (steps < stage.max_steps)).any():
-        now = active.nonzero()[:, 0]
-        H, g = fit.H[now], fit.g[now]
+    for _ in range(stage.max_steps * max_rejected):
+        active = ~settled & (steps < stage.max_steps)
+        if arrived(active):
+            break
+        now = slice(None) if together else active.nonzero()[:, 0]
+        H, g, moving = fit.H[now], fit.g[now], active[now]
         damped = H + torch.diag_embed(lam[now, None] * H.diagonal(dim1=1, dim2=2) + 1e-12)
         step = -torch.linalg.solve_ex(damped, g)[0].nan_to_num()
-        idle = (-(g * step).sum(-1) < 0.5 * stage.tolerance * fit.cost[now]) & (rejected[now] == 0)  # the step promises too little
-        settled[now[idle]] = True
-        now, step = now[~idle], step[~idle]
-        if not len(now):
-            break
-        trial = _evaluate(level, se3_exp(step.roll(3, -1)) @ fit.matrix[now])
-        better = trial.cost < fit.cost[now]
-        taken, refused = now[better], now[~better]
-        small = 1 - trial.cost[better] / fit.cost[taken] < stage.tolerance
-        fit.put(taken, trial[better])
-        lam[taken], lam[refused] = (lam[taken] / 5).clamp(min=1e-6), lam[refused] * 6
-        steps[taken] += 1
-        rejected[taken], rejected[refused] = 0, rejected[refused] + 1
-        settled[taken[small]] = True
-        settled |= (rejected >= max_rejected) | (fit.cost < ROUNDING)
+        idle = moving & (-(g * step).sum(-1) < 0.5 * stage.tolerance * fit.cost[now]) & (rejected[now] == 0)  # the step promises too little
+        settled[now] = settled[now] | idle
+        moving = moving & ~idle
+        if not together:
+            now, step, moving = now[moving], step[moving], moving[moving]
+            if not len(now):
+                continue
+        trial = _evaluate(level, se3_exp(step.roll(3, -1)) @ fit.matrix[now], fit.which[now])
+        better = moving & (trial.cost < fit.cost[now])
+        small = better & (1 - trial.cost / fit.cost[now] < stage.tolerance)
+        fit.put(now, better, trial)
+        lam[now] = torch.where(better, (lam[now] / 5).clamp(min=1e-6), torch.where(moving, lam[now] * 6, lam[now]))
+        steps[now] += better
+        rejected[now] = torch.where(better, 0, rejected[now] + moving)
+        settled[now] = settled[now] | small | (rejected[now] >= max_rejected) | (fit.cost[now] < ROUNDING)
         record(fit.matrix, fit.cost, fit.similarity)
     return fit, steps.long(), settled
 
@@ -415,7 +449,7 @@ class _Track:
 
     def of(self, start: int) -> list:
         "The iterations of one start: level, pose 4 4, cost, similarity."
-        return [(level, *(x[ids == start][0] for x in (m, c, s))) for level, ids, m, c, s in self.rows if (ids == start).any()]
+        return [(level, *(x.cpu()[ids == start][0] for x in (m, c, s))) for level, ids, m, c, s in self.rows if (ids == start).any()]
 
 
 def _history(rows: list):  # level, pose 4 4, cost, similarity -> pandas DataFrame
@@ -445,7 +479,7 @@ class _Matcher:
         self.renderer, self.multiplier, self._levels = renderer, bone_attenuation_multiplier, None
 
     def _aim(self, xray: Tensor, mask: Tensor, distance: float) -> list[_Level]:
-        "Levels for an X-ray. They are made at the first call; `distance` is the source's from the isocentre [mm]."
+        "Levels for X-rays. They are made at the first call; `distance` is the source's from the isocentre [mm]."
         if self._levels is None:
             density = _density_at(self.drr, self.multiplier)
             self._levels = [_Level(stage, _level_drr(self.drr, density, stage, self.renderer, distance)) for stage in self.stages]
@@ -469,33 +503,45 @@ class _Matcher:
         kinds = [(stage.residual == "mncc", not stage.full_volume) for stage in self.stages]
         return next((k for wanted in ((True, True), (True, False)) for k in reversed(range(len(kinds))) if kinds[k] == wanted), len(kinds) - 1)
 
-    def _funnel(self, levels: list[_Level], matrix: Tensor, track: _Track, gate: float, distance: float, progress: Callable) -> Optional[tuple[_Fit, Tensor, Tensor, Tensor, dict]]:
-        "All starts through all stages; the survivors, best first, with their numbers, steps and whether they settled. None: below the gate."
-        ids, total, seen = torch.arange(len(matrix)), torch.zeros(len(matrix), dtype=torch.long), {}
+    def _funnel(self, levels: list[_Level], matrix: Tensor, which: Tensor, track: _Track, gate: float, distance: float, progress: Callable) -> dict[int, tuple[_Fit, Tensor, Tensor, Tensor, dict]]:
+        "All starts of all X-rays through all stages; for each X-ray the survivors, best first, with their numbers, steps and whether they settled. Those below the gate are missing."
+        ids, total, seen = torch.arange(len(matrix)), torch.zeros(len(matrix), dtype=torch.long), {x: {} for x in which.unique().tolist()}
+        device = levels[0].drr.device
         for k, level in enumerate(levels):
             track.ids, track.level = ids, k
-            fit, steps, settled = _descend(level, matrix, track)
+            fit, steps, settled = _descend(level, matrix.to(device), which.to(device), track)
+            fit, steps, settled = fit.to("cpu"), steps.cpu(), settled.cpu()
             total[ids] += steps
-            keep = self.keep[min(k, len(self.keep) - 1)]
-            best = self._distinct(fit, fit.cost.argsort(), keep, distance)
-            if k == len(levels) - 2:  # a rival that is clearly worse is not worth the last stage
-                best = [j for j in best if fit.cost[j] <= RIVAL * fit.cost[best[0]] + ROUNDING]
+            keep, best = self.keep[min(k, len(self.keep) - 1)], []
+            for x in sorted(seen):
+                order = fit.cost.argsort()
+                chosen = self._distinct(fit, order[fit.which[order] == x], keep, distance)
+                if k == len(levels) - 2:  # a rival that is clearly worse is not worth the last stage
+                    chosen = [j for j in chosen if fit.cost[j] <= RIVAL * fit.cost[chosen[0]] + ROUNDING]
+                seen[x][k] = fit.similarity[chosen[0]].item()
+                progress(k + 1, len(levels), fit[chosen])
+                if k == self._local < len(levels) - 1 and seen[x][k] < gate:
+                    del seen[x]
+                else:
+                    best += chosen
+            if not best:
+                break
             ids, fit, settled = ids[best], fit[best], settled[best]
-            matrix = fit.matrix
-            seen[k] = fit.similarity[0].item()
-            progress(k + 1, len(levels), fit)
-            if k == self._local < len(levels) - 1 and seen[k] < gate:
-                return None
-        return fit, ids, total[ids], settled, seen
+            matrix, which = fit.matrix, fit.which
+        return {x: (fit[which == x], ids[which == x], total[ids[which == x]], settled[which == x], seen[x]) for x in seen}
 
 # %% ../notebooks/api/13_registration.ipynb #16bd1da4
 class _Judge(_Matcher):
     "Evidence and verdict."
 
+    def _look(self, level: _Level, matrix: Tensor, which: Tensor) -> _Fit:
+        "A level's view of poses, beside the poses."
+        return _evaluate(level, matrix.to(level.drr.device), which.to(level.drr.device)).to(matrix.device)
+
     def _evidence(self, levels: list[_Level], fit: _Fit, settled: Tensor) -> dict:
         "Numbers that say whether the first of the fits is right."
         covariance = self.thresholds.misfit**2 * pose_covariance(fit.H[0], fit.score[0])
-        evidence = {"settled": bool(settled[0]), "similarity": fit.similarity[0].item(), "local_similarity": _evaluate(levels[self._local], fit.matrix[:1]).similarity[0].item()}
+        evidence = {"settled": bool(settled[0]), "similarity": fit.similarity[0].item(), "local_similarity": self._look(levels[self._local], fit.matrix[:1], fit.which[:1]).similarity[0].item()}
         evidence["covariance"], evidence["expected_tre_mm"] = covariance, expected_tre(covariance, self._points)
         evidence["rival_cost"] = (fit.cost[1] / fit.cost[0].clamp(min=1e-9)).item() if len(fit.cost) > 1 else math.inf
         return evidence
@@ -531,14 +577,12 @@ class _Attempts(_Judge):
             more = PosePrior(starts[:1], *self.spread).sample(n + 1, generator)[1:]
         return [starts.matrix.double(), *(more.matrix.double().split(size) if len(more) else [])]
 
-    def _attempt(self, levels: list[_Level], matrix: Tensor, gate: float, tell: Callable) -> Optional[Result]:
+    def _attempt(self, levels: list[_Level], matrix: Tensor, which: Tensor, gate: float, tell: Callable) -> dict[int, Result]:
+        "Results of the X-rays whose starts pass the gate, by their numbers."
         track = _Track()
         with torch.no_grad():
-            survivors = self._funnel(levels, matrix, track, gate, self.thresholds.distance_mm, tell)
-        if survivors is None:
-            return None
-        fit, ids, steps, settled, seen = survivors
-        return self._result(levels, fit, settled, seen, int(steps[0]), track.of(int(ids[0])))
+            survivors = self._funnel(levels, matrix, which, track, gate, self.thresholds.distance_mm, tell)
+        return {x: self._result(levels, fit, settled, seen, int(steps[0]), track.of(int(ids[0]))) for x, (fit, ids, steps, settled, seen) in survivors.items()}
 
     def _result(self, levels: list[_Level], fit: _Fit, settled: Tensor, seen: dict, steps: int, rows: list) -> Result:
         "The first of the fits, judged."
@@ -546,7 +590,7 @@ class _Attempts(_Judge):
             evidence = self._evidence(levels, fit, settled)
         verdict, reasons = self._judge(evidence)
         others = RigidTransform(fit.matrix[1:]) if len(fit.matrix) > 1 else None
-        renders = sum(level.renders for level in levels)
+        renders = sum(int(level.renders[fit.which[0]]) for level in levels)
         covariance = evidence.pop("covariance")
         evidence |= {"cost": fit.cost[0].item(), "stages": seen}
         return Result(RigidTransform(fit.matrix[:1]), verdict, reasons, covariance, evidence["expected_tre_mm"], evidence["similarity"], _history(rows), steps, renders, evidence, others)
@@ -554,18 +598,20 @@ class _Attempts(_Judge):
     def _check(self, xray: Tensor, mask: Optional[Tensor], init) -> tuple[Tensor, Tensor, Union[RigidTransform, PosePrior]]:
         "Refuse what cannot be registered, before any work."
         size = (self.drr.detector.height, self.drr.detector.width)
-        if not isinstance(xray, Tensor) or tuple(xray.shape) != (1, 1, *size):
+        if not isinstance(xray, Tensor) or xray.ndim != 4 or len(xray) < 1 or tuple(xray.shape[1:]) != (1, *size):
             given = tuple(xray.shape) if isinstance(xray, Tensor) else type(xray).__name__
             raise ValueError(f"the X-ray must be a tensor of shape (1, 1, {size[0]}, {size[1]}), the size of the DRR's detector, not {given}: read_xray makes one of a file or an array; to resize it, resize the camera too (Camera.resize)")
         mask = open_field(xray.float()) if mask is None else mask.to(xray.device)
         if tuple(mask.shape) != tuple(xray.shape):
             raise ValueError(f"the mask must have the X-ray's shape {tuple(xray.shape)}, not {tuple(mask.shape)}")
         mask = mask.bool() & xray.isfinite()
-        if mask.sum() < 100:
-            raise ValueError(f"{int(mask.sum())} pixels of the X-ray are finite and inside the mask: 100 or more are needed")
-        inside = xray[mask]
-        if (inside.max() - inside.min()) <= 1e-6 * inside.abs().max():
-            raise ValueError("the X-ray is constant inside the mask: there is nothing to register")
+        for k, (image, open_) in enumerate(zip(xray, mask)):
+            name = "the X-ray" if len(xray) == 1 else f"X-ray {k}"
+            if open_.sum() < 100:
+                raise ValueError(f"{int(open_.sum())} pixels of {name} are finite and inside the mask: 100 or more are needed")
+            inside = image[open_]
+            if (inside.max() - inside.min()) <= 1e-6 * inside.abs().max():
+                raise ValueError(f"{name} is constant inside the mask: there is nothing to register")
         mean = init.mean if isinstance(init, PosePrior) else init
         if not isinstance(mean, RigidTransform) or len(mean) == 0:
             raise TypeError(f"init must be a RigidTransform or a PosePrior, not {type(init).__name__}")
@@ -591,19 +637,19 @@ class _Assessing(_Attempts):
         settled: bool = True,  # did the optimiser that found the pose come to rest?
     ) -> Result:
         "Judge a pose from elsewhere, without moving it."
-        if not isinstance(pose, RigidTransform) or len(pose) != 1:
+        if not isinstance(pose, RigidTransform) or len(pose) != 1 or (isinstance(xray, Tensor) and xray.ndim == 4 and len(xray) > 1):
             raise ValueError(f"one pose is assessed at a time, not {len(pose) if isinstance(pose, RigidTransform) else type(pose).__name__}")
         xray, mask, pose = self._check(xray, mask, pose)
         self._points = _landmarks(self.drr, landmarks)
         levels = self._aim(xray, mask, pose.translation.norm().item())
         with torch.no_grad():
-            fit = _evaluate(levels[-1], pose.matrix)
+            fit = self._look(levels[-1], pose.matrix, torch.zeros(1, dtype=torch.long))
         k = len(levels) - 1
         return self._result(levels, fit, torch.tensor([settled]), {k: fit.similarity[0].item()}, 0, [(k, fit.matrix[0], fit.cost[0], fit.similarity[0])])
 
 # %% ../notebooks/api/13_registration.ipynb #c55448a4
 class GaussNewton(_Assessing):
-    "Second-order 2D/3D registration of one X-ray to a CT: Levenberg-Marquardt on a pyramid, with covariance and verdict."
+    "Second-order 2D/3D registration of X-rays to a CT: Levenberg-Marquardt on a pyramid, with covariance and verdict."
 
     def __init__(
         self,
@@ -627,33 +673,41 @@ class GaussNewton(_Assessing):
 
     def register(
         self,
-        xray: Tensor,  # 1 1 H W line integrals (bone bright)
-        init: Union[RigidTransform, PosePrior],  # a guess, several, or a prior to draw from
-        mask: Optional[Tensor] = None,  # 1 1 H W, True where the X-ray can be trusted; default `open_field(xray)`, between the blades
+        xray: Tensor,  # 1 1 H W line integrals (bone bright); N 1 H W for several X-rays, each with a pose of its own
+        init: Union[RigidTransform, PosePrior],  # a guess, several, or a prior to draw from; for N X-rays N guesses (one each), or a prior
+        mask: Optional[Tensor] = None,  # as xray, True where it can be trusted; default `open_field(xray)`, between the blades
         landmarks: Optional[Tensor] = None,  # N 3 or 1 N 3 world [mm], for the expected TRE; default `default_landmarks`
         n_starts: int = 64,  # how many to draw from a prior
         seed: int = 0,  # of everything that is drawn
         progress: bool = False,  # show a progress bar
         callback: Optional[Callable[[int, int, RigidTransform, float], None]] = None,  # called after each stage: stage, stages, best pose, cost
         more: Optional[RigidTransform] = None,  # further starts, tried 16 at a time as long as none convinces; default: around a single start
-    ) -> Result:
-        "Find the pose of an X-ray."
+    ) -> Union[Result, list[Result]]:  # a list for several X-rays
+        "Find the pose of an X-ray, or of several at once: they go through the stages together, and those that do not convince are tried again one by one."
         xray, mask, init = self._check(xray, mask, init)
         generator = torch.Generator().manual_seed(seed)
+        n = len(xray)
+        if n > 1 and isinstance(init, RigidTransform) and len(init) != n:
+            raise ValueError(f"{n} X-rays need {n} starts, one each, or a PosePrior, not {len(init)} poses")
         starts = init.sample(n_starts, generator) if isinstance(init, PosePrior) else init
+        each = [starts] * n if n == 1 or isinstance(init, PosePrior) else [starts[k] for k in range(n)]
         self._points = _landmarks(self.drr, landmarks)
         levels = self._aim(xray, mask, starts.translation.norm(dim=-1).median().item())
-        batches = self._batches(starts, more, generator)
+        batches = [self._batches(mine, more, torch.Generator().manual_seed(seed) if n > 1 else generator) for mine in each]
+        gate = lambda k, x: self.thresholds.similarity if k < len(batches[x]) - 1 else -math.inf
         with _Progress(len(levels), progress, callback) as tell:
-            found = torch.zeros(0, 4, 4, dtype=torch.float64)
-            for k, batch in enumerate(batches):
-                gate = self.thresholds.similarity if k < len(batches) - 1 else -math.inf
-                result = self._attempt(levels, torch.cat([found, batch]), gate, tell)
-                if result is not None and result.verdict == "converged":
-                    break
-                found = found if result is None else result.pose.matrix
-        result.evidence["starts"] = sum(len(batch) for batch in batches[: k + 1])
-        return result
+            first = torch.cat([batch[0] for batch in batches])
+            results = self._attempt(levels, first, torch.arange(n).repeat_interleave(len(first) // n), min(gate(0, x) for x in range(n)), tell)
+            for x in range(n):
+                tried = len(batches[x][0])
+                for k, batch in enumerate(batches[x][1:], 1):
+                    if x in results and results[x].verdict == "converged":
+                        break
+                    known = results[x].pose.matrix if x in results else batch[:0]
+                    matrix, tried = torch.cat([known, batch]), tried + len(batch)
+                    results |= self._attempt(levels, matrix, torch.full((len(matrix),), x), gate(k, x), tell)
+                results[x].evidence["starts"] = tried
+        return results[0] if n == 1 else [results[x] for x in range(n)]
 
 # %% ../notebooks/api/13_registration.ipynb #2a07d7a9
 class _Progress:
