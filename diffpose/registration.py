@@ -471,7 +471,7 @@ RIVAL = 1.5  # before the last stage: poses that cost more than this many times 
 
 
 class _Matcher:
-    "The pyramid of a DRR, and the funnel of starts through it."
+    "The pyramid of a DRR, and how far poses are apart."
 
     def __init__(self, drr: DRR, stages: Optional[Sequence[Stage]], renderer: str, bone_attenuation_multiplier: Optional[float], keep: Sequence[int]):
         self.drr, self.keep = drr, tuple(keep)
@@ -503,6 +503,10 @@ class _Matcher:
         kinds = [(stage.residual == "mncc", not stage.full_volume) for stage in self.stages]
         return next((k for wanted in ((True, True), (True, False)) for k in reversed(range(len(kinds))) if kinds[k] == wanted), len(kinds) - 1)
 
+# %% ../notebooks/api/13_registration.ipynb #9d7ca819
+class _Funnel(_Matcher):
+    "Fewer and fewer starts."
+
     def _funnel(self, levels: list[_Level], matrix: Tensor, which: Tensor, track: _Track, gate: float, distance: float, progress: Callable) -> dict[int, tuple[_Fit, Tensor, Tensor, Tensor, dict]]:
         "All starts of all X-rays through all stages; for each X-ray the survivors, best first, with their numbers, steps and whether they settled. Those below the gate are missing."
         ids, total, seen = torch.arange(len(matrix)), torch.zeros(len(matrix), dtype=torch.long), {x: {} for x in which.unique().tolist()}
@@ -530,8 +534,8 @@ class _Matcher:
             matrix, which = fit.matrix, fit.which
         return {x: (fit[which == x], ids[which == x], total[ids[which == x]], settled[which == x], seen[x]) for x in seen}
 
-# %% ../notebooks/api/13_registration.ipynb #16bd1da4
-class _Judge(_Matcher):
+# %% ../notebooks/api/13_registration.ipynb #32adb739
+class _Judge(_Funnel):
     "Evidence and verdict."
 
     def _look(self, level: _Level, matrix: Tensor, which: Tensor) -> _Fit:
@@ -685,8 +689,7 @@ class GaussNewton(_Assessing):
     ) -> Union[Result, list[Result]]:  # a list for several X-rays
         "Find the pose of an X-ray, or of several at once: they go through the stages together, and those that do not convince are tried again one by one."
         xray, mask, init = self._check(xray, mask, init)
-        generator = torch.Generator().manual_seed(seed)
-        n = len(xray)
+        generator, n = torch.Generator().manual_seed(seed), len(xray)
         if n > 1 and isinstance(init, RigidTransform) and len(init) != n:
             raise ValueError(f"{n} X-rays need {n} starts, one each, or a PosePrior, not {len(init)} poses")
         starts = init.sample(n_starts, generator) if isinstance(init, PosePrior) else init
@@ -694,19 +697,18 @@ class GaussNewton(_Assessing):
         self._points = _landmarks(self.drr, landmarks)
         levels = self._aim(xray, mask, starts.translation.norm(dim=-1).median().item())
         batches = [self._batches(mine, more, torch.Generator().manual_seed(seed) if n > 1 else generator) for mine in each]
-        gate = lambda k, x: self.thresholds.similarity if k < len(batches[x]) - 1 else -math.inf
+        gate, first = (lambda k, x: self.thresholds.similarity if k < len(batches[x]) - 1 else -math.inf), torch.cat([batch[0] for batch in batches])
         with _Progress(len(levels), progress, callback) as tell:
-            first = torch.cat([batch[0] for batch in batches])
             results = self._attempt(levels, first, torch.arange(n).repeat_interleave(len(first) // n), min(gate(0, x) for x in range(n)), tell)
-            for x in range(n):
-                tried = len(batches[x][0])
-                for k, batch in enumerate(batches[x][1:], 1):
+            for x, tries in enumerate(batches):
+                done = 1
+                for batch in tries[1:]:
                     if x in results and results[x].verdict == "converged":
                         break
-                    known = results[x].pose.matrix if x in results else batch[:0]
-                    matrix, tried = torch.cat([known, batch]), tried + len(batch)
-                    results |= self._attempt(levels, matrix, torch.full((len(matrix),), x), gate(k, x), tell)
-                results[x].evidence["starts"] = tried
+                    matrix = torch.cat([results[x].pose.matrix if x in results else batch[:0], batch])
+                    results |= self._attempt(levels, matrix, torch.full((len(matrix),), x), gate(done, x), tell)
+                    done += 1
+                results[x].evidence["starts"] = sum(map(len, tries[:done]))
         return results[0] if n == 1 else [results[x] for x in range(n)]
 
 # %% ../notebooks/api/13_registration.ipynb #2a07d7a9

@@ -391,7 +391,7 @@ def _edge(given, cell, live):
     c6, c7 = _side(given, x, j, k, below, above, live)
     return c0, c1, c2, c3, c4, c5, c6, c7
 
-
+# %% ../../notebooks/api/06_kernels_cpu.ipynb #582137e4
 @_inline
 def _corners(given, cell, place, m, live):
     "The eight voxels of cells, first axis fastest; zero outside the volume. Lanes that have arrived read what is in the volume anywhere."
