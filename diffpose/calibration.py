@@ -328,6 +328,12 @@ class _Mounted(torch.nn.Module):
         self._kept = None
         return self
 
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if (self._reorient.cpu().double() - self._exact).abs().max() > 1e-6:
+            self._exact, self._kept = self._reorient.cpu().double(), None
+            self._mirrored = bool(torch.linalg.det(self._exact[:3, :3]) < 0)
+
     _kept = None  # the pixels of this camera, made once
 
     def __getstate__(self) -> dict:
@@ -440,7 +446,8 @@ class _Imaging(_Projecting):
             distances = (x.square()[:, None] + (y.square() + camera.sdd**2)[..., None]).sqrt().flatten(1)
         else:
             distances = (x[:, self._index % camera.width].square() + y[:, self._index // camera.width].square() + camera.sdd**2).sqrt()
-        if calibration is None and not centres.is_inference():
+        capturing = centres.is_cuda and torch.cuda.is_current_stream_capturing()  # then they have no values yet
+        if calibration is None and type(centres) is Tensor and not centres.is_inference() and not capturing:
             self._kept = self.camera, self._index, version, centres, distances
         return centres, distances
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from .calibration import Camera, Detector
 from .data import Contrast
-from .kernels.reference import occupancy
+from .kernels.reference import bounding_box, occupancy
 from .pose import RigidTransform, convert
-from .renderers import Siddon, Trilinear, View
+from .renderers import Siddon, Trilinear, View, choose_backend
 
 # %% ../notebooks/api/09_drr.ipynb #ae1ae256
 def _density_of(subject: torchio.Subject) -> Tensor:  # X Y Z, at bone multiplier 1 if the subject knows its contrast
@@ -55,6 +55,8 @@ class _Projector(torch.nn.Module):
         mask = getattr(subject, "mask", None)
         if mask is not None:
             mask = mask.data[0].to(torch.int16).permute(2, 1, 0).contiguous().permute(2, 1, 0)
+            if mask.numel() and mask.min() < 0:
+                raise ValueError(f"labels are 0 (background) and above, and the label map goes down to {int(mask.min())}")
         self.register_buffer("mask", mask, persistent=persistent)
         self.n_channels = None if mask is None else int(mask.max()) + 1
         # float64 whatever `.to(dtype)` says: kept outside the buffers and moved with the rays
@@ -67,7 +69,7 @@ class _Projector(torch.nn.Module):
     dtype = property(lambda self: self.density.dtype, doc="Of the volume and the images.")
     camera = property(lambda self: self.detector.camera, doc="Intrinsics as a Camera.")
 
-    _bricks = (None, None, None)  # a volume, its state, and what of it is not empty
+    _bricks, _own_pieces = (None, None, None), None  # a volume, its state, and what of it is not empty; the contrast map 1 5 of the subject's own multiplier
 
     def volume_changed_(self) -> "_Projector":
         "Look at the volume again. Changes by torch's own operations are noticed; this is for those behind its back, through `.data` or NumPy."
@@ -75,19 +77,22 @@ class _Projector(torch.nn.Module):
         return self
 
     def _apply(self, fn, recurse=True):
-        return super(_Projector, self.volume_changed_())._apply(fn, recurse)
+        super(_Projector, self.volume_changed_())._apply(fn, recurse)
+        self._world_from_index, self._index_from_world = self.affine, self.affine_inverse  # beside the volume, so that no call has to bring them there
+        return self
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in self.__dict__.items() if name != "_bricks"}  # a copy's volume counts its changes anew
 
     def _occupied(self, density: Tensor) -> Optional[Tensor]:
-        "Which bricks of the DRR's own volume are not empty, made anew when it has changed; None for a volume that is not kept, and where no kernel asks."
+        "What of the DRR's own volume is not empty, as the kernels want to know it, made anew when it has changed; None for a volume that is not kept, and where no kernel asks."
         kept = density is self.density and not density.requires_grad and not density.is_inference()
-        if not kept or density.device.type != "cpu" or density.dtype not in (torch.float32, torch.float64) or self.renderer.backend == "torch":
+        backend = choose_backend(self.renderer.backend, density, self.renderer._request({})) if kept else "torch"
+        if backend == "torch":
             return None
         state = (density._version, density.data_ptr(), density.shape, density.stride())
         if self._bricks[0] is not density or self._bricks[1] != state:
-            self._bricks = (density, state, occupancy(density))
+            self._bricks = (density, state, {"numba": occupancy, "triton": bounding_box}[backend](density))
         return self._bricks[2]
 
     @property
@@ -140,7 +145,9 @@ class _Casting(_Projector):
         if multiplier is None:
             if not isinstance(self.contrast, Contrast) or self.contrast.multiplier == 1.0:
                 return None
-            multiplier = self.contrast.multiplier
+            if self._own_pieces is None or self._own_pieces.device != self.device:
+                self._own_pieces = torch.tensor([tuple(self.contrast.pieces(float(self.contrast.multiplier)))], dtype=torch.float64, device=self.device)
+            return self._own_pieces.expand(batch, 5)
         if not isinstance(self.contrast, Contrast):
             raise ValueError("bone_attenuation_multiplier needs to know which voxels are bone: make the subject with diffpose.data.read, or change its density yourself")
         factors = torch.as_tensor(multiplier, dtype=torch.float64).reshape(-1)

@@ -6,10 +6,12 @@
 __all__ = ['BACKENDS', 'Request', 'choose_backend', 'View', 'line_integral', 'project', 'project_with_ends', 'Siddon',
            'Trilinear']
 
-# %% ../notebooks/api/08_renderers.ipynb #6af9b1b1
+# %% ../notebooks/api/08_renderers.ipynb #fd7b2526
 import importlib
 import os
+import re
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Callable, NamedTuple, Optional, Union
 
 import torch
@@ -32,7 +34,7 @@ class Request(NamedTuple):
     n_channels: int = 1  # number of channels, with labels
     pieces: Optional[Tensor] = None  # B 5 contrast map of each image (Contrast.pieces)
     voxel_shift: float = 0.5  # where the centre of voxel 0 lies above its lower face
-    occupied: Optional[Tensor] = None  # `occupancy` of this very volume, so that kernels skip the air
+    occupied: Optional[Tensor] = None  # what of this very volume is not empty, so that kernels skip the air: its `occupancy` (numba) or `bounding_box` (triton)
 
     def check(self) -> "Request":
         "Raise a ValueError that says what is wrong, or return the request."
@@ -54,11 +56,12 @@ BACKENDS = ("auto", "numba", "triton", "torch")
 
 def _without_triton() -> Optional[str]:
     "Why Triton cannot be used here, or None. It is looked for, and not imported."
-    try:
-        version = metadata.version("triton")
-    except metadata.PackageNotFoundError:
+    if find_spec("triton") is None:
         return "needs the package triton, which is not installed (torch brings it on Linux)"
-    return None if tuple(map(int, version.split(".")[:2])) >= (3, 4) else f"needs triton 3.4 or newer, not {version}"
+    names = metadata.packages_distributions().get("triton", [])
+    version = metadata.version(names[0]) if names else ""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return f"needs triton 3.4 or newer, not {version}" if numbers and tuple(map(int, numbers.groups())) < (3, 4) else None
 
 
 _NO_TRITON = _without_triton()
@@ -78,6 +81,8 @@ def _obstacle(backend: str, volume: Tensor, request: Request) -> Optional[str]:
         return "sums or takes the maximum, and cannot run a Python callable"
     if request.reducefn == "max" and volume.requires_grad and torch.is_grad_enabled():
         return "has no gradient of a maximum with respect to the volume"
+    if request.pieces is not None and request.pieces.requires_grad and torch.is_grad_enabled():
+        return "has no gradient with respect to the contrast map"
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -186,10 +191,10 @@ class _Projection(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             by_pose = (frame[:3].mT @ kernels.frame_gradient(ends, weight, pixels)).to(pose.dtype)
         if ctx.needs_input_grad[3]:
-            by_pixels = (ends[..., 3:] * weight[..., None]).to(pixels.dtype) @ compose(frame, pose)[:, :3, :3]
-            by_pixels = by_pixels.sum(0, keepdim=True) if len(pixels) == 1 else by_pixels
+            by_pixels = (ends[..., 3:] * weight[..., None]).to(frame.dtype) @ compose(frame, pose)[:, :3, :3]
+            by_pixels = (by_pixels.sum(0, keepdim=True) if len(pixels) == 1 else by_pixels).to(pixels.dtype)
         if ctx.needs_input_grad[4]:
-            by_lengths = (grad * out).sum(1).to(lengths.dtype) / lengths
+            by_lengths = (grad * out).sum(1).to(lengths.dtype) / torch.where(lengths == 0, 1.0, lengths)
             by_lengths = by_lengths.sum(0, keepdim=True) if len(lengths) == 1 else by_lengths
         if ctx.needs_input_grad[0]:
             by_volume = kernels.volume_gradient(*rays, grad, **geometry, **_options(ctx.request, "reducefn", "n_channels", "occupied"))
@@ -223,6 +228,10 @@ def project(
 ) -> Float[Tensor, "b c n"]:  # [mm x density], in the volume's dtype
     "Images of a volume, differentiable with respect to the volume, the pose, and the pixels."
     chosen = choose_backend(backend, volume, request.check())
+    if view.frame.requires_grad and torch.is_grad_enabled() and chosen != "torch":
+        if backend != "auto":
+            raise ValueError(f"backend={backend!r} has no gradient with respect to the frame of a view; use backend='torch' or 'auto'")
+        chosen = backend = "torch"
     if chosen != "torch":
         return _Projection.apply(volume, *view, request, chosen, torch.is_grad_enabled())
     return line_integral(volume, *view.ends(), view.lengths.expand(len(view.pose), -1), request, backend)

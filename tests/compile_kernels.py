@@ -72,7 +72,7 @@ class Compiled:
 
 for name in ("_siddon", "_trilinear", "_contract"):
     setattr(cuda, name, Compiled(getattr(cuda, name), name))
-cuda._check = lambda *tensors: None
+cuda._check = lambda volume, *others: volume
 
 n = 1024
 pixels, pieces, weight = torch.rand(1, n, 3, dtype=torch.float64), torch.rand(1, 5, dtype=torch.float64), torch.rand(1, 4, n)
@@ -91,6 +91,10 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         for deterministic in (False, True):
             torch.use_deterministic_algorithms(deterministic)
             cuda.volume_gradient(volume, None, pixels, weight, labels=labels, pieces=pieces, **view, **rule)
+asked = "more than 2^31 voxels"
+for rule in ("siddon", "trilinear"):
+    for more in ({}, {"reducefn": "max"}):
+        cuda._integrate(torch.empty(2048, 1024, 1025, dtype=torch.float16), None, pixels, *list(view.values())[:3], 32, None, None, None, rule, 0, 0.5, more.get("reducefn", "sum"), 1, True)
 asked = "rays in a list"
 cuda.integrate(volume.float(), pixels[:, :1], pixels, jacobian=True)
 cuda.integrate(volume.float(), pixels, pixels, jacobian=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data import compiled
 from .lanes import LANES, any_lane, either, fill, floor, gather, gather_pair, lane, lower, narrow, put, to_whole, upper, where, wide
-from .reference import BRICK, compose
+from .reference import BRICK, check_rays, compose
 
 # %% ../../notebooks/api/06_kernels_cpu.ipynb #c96f464f
 # No flag that assumes away NaN or infinity: rays parallel to an axis rely on both.
@@ -385,6 +385,7 @@ def _edge(given, cell, live):
         c4, c5, c6, c7 = _corner(given, cell, live, -1.0, -1.0, 0.0), _corner(given, cell, live, 0.0, -1.0, 0.0), _corner(given, cell, live, -1.0, 0.0, 0.0), _corner(given, cell, live, 0.0, 0.0, 0.0)
         return c0, c1, c2, c3, c4, c5, c6, c7
     x, below, above = _within(i - one, n[0] - 2.0), i < fill(0.5), i > fill(n[0] - 0.5)
+    live = live & (i > fill(-0.5)) & (i < fill(n[0] + 0.5))
     c0, c1 = _side(given, x, j - one, k - one, below, above, live)
     c2, c3 = _side(given, x, j, k - one, below, above, live)
     c4, c5 = _side(given, x, j - one, k, below, above, live)
@@ -797,6 +798,7 @@ class _Rays:
         if volume.device.type != "cpu" or volume.dtype not in (torch.float32, torch.float64):
             what = f"{volume.dtype} on {volume.device}"
             raise ValueError(f"The CPU kernels take float32 or float64 volumes in CPU memory, not {what}: move or convert it, or use backend='torch'.")
+        check_rays(source, target, pose, frame, length)
         order = sorted(range(3), key=lambda axis: volume.stride(axis))[::-1]
         if not volume.permute(order).is_contiguous():
             volume = volume.contiguous()
@@ -805,7 +807,7 @@ class _Rays:
         self.flat = volume.detach().permute(order).reshape(-1).numpy()
         self.n, self.stride = tuple(volume.shape), tuple(volume.stride())
         lift, self.points = (voxel_shift + 0.5, (n_points,)) if rule == "trilinear" else (voxel_shift, ())
-        matrix = torch.eye(4, dtype=torch.float64).expand(len(target), 4, 4) if pose is None else compose(frame.detach().double(), pose.detach())
+        matrix = torch.eye(4, dtype=torch.float64).expand(len(source), 4, 4) if pose is None else compose(frame.detach().double(), pose.detach())
         frame = torch.cat([matrix[:, :3, :3], matrix[:, :3, 3:] + lift], -1)
         source = source.detach().double() + lift if pose is None else frame[:, None, :, 3]
         length = torch.ones(1, 1, dtype=torch.float64) if length is None else length.detach().double()

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TOLERANCES', 'integrate', 'channel_jacobian', 'volume_gradient', 'frame_gradient']
 
-# %% ../../notebooks/api/07_kernels_cuda.ipynb #01cfaa0d
+# %% ../../notebooks/api/07_kernels_cuda.ipynb #6f94869b
 import os
+from contextlib import nullcontext
 from typing import Optional
 
 import torch
@@ -16,16 +17,18 @@ from beartype import beartype
 from jaxtyping import Float, Integer, jaxtyped
 from torch import Tensor
 
+from .reference import check_rays
+
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #01e3b1cc
 _FAR = tl.constexpr(1e12)  # voxels: what is farther away has no place
 _GRID = tl.constexpr(8)  # columns of a tile
 
 
 @triton.jit
-def _lanes(n_rays, columns, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
+def _lanes(n_rays, columns, tiles, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
     "Each lane's ray, whether there is such a ray, and which part of it the lane takes."
     lane = tl.arange(0, RAYS * PARTS)
-    r, tile = lane % RAYS, tl.program_id(0)
+    r, tile = lane % RAYS, tl.program_id(0) % tiles
     if TILED:
         across = (columns + _GRID - 1) // _GRID
         column = (tile % across) * _GRID + r % _GRID
@@ -84,14 +87,28 @@ def _length(geometry, b, q, ok):
     length, length_sets, length_rays = geometry[4], geometry[8], geometry[9]
     return tl.load(length + tl.minimum(b, length_sets - 1) * length_rays + tl.minimum(q, length_rays - 1), mask=ok, other=1.0)
 
-# %% ../../notebooks/api/07_kernels_cuda.ipynb #8983091b
+# %% ../../notebooks/api/07_kernels_cuda.ipynb #cdfbc169
 @triton.jit
-def _clip(s, d, high, AXIS: tl.constexpr, lo, hi, enter, leave):
-    "Narrow (lo, hi) to where 0 <= s + alpha d < high; remember which axis cut it."
+def _bounds(box, n, extra, piece, pieces):
+    "Corners of the cells that hold something: of all n, plus extra, if no box is given, or if the contrast map makes something of nothing."
+    low, high = (0.0, 0.0, 0.0), (n[0] + extra, n[1] + extra, n[2] + extra)
+    if box is not None:
+        air = True
+        if pieces is not None:
+            air = tl.where(0.0 > piece[0], piece[4], piece[2]) == 0.0
+        low = tl.where(air, tl.load(box), 0.0), tl.where(air, tl.load(box + 1), 0.0), tl.where(air, tl.load(box + 2), 0.0)
+        high = tl.where(air, tl.load(box + 3) + extra, high[0]), tl.where(air, tl.load(box + 4) + extra, high[1]), tl.where(air, tl.load(box + 5) + extra, high[2])
+        high = tl.maximum(low[0], high[0]), tl.maximum(low[1], high[1]), tl.maximum(low[2], high[2])  # a box of nothing is as empty as it can be
+    return low, high
+
+
+@triton.jit
+def _clip(s, d, low, high, AXIS: tl.constexpr, lo, hi, enter, leave):
+    "Narrow (lo, hi) to where low <= s + alpha d < high; remember which axis cut it."
     parallel = d == 0.0
     step = tl.where(parallel, 1.0, d)
-    a, b = -s / step, (high - s) / step
-    inside = (s >= 0.0) & (s < high)
+    a, b = (low - s) / step, (high - s) / step
+    inside = (s >= low) & (s < high)
     near = tl.where(parallel, tl.where(inside, float("-inf"), float("inf")), tl.minimum(a, b))
     far = tl.where(parallel, float("inf"), tl.maximum(a, b))
     enter, leave = tl.where(near > lo, AXIS, enter), tl.where(far < hi, AXIS, leave)
@@ -99,17 +116,17 @@ def _clip(s, d, high, AXIS: tl.constexpr, lo, hi, enter, leave):
 
 
 @triton.jit
-def _stretch(s, d, n):
-    "The part of [0, 1] in which each ray is inside n cells."
+def _stretch(s, d, low, high):
+    "The part of [0, 1] in which each ray is between the corners of a box."
     lo, hi = s[0] * 0.0, s[0] * 0.0 + 1.0
     none = tl.full(lo.shape, -1, tl.int32)
-    lo, hi, enter, leave = _clip(s[0], d[0], n[0], 0, lo, hi, none, none)
-    lo, hi, enter, leave = _clip(s[1], d[1], n[1], 1, lo, hi, enter, leave)
-    lo, hi, enter, leave = _clip(s[2], d[2], n[2], 2, lo, hi, enter, leave)
+    lo, hi, enter, leave = _clip(s[0], d[0], low[0], high[0], 0, lo, hi, none, none)
+    lo, hi, enter, leave = _clip(s[1], d[1], low[1], high[1], 1, lo, hi, enter, leave)
+    lo, hi, enter, leave = _clip(s[2], d[2], low[2], high[2], 2, lo, hi, enter, leave)
     hit = lo < hi
     return tl.where(hit, lo, 0.0), tl.where(hit, hi, 0.0), tl.where(hit, enter, -1), tl.where(hit, leave, -1)
 
-
+# %% ../../notebooks/api/07_kernels_cuda.ipynb #bdda4095
 @triton.jit
 def _part(lo, hi, enter, leave, part, PARTS: tl.constexpr):
     "The lane's own part of its ray's stretch. One number where a part ends and the next begins."
@@ -119,15 +136,19 @@ def _part(lo, hi, enter, leave, part, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _begin(s, d, lo, hi, n, REAL: tl.constexpr):
+def _begin(s, d, lo, hi, low, high, REAL: tl.constexpr, WIDE: tl.constexpr):
     "On one axis: the cell at lo, the first crossing after it and the step to the next (lo to hi being 0 to 1), how many there are until hi, and which way."
     width = tl.where(lo < hi, hi - lo, 1.0)
-    i = tl.minimum(tl.maximum(tl.floor(s + lo * d), 0.0), n - 1.0)
-    last = tl.minimum(tl.maximum(tl.floor(s + hi * d), 0.0), n - 1.0)
+    i = tl.minimum(tl.maximum(tl.floor(s + lo * d), low), high - 1.0)
+    last = tl.minimum(tl.maximum(tl.floor(s + hi * d), low), high - 1.0)
     step = tl.where(d == 0.0, 1.0, d)
     first = ((tl.where(d > 0.0, i + 1.0, i) - s) / step - lo) / width
     count = tl.abs(last - i).to(tl.int32)
-    return i.to(tl.int32), first.to(REAL), (1.0 / (tl.abs(step) * width)).to(REAL), count, tl.where(d > 0.0, 1, -1)
+    way = tl.where(d > 0.0, 1, -1).to(tl.int32)
+    if WIDE:  # places in a volume of more than 2^31 voxels
+        return i.to(tl.int64), first.to(REAL), (1.0 / (tl.abs(step) * width)).to(REAL), count, way.to(tl.int64)
+    else:
+        return i.to(tl.int32), first.to(REAL), (1.0 / (tl.abs(step) * width)).to(REAL), count, way
 
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #c9877f94
 @triton.jit
@@ -148,7 +169,7 @@ def _cross(m0, m1, m2, axes):
     second = some & (b1 == b) & (b0 != b)
     return tl.minimum(b, 1.0), first, second, some & (b0 != b) & (b1 != b)
 
-
+# %% ../../notebooks/api/07_kernels_cuda.ipynb #b7759e27
 @triton.jit
 def _pieces(pieces, b, REAL: tl.constexpr):
     "The contrast map of an image: threshold, scale and offset below, scale and offset above."
@@ -160,14 +181,24 @@ def _pieces(pieces, b, REAL: tl.constexpr):
 
 
 @triton.jit
-def _voxel(flat, labels, weight, pieces, piece, p, inside, n_rays, REAL: tl.constexpr):
+def _channel(labels, p, inside, n_channels):
+    "The channel of voxels p, and which of them have one."
+    if labels is None:
+        return tl.zeros(p.shape, tl.int64), inside
+    else:
+        label = tl.load(labels + p, mask=inside, other=0).to(tl.int64)
+        return label, inside & (label >= 0) & (label < n_channels)
+
+
+@triton.jit
+def _voxel(flat, labels, weight, pieces, piece, p, inside, n_rays, n_channels, REAL: tl.constexpr):
     "Density of voxels p as an image counts it: after its contrast map, and times the weight of its label's channel (weight points to channel 0); 0 outside."
     v = tl.load(flat + p, mask=inside, other=0.0).to(REAL)
     if pieces is not None:
         v = tl.where(v > piece[0], piece[3] * v + piece[4], piece[1] * v + piece[2])
     if weight is not None:
-        label = tl.load(labels + p, mask=inside, other=0).to(tl.int64)
-        v = v * tl.load(weight + label * n_rays, mask=inside, other=0.0).to(REAL)
+        label, known = _channel(labels, p, inside, n_channels)
+        v = v * tl.load(weight + label * n_rays, mask=known, other=0.0).to(REAL)
     return tl.where(inside, v, 0.0)
 
 
@@ -230,13 +261,13 @@ def _slope(flat, p, pieces, piece, inside, REAL: tl.constexpr):
 @triton.jit
 def _visit_voxel(state, MODE: tl.constexpr, voxels, p, live, a, e, axis, after, scale, out, jacobian, fixed, REAL: tl.constexpr):
     "What one piece of the rays, from a to e in voxel p, adds to the state of a walk."
-    flat, labels, weight, pieces, piece, n_rays = voxels
+    flat, labels, weight, pieces, piece, n_rays, n_channels = voxels
     if MODE == "voxels":
         gain = (e - a).to(tl.float64) * scale * _slope(flat, p, pieces, piece, live, REAL)
-        label = 0 if labels is None else tl.load(labels + p, mask=live, other=0).to(tl.int64)
-        _scatter(out, fixed, p, gain * tl.load(weight + label * n_rays, mask=live, other=0.0), live)
+        label, known = _channel(labels, p, live, n_channels)
+        _scatter(out, fixed, p, gain * tl.load(weight + label * n_rays, mask=known, other=0.0), known)
     else:
-        v = _voxel(flat, labels, weight, pieces, piece, p, live, n_rays, REAL)
+        v = _voxel(flat, labels, weight, pieces, piece, p, live, n_rays, n_channels, REAL)
         if MODE == "sum":
             acc, before, A, B = state
             acc += tl.where(live, (e - a) * v, 0.0)
@@ -250,8 +281,8 @@ def _visit_voxel(state, MODE: tl.constexpr, voxels, p, live, a, e, axis, after, 
             best, density, lo, hi = tl.where(more, (e - a) * v, best), tl.where(more, v, density), tl.where(more, a, lo), tl.where(more, e, hi)
             state = best, density, lo, hi, tl.where(more, axis, enter), tl.where(more, after, leave)
         else:
-            label = tl.load(labels + p, mask=live, other=0).to(tl.int64)
-            tl.atomic_add(out + label * n_rays, ((e - a).to(tl.float64) * scale * v).to(out.dtype.element_ty), mask=live & (v != 0.0))
+            label, known = _channel(labels, p, live, n_channels)
+            tl.atomic_add(out + label * n_rays, ((e - a).to(tl.float64) * scale * v).to(out.dtype.element_ty), mask=known & (v != 0.0))
     return state
 
 
@@ -277,17 +308,19 @@ def _save_siddon(state, MODE: tl.constexpr, out, jacobian, row, kept, hit, lengt
 
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #04097ebf
 @triton.jit
-def _siddon(flat, n, strides, geometry, columns, pieces, labels, weight, n_channels, out, jacobian, fixed, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
-    n_rays, b = geometry[5], tl.program_id(1).to(tl.int64)
-    q, ok, part = _lanes(n_rays, columns, RAYS, PARTS, TILED)
+def _siddon(flat, n, strides, geometry, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
+    n_rays, b = geometry[5], (tl.program_id(0) // tiles).to(tl.int64)
+    q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED)
     s, d = _ray(geometry, b, q, ok, LIFT)
-    lo, hi, entry, exit = _stretch(s, d, n)
+    piece = _pieces(pieces, b, REAL)
+    low, high = _bounds(box, n, 0.0, piece, pieces)
+    lo, hi, entry, exit = _stretch(s, d, low, high)
     lo, hi, axis, leave = _part(lo, hi, entry, exit, part, PARTS)
     hit, length, width = lo < hi, _length(geometry, b, q, ok), hi - lo
-    axes = _begin(s[0], d[0], lo, hi, n[0], REAL), _begin(s[1], d[1], lo, hi, n[1], REAL), _begin(s[2], d[2], lo, hi, n[2], REAL)
+    axes = _begin(s[0], d[0], lo, hi, low[0], high[0], REAL, WIDE), _begin(s[1], d[1], lo, hi, low[1], high[1], REAL, WIDE), _begin(s[2], d[2], lo, hi, low[2], high[2], REAL, WIDE)
     total = tl.where(hit, axes[0][3] + axes[1][3] + axes[2][3], -1)
     p = axes[0][0] * strides[0] + axes[1][0] * strides[1] + axes[2][0] * strides[2]
-    voxels = flat, labels, None if weight is None else weight + b * n_channels * n_rays + q, pieces, _pieces(pieces, b, REAL), n_rays
+    voxels = flat, labels, None if weight is None else weight + b * n_channels * n_rays + q, pieces, piece, n_rays, n_channels
     place = out if MODE == "voxels" else out + b * n_channels * n_rays + q
     a = tl.zeros([RAYS * PARTS], REAL)
     none = tl.full([RAYS * PARTS], -1, tl.int32)
@@ -305,18 +338,18 @@ def _siddon(flat, n, strides, geometry, columns, pieces, labels, weight, n_chann
         m0, m1, m2 = m0 + first.to(tl.int32), m1 + second.to(tl.int32), m2 + third.to(tl.int32)
         p += tl.where(first, axes[0][4] * strides[0], tl.where(second, axes[1][4] * strides[1], tl.where(third, axes[2][4] * strides[2], 0)))
     if MODE == "sum" or MODE == "max":
-        r, kept, _ = _lanes(n_rays, columns, RAYS, 1, TILED)
+        r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED)
         _save_siddon(state, MODE, out, jacobian, b * n_rays + r, kept, hit, length, d, lo, width, leave, a, RAYS, PARTS)
 
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #3e5bb395
 @triton.jit
 def _corner(voxels, cell, p, live, n, strides, DX: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr, REAL: tl.constexpr):
     "One voxel of each cell, and whether it is in the volume; p is the place of the upper corner."
-    flat, labels, weight, pieces, piece, n_rays = voxels
+    flat, labels, weight, pieces, piece, n_rays, n_channels = voxels
     i, j, k = cell[0] + (DX - 1), cell[1] + (DY - 1), cell[2] + (DZ - 1)
     inside = live & (i >= 0) & (j >= 0) & (k >= 0) & (i < n[0]) & (j < n[1]) & (k < n[2])
     p += (DX - 1) * strides[0] + (DY - 1) * strides[1] + (DZ - 1) * strides[2]
-    return _voxel(flat, labels, weight, pieces, piece, p, inside, n_rays, REAL)
+    return _voxel(flat, labels, weight, pieces, piece, p, inside, n_rays, n_channels, REAL)
 
 
 @triton.jit
@@ -373,21 +406,20 @@ def _add_cell(sums, c, x, y, z, t, h, d, spread, JAC: tl.constexpr):
 
 
 @triton.jit
-def _share_cell(voxels, c, w, cell, live, n, strides, MODE: tl.constexpr, out, fixed, REAL: tl.constexpr):
+def _share_cell(voxels, c, w, whole, cell, live, n, strides, MODE: tl.constexpr, out, fixed, REAL: tl.constexpr):
     "Add the corners' shares to the channels of their labels (out points to channel 0), or to the voxels."
-    flat, labels, weight, pieces, piece, n_rays = voxels
+    flat, labels, weight, pieces, piece, n_rays, n_channels = voxels
     for corner in tl.static_range(8):
         i, j, k = cell[0] + corner % 2 - 1, cell[1] + corner // 2 % 2 - 1, cell[2] + corner // 4 - 1
         inside = live & (i >= 0) & (j >= 0) & (k >= 0) & (i < n[0]) & (j < n[1]) & (k < n[2])
         p = i * strides[0] + j * strides[1] + k * strides[2]
         if MODE == "channels":
-            wanted = inside & (c[corner] != 0.0)
-            label = tl.load(labels + p, mask=wanted, other=0).to(tl.int64)
-            tl.atomic_add(out + label * n_rays, (w[corner] * c[corner]).to(out.dtype.element_ty), mask=wanted)
+            label, wanted = _channel(labels, p, inside & (c[corner] != 0.0), n_channels)
+            tl.atomic_add(out + label * n_rays, (whole * (w[corner] * c[corner])).to(out.dtype.element_ty), mask=wanted)
         else:
-            label = 0 if labels is None else tl.load(labels + p, mask=inside, other=0).to(tl.int64)
-            gain = tl.load(weight + label * n_rays, mask=inside, other=0.0) * _slope(flat, p, pieces, piece, inside, REAL)
-            _scatter(out, fixed, p, w[corner] * gain, inside)
+            label, wanted = _channel(labels, p, inside, n_channels)
+            gain = tl.load(weight + label * n_rays, mask=wanted, other=0.0) * _slope(flat, p, pieces, piece, inside, REAL)
+            _scatter(out, fixed, p, whole * (w[corner] * gain), wanted)
 
 
 @triton.jit
@@ -466,12 +498,13 @@ def _piece(m0, m1, m2, a, axes, begin, e, d, step, start, width, n_points):
 
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #265f8a11
 @triton.jit
-def _trilinear(flat, n, strides, geometry, columns, pieces, labels, weight, n_channels, out, jacobian, fixed, n_points, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
-    n_rays, b = geometry[5], tl.program_id(1).to(tl.int64)
-    q, ok, part = _lanes(n_rays, columns, RAYS, PARTS, TILED)
+def _trilinear(flat, n, strides, geometry, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, n_points, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
+    n_rays, b = geometry[5], (tl.program_id(0) // tiles).to(tl.int64)
+    q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED)
     s, d = _ray(geometry, b, q, ok, LIFT)
-    cells = n[0] + 1, n[1] + 1, n[2] + 1
-    low, high, entry, exit = _stretch(s, d, cells)
+    piece = _pieces(pieces, b, REAL)
+    bottom, top = _bounds(box if n_points is None else None, n, 1.0, piece, pieces)  # equal pieces divide the whole volume's stretch
+    low, high, entry, exit = _stretch(s, d, bottom, top)
     length, hit = _length(geometry, b, q, ok), low < high
     lo, hi, axis, leave = _part(low, high, entry, exit, part, PARTS)
     if n_points is None:
@@ -479,19 +512,19 @@ def _trilinear(flat, n, strides, geometry, columns, pieces, labels, weight, n_ch
     else:
         start = part * n_points // PARTS
         last, lo, hi, width, spread, share = (part + 1) * n_points // PARTS - start - 1, low, low, (high - low).to(REAL), 0.0, 1.0
-    axes = _begin(s[0], d[0], lo, hi, cells[0], REAL), _begin(s[1], d[1], lo, hi, cells[1], REAL), _begin(s[2], d[2], lo, hi, cells[2], REAL)
+    axes = _begin(s[0], d[0], lo, hi, bottom[0], top[0], REAL, WIDE), _begin(s[1], d[1], lo, hi, bottom[1], top[1], REAL, WIDE), _begin(s[2], d[2], lo, hi, bottom[2], top[2], REAL, WIDE)
     if n_points is None:
         last = axes[0][3] + axes[1][3] + axes[2][3]
     last = tl.where(hit, last, -1)
     begin, dr, whole = (axes[0][0], axes[1][0], axes[2][0]), (d[0].to(REAL), d[1].to(REAL), d[2].to(REAL)), length.to(REAL)
     origin = (s[0] + lo * d[0] - begin[0]).to(REAL), (s[1] + lo * d[1] - begin[1]).to(REAL), (s[2] + lo * d[2] - begin[2]).to(REAL)
-    voxels = flat, labels, None if weight is None else weight + b * n_channels * n_rays + q, pieces, _pieces(pieces, b, REAL), n_rays
+    voxels = flat, labels, None if weight is None else weight + b * n_channels * n_rays + q, pieces, piece, n_rays, n_channels
     place, zero = out if MODE == "voxels" else out + b * n_channels * n_rays + q, tl.zeros([RAYS * PARTS], REAL)
     none = tl.full([RAYS * PARTS], -1, tl.int32)
     m0, m1, m2 = none + 1, none + 1, none + 1
     a = zero
     if MODE == "max":
-        state = zero, lo, lo, lo, none, none, m0, m0, m0
+        state = zero, lo, lo, lo, none, none, axes[0][0] * 0, axes[0][0] * 0, axes[0][0] * 0
     else:
         state = zero, zero, zero, zero, zero, zero, zero
     for step in range(tl.max(last) + 1):
@@ -501,7 +534,7 @@ def _trilinear(flat, n, strides, geometry, columns, pieces, labels, weight, n_ch
         after, h, t = tl.where(first, 0, tl.where(second, 1, tl.where(third, 2, leave))), tl.where(live, h, 0.0), lo.to(REAL) + middle
         if MODE == "channels" or MODE == "voxels":
             c = _corners(voxels, cell, live, n, strides, REAL) if MODE == "channels" else (zero, zero, zero, zero, zero, zero, zero, zero)
-            _share_cell(voxels, c, _shares(x, y, z, h * whole, dr, spread / (whole * whole)), cell, live, n, strides, MODE, place, fixed, REAL)
+            _share_cell(voxels, c, _shares(x, y, z, h, dr, spread), whole, cell, live, n, strides, MODE, place, fixed, REAL)
         else:
             c = _corners(voxels, cell, live, n, strides, REAL)
             if MODE == "max":
@@ -510,7 +543,7 @@ def _trilinear(flat, n, strides, geometry, columns, pieces, labels, weight, n_ch
                 state = _add_cell(state, c, x, y, z, t, h, dr, spread, jacobian is not None)
         a, axis = tl.where(live, e, a), tl.where(live, after, axis)
         m0, m1, m2 = m0 + first.to(tl.int32), m1 + second.to(tl.int32), m2 + third.to(tl.int32)
-    r, kept, _ = _lanes(n_rays, columns, RAYS, 1, TILED)
+    r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED)
     if MODE == "sum":
         _save_sums(state, out, jacobian, b * n_rays + r, kept, hit, length, d, low, high, entry, exit, n_points is None, RAYS, PARTS)
     if MODE == "max":
@@ -518,13 +551,13 @@ def _trilinear(flat, n, strides, geometry, columns, pieces, labels, weight, n_ch
 
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #18ce4003
 @triton.jit
-def _contract(jacobian, weight, points, out, n_rays, point_sets, weight_image, weight_ray, BLOCK: tl.constexpr):
-    b, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
+def _contract(jacobian, weight, points, out, n_rays, point_sets, weight_image, weight_ray, blocks, BLOCK: tl.constexpr):
+    b, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     q = block * BLOCK + tl.arange(0, BLOCK)
     ok = q < n_rays
     row, p = (b * n_rays + q) * 6, points + (tl.minimum(b, point_sets - 1) * n_rays + q) * 3
     g = tl.load(weight + b * weight_image + q * weight_ray, mask=ok, other=0.0).to(tl.float64)
-    here = out + (b * tl.num_programs(0) + block) * 12
+    here = out + (b * blocks + block) * 12
     for axis in range(3):
         by_target = tl.load(jacobian + row + 3 + axis, mask=ok, other=0.0).to(tl.float64) * g
         by_source = tl.load(jacobian + row + axis, mask=ok, other=0.0).to(tl.float64) * g
@@ -537,66 +570,73 @@ _WORKS_IN = {torch.float64: (torch.float64, tl.float64), torch.float32: (torch.f
 _BUSY = 2**18  # lanes that keep a large GPU busy
 
 
+def _beside(tensor: Tensor):
+    "On the GPU that a tensor is on."
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
 def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, weight: Optional[Tensor], n_channels: int, out: Tensor, jacobian: Optional[Tensor] = None, fixed: Optional[Tensor] = None):
-    "Run a kernel on rays (source, target, pose, frame, length, columns), with a look (pieces, labels) and a rule (name, n_points, voxel_shift)."
-    (source, target, pose, frame, length, columns), (pieces, labels), (name, n_points, shift) = rays, look, rule
+    "Run a kernel on rays (source, target, pose, frame, length, columns), with a look (box, pieces, labels) and a rule (name, n_points, voxel_shift)."
+    (source, target, pose, frame, length, columns), (box, pieces, labels), (name, n_points, shift) = rays, look, rule
     n = target.shape[1]
     batch = len(source if pose is None else pose)
     if batch * n == 0:
         return
+    wide = sum((size - 1) * step for size, step in zip(volume.shape, volume.stride())) >= 2**31
     parts = 4 if mode == "sum" and batch * n < _BUSY else 1
     count = 128 // parts
-    tiles = triton.cdiv(n, count) if not columns else triton.cdiv(columns, _GRID.value) * triton.cdiv(n // columns, count // _GRID.value)
+    tiles = triton.cdiv(n, count) if not columns else triton.cdiv(columns, _GRID.value) * triton.cdiv(triton.cdiv(n, columns), count // _GRID.value)
     exact = lambda x: None if x is None else x.detach().double().contiguous()
     points, length = exact(target), torch.ones(1, 1, dtype=torch.float64, device=volume.device) if length is None else exact(length)
     pose = None if pose is None else pose.detach().contiguous()
     geometry = (exact(source) if pose is None else None, pose, exact(frame), points, length, n, 1 if pose is not None else source.shape[1], len(points), len(length), length.shape[1])
     if labels is not None and labels.stride() != volume.stride():
         labels = torch.empty_like(volume, dtype=labels.dtype).copy_(labels)
-    arguments = (volume.detach(), tuple(volume.shape), volume.stride(), geometry, columns, exact(pieces), labels, weight, n_channels, out, jacobian, fixed)
-    options = {"MODE": mode, "REAL": _WORKS_IN[volume.dtype][1], "RAYS": count, "PARTS": parts, "TILED": columns > 0, "num_warps": 4}
-    if name == "siddon":
-        _siddon[(tiles, batch)](*arguments, LIFT=shift, **options)
-    else:
-        _trilinear[(tiles, batch)](*arguments, n_points or None, LIFT=shift + 0.5, **options)
+    arguments = (volume.detach(), tuple(volume.shape), volume.stride(), geometry, columns, tiles, exact(box), exact(pieces), labels, weight, n_channels, out, jacobian, fixed)
+    options = {"MODE": mode, "REAL": _WORKS_IN[volume.dtype][1], "WIDE": wide, "RAYS": count, "PARTS": parts, "TILED": columns > 0, "num_warps": 4}
+    with _beside(volume):
+        if name == "siddon":
+            _siddon[(tiles * batch,)](*arguments, LIFT=shift, **options)
+        else:
+            _trilinear[(tiles * batch,)](*arguments, n_points or None, LIFT=shift + 0.5, **options)
 
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #984041bd
 @torch.library.custom_op("diffpose::integrate", mutates_args=())
 def _integrate(
-    volume: Tensor, source: Optional[Tensor], target: Tensor, pose: Optional[Tensor], frame: Optional[Tensor], length: Optional[Tensor], columns: int, pieces: Optional[Tensor], labels: Optional[Tensor],
-    rule: str, n_points: int, voxel_shift: float, reducefn: str, n_channels: int, jacobian: bool,
+    volume: Tensor, source: Optional[Tensor], target: Tensor, pose: Optional[Tensor], frame: Optional[Tensor], length: Optional[Tensor], columns: int, box: Optional[Tensor], pieces: Optional[Tensor],
+    labels: Optional[Tensor], rule: str, n_points: int, voxel_shift: float, reducefn: str, n_channels: int, jacobian: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    batch, n, work = len(target if pose is None else pose), target.shape[1], _WORKS_IN[volume.dtype][0]
+    batch, n, work = len(source if pose is None else pose), target.shape[1], _WORKS_IN[volume.dtype][0]
     rays, rule = (source, target, pose, frame, length, columns), (rule, n_points, voxel_shift)
     by_ends = volume.new_empty((batch, n, 6) if jacobian else (0, 0, 6), dtype=work)
     if labels is None:
         out = volume.new_empty(batch, 1, n)
-        _launch(reducefn, volume, rays, (pieces, None), rule, None, 1, out, by_ends if jacobian else None)
+        _launch(reducefn, volume, rays, (box, pieces, None), rule, None, 1, out, by_ends if jacobian else None)
         return out, by_ends
     out = volume.new_zeros(batch, n_channels, n, dtype=work)
-    _launch("channels", volume, rays, (pieces, labels), rule, None, n_channels, out)
+    _launch("channels", volume, rays, (box, pieces, labels), rule, None, n_channels, out)
     return out.to(volume.dtype, copy=False), by_ends
 
 
 @_integrate.register_fake
-def _(volume, source, target, pose, frame, length, columns, pieces, labels, rule, n_points, voxel_shift, reducefn, n_channels, jacobian):
-    batch, n = len(target if pose is None else pose), target.shape[1]
+def _(volume, source, target, pose, frame, length, columns, box, pieces, labels, rule, n_points, voxel_shift, reducefn, n_channels, jacobian):
+    batch, n = len(source if pose is None else pose), target.shape[1]
     return volume.new_empty(batch, 1 if labels is None else n_channels, n), volume.new_empty((batch, n, 6) if jacobian else (0, 0, 6), dtype=_WORKS_IN[volume.dtype][0])
 
 
 @torch.library.custom_op("diffpose::channel_jacobian", mutates_args=())
 def _channel_jacobian(
-    volume: Tensor, source: Optional[Tensor], target: Tensor, pose: Optional[Tensor], frame: Optional[Tensor], length: Optional[Tensor], columns: int, pieces: Optional[Tensor], labels: Tensor,
-    weight: Tensor, rule: str, n_points: int, voxel_shift: float,
+    volume: Tensor, source: Optional[Tensor], target: Tensor, pose: Optional[Tensor], frame: Optional[Tensor], length: Optional[Tensor], columns: int, box: Optional[Tensor], pieces: Optional[Tensor],
+    labels: Tensor, weight: Tensor, rule: str, n_points: int, voxel_shift: float,
 ) -> Tensor:  # fmt: skip
     work = _WORKS_IN[volume.dtype][0]
     jacobian, image = (volume.new_empty(len(weight), weight.shape[2], k, dtype=work) for k in (6, 1))
-    _launch("sum", volume, (source, target, pose, frame, length, columns), (pieces, labels), (rule, n_points, voxel_shift), weight.to(work).contiguous(), weight.shape[1], image, jacobian)
+    _launch("sum", volume, (source, target, pose, frame, length, columns), (box, pieces, labels), (rule, n_points, voxel_shift), weight.to(work).contiguous(), weight.shape[1], image, jacobian)
     return jacobian
 
 
 @_channel_jacobian.register_fake
-def _(volume, source, target, pose, frame, length, columns, pieces, labels, weight, rule, n_points, voxel_shift):
+def _(volume, source, target, pose, frame, length, columns, box, pieces, labels, weight, rule, n_points, voxel_shift):
     return volume.new_empty(len(weight), weight.shape[2], 6, dtype=_WORKS_IN[volume.dtype][0])
 
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #2bb5ebd4
@@ -609,9 +649,9 @@ def _volume_gradient(
     grad = torch.zeros_like(volume, dtype=torch.int64 if deterministic else weight.dtype)
     if deterministic:
         total = (weight.double().abs() * (1.0 if length is None else length[:, None])).amax(1).sum()
-        total = total * (1.0 if pieces is None else pieces[:, [1, 3]].abs().amax().double().clamp(min=1.0))
+        total = total * (1.0 if pieces is None else pieces[:, 1::2].abs().amax().double().clamp(min=1.0))
         fixed = torch.exp2(torch.floor(60 - torch.log2(total.clamp(min=1e-300)))).reshape(1)
-    _launch("voxels", volume, (source, target, pose, frame, length, columns), (pieces, labels), (rule, n_points, voxel_shift), weight, weight.shape[1], grad, fixed=fixed)
+    _launch("voxels", volume, (source, target, pose, frame, length, columns), (None, pieces, labels), (rule, n_points, voxel_shift), weight, weight.shape[1], grad, fixed=fixed)
     return grad.to(volume.dtype, copy=False) if fixed is None else (grad / fixed).to(volume.dtype)
 
 
@@ -625,7 +665,8 @@ def _frame_gradient(jacobian: Tensor, weight: Tensor, points: Tensor) -> Tensor:
     blocks = triton.cdiv(jacobian.shape[1], 512)
     out = jacobian.new_zeros(len(jacobian), blocks, 3, 4, dtype=torch.float64)
     if out.numel():
-        _contract[(blocks, len(jacobian))](jacobian.contiguous(), weight, points.double().contiguous(), out, jacobian.shape[1], len(points), *weight.stride(), BLOCK=512)
+        with _beside(jacobian):
+            _contract[(blocks * len(jacobian),)](jacobian.contiguous(), weight, points.double().contiguous(), out, jacobian.shape[1], len(points), *weight.stride(), blocks, BLOCK=512)
     return out.sum(1)
 
 
@@ -634,8 +675,8 @@ def _(jacobian, weight, points):
     return jacobian.new_empty(len(jacobian), 3, 4, dtype=torch.float64)
 
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #f7070912
-def _check(volume: Tensor, *others: Optional[Tensor]):
-    "Refuse what the kernels cannot take."
+def _check(volume: Tensor, *others: Optional[Tensor]) -> Tensor:
+    "Refuse what the kernels cannot take. Returns the volume as it lies in memory, or a copy without gaps."
     if volume.dtype not in _WORKS_IN:
         raise ValueError(f"The GPU kernels take float16, bfloat16, float32 or float64 volumes, not {volume.dtype}: convert it, or use backend='torch'.")
     if not volume.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
@@ -643,6 +684,8 @@ def _check(volume: Tensor, *others: Optional[Tensor]):
     elsewhere = sorted({str(x.device) for x in others if x is not None and x.device != volume.device})
     if elsewhere:
         raise ValueError(f"The volume is on {volume.device}, and something else of the rendering on {', '.join(elsewhere)}: move one with .to(...).")
+    dense = volume.permute(sorted(range(3), key=volume.stride, reverse=True)).is_contiguous()
+    return volume if dense else volume.contiguous()
 
 
 @jaxtyped(typechecker=beartype)
@@ -658,7 +701,7 @@ def integrate(
     n_channels: int = 1,
     pieces: Optional[Float[Tensor, "b 5"]] = None,  # contrast map per image
     voxel_shift: float = 0.5,
-    occupied: Optional[Tensor] = None,  # accepted, no effect
+    occupied: Optional[Float[Tensor, "6"]] = None,  # `reference.bounding_box` of this very volume; None: walk through the air around it too
     pose: Optional[Float[Tensor, "b 4 4"]] = None,  # `target` is in the frame of a pose; None: in index coordinates
     frame: Optional[Float[Tensor, "4 4"]] = None,  # index coordinates from those that the pose leads to
     length: Optional[Float[Tensor, "_ _"]] = None,  # 1|b 1|n: what each ray is multiplied by; None: 1
@@ -666,8 +709,9 @@ def integrate(
     jacobian: bool = False,  # also return the derivative (not with labels: see `channel_jacobian`)
 ) -> tuple[Float[Tensor, "b c n"], Optional[Float[Tensor, "b n 6"]]]:  # integrals over alpha, and [d/d source, d/d target]
     "Integral over alpha in [0, 1] along each ray, and its derivative by both ends in index coordinates, in one launch."
-    _check(volume, source, target, pose, frame, length, pieces, labels)
-    out, by_ends = _integrate(volume, source, target, pose, frame, length, columns, pieces, labels, rule, n_points or 0, voxel_shift, reducefn, n_channels, jacobian)
+    check_rays(source, target, pose, frame, length, columns)
+    volume = _check(volume, source, target, pose, frame, length, occupied, pieces, labels)
+    out, by_ends = _integrate(volume, source, target, pose, frame, length, columns, occupied, pieces, labels, rule, n_points or 0, voxel_shift, reducefn, n_channels, jacobian)
     return out, by_ends if jacobian else None
 
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #e899432d
@@ -683,15 +727,16 @@ def channel_jacobian(
     n_points: Optional[int] = None,
     pieces: Optional[Float[Tensor, "b 5"]] = None,
     voxel_shift: float = 0.5,
-    occupied: Optional[Tensor] = None,
+    occupied: Optional[Float[Tensor, "6"]] = None,
     pose: Optional[Float[Tensor, "b 4 4"]] = None,  # from here as for `integrate`
     frame: Optional[Float[Tensor, "4 4"]] = None,
     length: Optional[Float[Tensor, "_ _"]] = None,
     columns: int = 0,
 ) -> Float[Tensor, "b n 6"]:  # gradient of the loss by [source, target] of each ray
     "Derivative of the weighted sum of label channels by both ends of each ray."
-    _check(volume, source, target, pose, frame, length, pieces, labels, weight)
-    return _channel_jacobian(volume, source, target, pose, frame, length, columns, pieces, labels, weight, rule, n_points or 0, voxel_shift)
+    check_rays(source, target, pose, frame, length, columns)
+    volume = _check(volume, source, target, pose, frame, length, pieces, labels, weight)
+    return _channel_jacobian(volume, source, target, pose, frame, length, columns, occupied, pieces, labels, weight, rule, n_points or 0, voxel_shift)
 
 
 @jaxtyped(typechecker=beartype)
@@ -712,7 +757,8 @@ def volume_gradient(
     columns: int = 0,
 ) -> Float[Tensor, "x y z"]:
     "Adjoint of `integrate` (sum): gradient of the loss by the voxels. The same bit for bit in every run if torch is asked for deterministic algorithms."
-    _check(volume, source, target, pose, frame, length, pieces, labels, weight)
+    check_rays(source, target, pose, frame, length, columns)
+    volume = _check(volume, source, target, pose, frame, length, pieces, labels, weight)
     deterministic = torch.are_deterministic_algorithms_enabled()
     return _volume_gradient(volume, source, target, pose, frame, length, columns, pieces, labels, weight, rule, n_points or 0, voxel_shift, deterministic)
 
@@ -724,6 +770,8 @@ def frame_gradient(
     points: Float[Tensor, "t n 3"],  # the targets, in their own coordinates
 ) -> Float[Tensor, "b 3 4"]:  # float64
     "Gradient of a loss by the matrix that takes points to index coordinates, and its origin to the source."
+    if len({jacobian.device, weight.device, points.device}) > 1 or len(points) not in (1, len(jacobian)):
+        raise ValueError(f"Jacobian {tuple(jacobian.shape)} on {jacobian.device}, weight on {weight.device} and points {tuple(points.shape)} on {points.device} do not fit: all on one device, and points 1 n 3 or b n 3.")
     return _frame_gradient(jacobian, weight, points)
 
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #e44ccc1e

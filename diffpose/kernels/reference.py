@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GAUSS', 'BRICK', 'stretch', 'cuts', 'Samples', 'read_voxels', 'siddon_samples', 'trilinear_samples', 'reduce_samples',
-           'compose', 'integrate', 'occupancy']
+           'compose', 'check_rays', 'integrate', 'occupancy', 'bounding_box']
 
 # %% ../../notebooks/api/04_kernels_reference.ipynb #7e33826f
 import math
@@ -175,6 +175,20 @@ def compose(
     columns = pose.to(frame.dtype)
     return sum(frame[:, k, None] * columns[:, None, k] for k in range(4))
 
+# %% ../../notebooks/api/04_kernels_reference.ipynb #e5ffe372
+def check_rays(source: Optional[Tensor], target: Tensor, pose: Optional[Tensor], frame: Optional[Tensor], length: Optional[Tensor], columns: int = 0) -> None:
+    "Raise a ValueError if rays are not as many as the kernels will take them for: source b 1|n 3, or pose b 4 4 and frame; target 1|b n 3; length 1|b 1|n; n in whole rows."
+    if (pose is None) != (frame is None) or (pose is None) == (source is None):
+        raise ValueError("rays start at a source, or at the origin of a pose, which then needs its frame: give source alone, or pose and frame")
+    b, n = len(source if pose is None else pose), target.shape[1]
+    if len(target) not in (1, b) or (source is not None and source.shape[1] not in (1, n)):
+        given = f"source {tuple(source.shape)}" if pose is None else f"pose {tuple(pose.shape)}"
+        raise ValueError(f"{given} and target {tuple(target.shape)} do not fit: for b images of n rays they are b 1 3 or b n 3 (a pose: b 4 4), and 1 n 3 or b n 3")
+    if length is not None and (len(length) not in (1, b) or length.shape[1] not in (1, n)):
+        raise ValueError(f"length {tuple(length.shape)} does not fit {b} images of {n} rays: it is 1 or {b} by 1 or {n}")
+    if columns < 0 or (columns and n % columns):
+        raise ValueError(f"{n} rays are no rows of {columns}: columns must divide them, or be 0")
+
 # %% ../../notebooks/api/04_kernels_reference.ipynb #20d48dba
 @jaxtyped(typechecker=beartype)
 def integrate(
@@ -221,3 +235,21 @@ def occupancy(
         parts = (something.narrow(axis, first, last - first) != 0 for first, last in ranges)  # one at a time: never a second volume in memory
         something = torch.stack([part.view(torch.uint8).amax(axis) for part in parts], axis)
     return something.permute([order.index(2 - axis) for axis in range(3)]).contiguous().permute(2, 1, 0)
+
+
+@jaxtyped(typechecker=beartype)
+def bounding_box(
+    volume: Float[Tensor, "x y z"],
+) -> Float[Tensor, "6"]:  # float64: first voxel on each axis, then last + 1; where the volume lies, and nothing waits for it
+    "The smallest box of voxels that holds everything that is not zero."
+    axis = max(range(3), key=volume.stride)
+    parts = volume.detach().split(max(1, volume.shape[axis] // 8), axis)  # one at a time: never a second volume in memory
+    low, high = [], []
+    for k, n in enumerate(volume.shape):
+        others = [j for j in range(3) if j != k]
+        found = [(part != 0).any(others[1]).any(others[0]) for part in parts]
+        found = torch.cat(found) if k == axis else torch.stack(found).any(0)
+        place = torch.arange(n, dtype=torch.float64, device=volume.device)
+        low.append(torch.where(found, place, n).amin())
+        high.append(torch.where(found, place + 1, 0).amax())
+    return torch.stack(low + high)
