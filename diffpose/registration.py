@@ -261,7 +261,7 @@ def _block_sums(x: Tensor, blocks: int = 8) -> Tensor:  # B H W P to B K P
 
 def _evaluate(level: _Level, matrix: Tensor, which: Tensor) -> _Fit:
     "Render poses B 4 4 at a level, value and Jacobian at once, and compare each with its X-ray."
-    image, J = level.drr.jacobian(RigidTransform(matrix))
+    image, J = level.drr.jacobian(RigidTransform._of(matrix))  # known to be rigid: nothing to wait for
     weight, target = level.seen(which)
     y, J = level._standardise(image, weight, J)
     residual, n = y - target, weight.sum((1, 2, 3)).double()

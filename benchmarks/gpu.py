@@ -1,0 +1,217 @@
+"""How fast is a DRR on a GPU, with and without its derivatives, and how far is that from what the GPU could do?
+
+    pip install -e .[bench]
+    python benchmarks/gpu.py --out _runs/bench
+
+The scene is that of render.py. Time is the GPU's own: a call is captured in a CUDA graph and replayed, and events around many replays are
+compared, so that neither Python nor launches count. `wall` is a call as a user makes it, waited for. Errors are against a float64
+render on the CPU. The floor is the time to read the volume once at the bandwidth that a large copy reaches here. Packages take turns.
+
+Without a CUDA device there is nothing to do, and the script says so.
+"""
+
+import argparse
+import shlex
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import Diffpose, Nanodrr, available, example_volume, machine, poses, show, write_csv
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for gpu.csv")
+parser.add_argument("--sizes", type=int, nargs="+", default=[200, 512], help="images of N x N pixels")
+parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images per call")
+parser.add_argument("--points", type=int, default=500, help="samples per ray of the sampled trilinear rule")
+parser.add_argument("--rounds", type=int, default=9, help="turns of each contender")
+parser.add_argument("--replays", type=int, default=50, help="replays of a graph in a turn")
+
+
+class Work:
+    "A renderer and a task on the GPU, as a function of no arguments whose inputs stay where they are."
+
+    def __init__(self, renderer, task: str, batch: int):
+        self.renderer, self.run = renderer, getattr(self, task)
+        self.rotation, self.translation = (x.cuda().requires_grad_() for x in poses(batch))
+
+    def __call__(self):
+        return self.run()
+
+    def value(self):
+        with torch.no_grad():
+            return self.renderer(self.rotation, self.translation)
+
+    def gradient(self):
+        image = self.renderer(self.rotation, self.translation)
+        return image, *torch.autograd.grad(image.mean(), (self.rotation, self.translation))
+
+    def jacobian(self):
+        return self.renderer.jacobian(self.rotation, self.translation)
+
+    def voxels(self):
+        density = self.renderer.drr.density
+        with torch.enable_grad():
+            image = self.renderer(self.rotation.detach(), self.translation.detach())
+            return torch.autograd.grad(image.mean(), density)
+
+
+class Called:
+    "In place of a graph, for a call that cannot be captured: its launches are timed too."
+
+    def __init__(self, work):
+        self.replay = work
+
+
+def captured(work):
+    "The GPU's part of a call, to be replayed."
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            work()
+    except RuntimeError as error:
+        print(f"not captured: {str(error).splitlines()[0]}")
+        torch.cuda.synchronize()
+        return Called(work)
+    return graph
+
+
+def microseconds(graph, replays: int) -> float:
+    "GPU time of one replay."
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(replays):
+        graph.replay()
+    end.record()
+    end.synchronize()
+    return 1000 * start.elapsed_time(end) / replays
+
+
+def wall_microseconds(work) -> float:
+    "What a user waits for."
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    torch.cuda.synchronize()
+    return 1e6 * (time.perf_counter() - start)
+
+
+def bandwidth() -> float:
+    "Bytes per second of a large copy, read and written."
+    a, b = (torch.empty(2**28, device="cuda") for _ in range(2))
+    graph = captured(lambda: b.copy_(a))
+    return 2 * a.nbytes / (1e-6 * statistics.median(microseconds(graph, 10) for _ in range(5)))
+
+
+def contenders(volume, size: int, points: int) -> dict:
+    "Renderers on the GPU by package, rule and precision."
+    found = {}
+    for rule in (f"trilinear-{points}", "trilinear-exact", "siddon"):
+        for dtype in (torch.float32, torch.bfloat16):
+            found["diffpose", rule, str(dtype)[6:]] = on_gpu(Diffpose(volume, rule, size, dtype))
+    if available("nanodrr"):
+        other = Nanodrr(volume, f"trilinear-{points}", size)
+        other.subject, other.drr = other.subject.cuda(), other.drr.cuda()
+        found["nanodrr", f"trilinear-{points}", "float32"] = other
+    return found
+
+
+def on_gpu(renderer: Diffpose) -> Diffpose:
+    renderer.drr.cuda()
+    return renderer
+
+
+def measure(args, volume, size: int, batch: int, copy_rate: float) -> list[dict]:
+    "Rows of the table for one size and batch."
+    exact = {rule: Diffpose(volume, rule, size, torch.float64)(*poses(batch)) for rule in ("siddon", "trilinear-exact")}
+    graphs, works, rows = {}, {}, []
+    for key, renderer in contenders(volume, size, args.points).items():
+        for task in ("value", "gradient", "jacobian", "voxels"):
+            if key[0] != "diffpose" and task in ("jacobian", "voxels"):
+                continue
+            if task == "voxels":
+                renderer.drr.density.requires_grad_()
+            work = Work(renderer, task, batch)
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            out = work()
+            peak = torch.cuda.max_memory_allocated() - before
+            row = {"size": size, "batch": batch, "package": key[0], "rule": key[1], "precision": key[2], "task": task, "peak_mb": f"{peak / 1e6:.1f}", "volume_mb": f"{volume[0].nbytes / 1e6:.0f}"}
+            if task == "value":
+                truth = exact["siddon" if key[1] == "siddon" else "trilinear-exact"]
+                row["image_error"] = f"{(out.double().cpu() - truth).abs().max().item() / truth.max().item():.1e}"
+            del out
+            works[(*key, task)], graphs[(*key, task)] = work, captured(work)
+            rows.append(row)
+            if task == "voxels":
+                renderer.drr.density.requires_grad_(False)
+    times = {key: [] for key in graphs}
+    for _ in range(args.rounds):
+        for key, graph in graphs.items():
+            times[key].append(microseconds(graph, args.replays))
+    floor = 1e6 * volume[0].nbytes / copy_rate
+    for row in rows:
+        key = tuple(row[name] for name in ("package", "rule", "precision", "task"))
+        mine, value = np.array(times[key]), np.median(times[(*key[:3], "value")])
+        row |= {"gpu_us": f"{np.median(mine):.1f} ({mine.min():.1f}-{mine.max():.1f})", "times_value": f"{np.median(mine) / value:.2f}"}
+        row |= {"graph": "no" if isinstance(graphs[key], Called) else "yes", "wall_us": f"{statistics.median(wall_microseconds(works[key]) for _ in range(20)):.0f}", "floor_us": f"{floor:.1f}"}
+    return rows
+
+
+def register(volume) -> dict:
+    "A registration from 20 degrees off, 100 x 100 pixels, in milliseconds."
+    from diffpose.metrics import mtre
+    from diffpose.pose import convert
+    from diffpose.registration import GaussNewton, default_landmarks
+
+    drr = Diffpose(volume, "siddon", 100).drr.cuda()
+    at = lambda angles, shift: convert(torch.deg2rad(torch.tensor([angles])), torch.tensor([shift]), parameterization="euler_angles", convention="ZXY")
+    truth, start = at([0.0, 0.0, 0.0], [0.0, 850.0, 0.0]), at([-12.0, 10.0, -12.0], [-10.0, 830.0, -10.0])  # 20 degrees about one axis
+    with torch.no_grad():
+        xray = drr(truth.cuda())
+    solver = GaussNewton(drr)
+    laps = []
+    for _ in range(8):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        result = solver.register(xray, init=start)
+        laps.append(1e3 * (time.perf_counter() - begun))
+    off = mtre(truth.double(), result.pose, default_landmarks(drr)[None]).item()
+    return {"first_ms": f"{laps[0]:.1f}", "next_ms": f"{statistics.median(laps[1:]):.1f}", "mtre_mm": f"{off:.3f}", "verdict": result.verdict}
+
+
+def main():
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("gpu.py: no CUDA device here, nothing was measured")
+        return
+    info = machine("python benchmarks/gpu.py " + shlex.join(sys.argv[1:]))
+    copy_rate = bandwidth()
+    info |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "copy_gb_per_s": f"{copy_rate / 1e9:.0f}"}
+    for key, value in info.items():
+        print(f"{key}: {value}")
+    volume, rows = example_volume(), []
+    args.out.mkdir(parents=True, exist_ok=True)
+    for size in args.sizes:
+        for batch in args.batches:
+            new = measure(args, volume, size, batch, copy_rate)
+            show(new, list(new[0]))
+            rows += new
+            write_csv(args.out / "gpu.csv", info, rows)
+    found = register(volume)
+    print("GaussNewton from 20 degrees off, 100 x 100: " + ", ".join(f"{k} {v}" for k, v in found.items()))
+    write_csv(args.out / "gpu_register.csv", info, [found])
+    print(f"written: {args.out / 'gpu.csv'}")
+
+
+if __name__ == "__main__":
+    main()
