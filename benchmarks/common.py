@@ -26,9 +26,9 @@ ANGLES = [[0, 0, 0], [10, 5, -5], [-20, 0, 10], [30, -10, 0], [-30, 10, 5], [45,
 SHIFTS = [[0, 0, 0], [5, 20, -5], [-10, 0, 10], [0, -20, 20], [10, 10, 0], [0, 0, -10], [-5, 30, 5], [10, -30, 0]]
 
 
-def poses(batch: int):
-    "Rotations [rad] and translations [mm] of the first poses, of which the ninth is the first turned by two degrees, and so on: two float32 tensors B 3."
-    turns = [[angle + 2.0 * (k // len(ANGLES)) for angle in ANGLES[k % len(ANGLES)]] for k in range(batch)]
+def poses(batch: int, turn=(0.0, 0.0, 0.0)):
+    "Rotations [rad] and translations [mm] of the first poses, of which the ninth is the first turned by two degrees, and so on: two float32 tensors B 3. `turn` [deg] is added to all."
+    turns = [[angle + 2.0 * (k // len(ANGLES)) + more for angle, more in zip(ANGLES[k % len(ANGLES)], turn)] for k in range(batch)]
     shifts = [SHIFTS[k % len(SHIFTS)] for k in range(batch)]
     return torch.deg2rad(torch.tensor(turns, dtype=torch.float32)), torch.tensor(shifts, dtype=torch.float32) + torch.tensor([0.0, ISOCENTER, 0.0])
 

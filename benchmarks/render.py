@@ -37,6 +37,7 @@ parser.add_argument("--rounds", type=int, default=9, help="turns of each contend
 parser.add_argument("--budget", type=float, default=4.0, help="a contender that has run for so long [s] takes no more turns")
 parser.add_argument("--limit", type=float, default=30.0, help="a case expected to take longer than this [s] is left out")
 parser.add_argument("--max-gb", type=float, default=10.0, help="a case that needs more memory than this [GB] is left out")
+parser.add_argument("--turn", type=float, nargs=3, default=[0.0, 0.0, 0.0], help="degrees added to the three angles of every view")
 parser.add_argument("--threads", type=int, default=0, help="threads (0: as torch chooses)")
 
 # package, rule: Siddon is exact for voxels of constant density, "exact" integrates the trilinear interpolant, a number samples it
@@ -53,9 +54,9 @@ TASKS = ["value", "gradient", "jacobian"]  # image; image and its gradient by th
 class Task:
     "A piece of work as a function of no arguments. It returns the image, and the gradient by rotation and translation if asked."
 
-    def __init__(self, renderer, task: str, size: int, batch: int):
+    def __init__(self, renderer, task: str, size: int, batch: int, turn=(0.0, 0.0, 0.0)):
         self.renderer, self.run = renderer, getattr(self, task)
-        self.rotation, self.translation = poses(batch)
+        self.rotation, self.translation = poses(batch, turn)
         v, u = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
         self.weight = torch.sin(3 * u + 1) * torch.cos(4 * v - 1) + u * v  # some smooth function: the loss is (image * weight).mean()
 
@@ -78,7 +79,7 @@ class Task:
         return self.renderer.jacobian(self.rotation, self.translation)[:1]
 
 
-def probe(connection, path, package, rule, task, size, batch, dtype, threads, max_gb):
+def probe(connection, path, package, rule, task, size, batch, turn, dtype, threads, max_gb):
     "One case, in a process of its own."
     if threads:
         torch.set_num_threads(threads)
@@ -86,7 +87,7 @@ def probe(connection, path, package, rule, task, size, batch, dtype, threads, ma
     options = {"dtype": torch.float64} if dtype == "float64" else {}
     if package not in FRONTAL:
         Task(PACKAGES[package](volume, rule, 8, **options), task, 8, 1)()
-    work = Task(PACKAGES[package](volume, rule, size, **options), task, size, batch)
+    work = Task(PACKAGES[package](volume, rule, size, **options), task, size, batch, turn)
     gc.collect()
     resource.setrlimit(resource.RLIMIT_AS, (int(virtual_bytes() + max_gb * 1e9), -1)) if max_gb and sys.platform == "linux" else None
     reset_peak()
@@ -160,12 +161,12 @@ def case(args, context, volume, contenders, per_ray, size, batch):
     "All contenders and tasks at one size and batch: rows of the table."
     truth, functions, rows = {}, {}, []
     for rule in ("siddon", "trilinear-exact"):
-        truth[rule.split("-")[0]] = measure(context, args.out, "diffpose", rule, "gradient", size, batch, "float64", args.threads, 0)[2]
+        truth[rule.split("-")[0]] = measure(context, args.out, "diffpose", rule, "gradient", size, batch, args.turn, "float64", args.threads, 0)[2]
     truth["joseph"] = truth["trilinear"]  # an interpolation, sampled once per slice
     for package, rule in contenders:
         kept = PACKAGES[package](volume, rule, size)
         for task in TASKS:
-            if task == "jacobian" and package != "diffpose" or package in FRONTAL and (task != "value" or batch > 1):
+            if task == "jacobian" and package != "diffpose" or package in FRONTAL and (task != "value" or batch > 1 or any(args.turn)):
                 continue
             row = {"size": size, "batch": batch, "package": package, "rule": rule, "task": task}
             rows.append(row)
@@ -174,7 +175,7 @@ def case(args, context, volume, contenders, per_ray, size, batch):
             if package != "diffpose" and expected > args.limit:
                 row["ms"] = f"not run (about {expected:.0f} s)"
                 continue
-            result = measure(context, args.out, package, rule, task, size, batch, "float32", args.threads, args.max_gb)
+            result = measure(context, args.out, package, rule, task, size, batch, args.turn, "float32", args.threads, args.max_gb)
             if result is None:
                 row["ms"] = f"not run (over {args.max_gb:g} GB)"
                 continue
@@ -182,7 +183,7 @@ def case(args, context, volume, contenders, per_ray, size, batch):
             per_ray.setdefault((package, rule, task), seconds / rays)
             image, gradient = errors(out, truth[rule.split("-")[0]])
             row |= {"peak_mb": megabytes, "image_error": f"{image:.1e}", "gradient_error": "" if np.isnan(gradient) else f"{gradient:.1e}"}
-            functions[package, rule, task] = Task(kept, task, size, batch)
+            functions[package, rule, task] = Task(kept, task, size, batch, args.turn)
     for key, function in functions.items():
         if key[0] == "diffpose":
             function()  # warm
