@@ -567,7 +567,7 @@ def _contract(jacobian, weight, points, out, n_rays, point_sets, weight_image, w
 
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #539a08ca
 _WORKS_IN = {torch.float64: (torch.float64, tl.float64), torch.float32: (torch.float32, tl.float32), torch.float16: (torch.float32, tl.float32), torch.bfloat16: (torch.float32, tl.float32)}
-_BUSY = 2**18  # lanes that keep a large GPU busy
+_BUSY = 2**18  # rays that keep a large GPU busy
 
 
 def _beside(tensor: Tensor):
@@ -583,7 +583,7 @@ def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, we
     if batch * n == 0:
         return
     wide = sum((size - 1) * step for size, step in zip(volume.shape, volume.stride())) >= 2**31
-    parts = 4 if mode == "sum" and batch * n < _BUSY else 1
+    parts = 4 if mode == "sum" and n < _BUSY else 1  # not by the batch: an image is the same in any company
     count = 128 // parts
     tiles = triton.cdiv(n, count) if not columns else triton.cdiv(columns, _GRID.value) * triton.cdiv(triton.cdiv(n, columns), count // _GRID.value)
     exact = lambda x: None if x is None else x.detach().double().contiguous()
