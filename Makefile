@@ -39,6 +39,7 @@ bench: $(installed)
 	@$(python) benchmarks/render.py --out _runs/bench
 	@$(python) benchmarks/register.py --out _runs/bench
 	@$(python) benchmarks/metrics.py --out _runs/bench
+	@$(python) benchmarks/growth.py --out _runs/bench
 	@$(python) benchmarks/gpu.py --out _runs/bench
 
 export: $(installed)
