@@ -6,10 +6,11 @@
 __all__ = ['BACKENDS', 'Request', 'choose_backend', 'View', 'line_integral', 'project', 'project_with_ends', 'Siddon',
            'Trilinear']
 
-# %% ../notebooks/api/08_renderers.ipynb #fd7b2526
+# %% ../notebooks/api/08_renderers.ipynb #138155eb
 import importlib
 import os
 import re
+from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Callable, NamedTuple, Optional, Union
@@ -58,16 +59,18 @@ def _without_triton() -> Optional[str]:
     "Why Triton cannot be used here, or None. It is looked for, and not imported."
     if find_spec("triton") is None:
         return "needs the package triton, which is not installed (torch brings it on Linux)"
-    names = metadata.packages_distributions().get("triton", [])
-    version = metadata.version(names[0]) if names else ""
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    return f"needs triton 3.4 or newer, not {version}" if numbers and tuple(map(int, numbers.groups())) < (3, 4) else None
+    for name in ("triton", "pytorch-triton", "triton-windows"):  # who may have brought it: to ask all that is installed takes a tenth of a second
+        with suppress(metadata.PackageNotFoundError):
+            version = metadata.version(name)
+            numbers = re.match(r"(\d+)\.(\d+)", version)
+            return f"needs triton 3.4 or newer, not {version}" if numbers and tuple(map(int, numbers.groups())) < (3, 4) else None
+    return None
 
 
 _NO_TRITON = _without_triton()
 
 
-def _obstacle(backend: str, volume: Tensor, request: Request) -> Optional[str]:
+def _obstacle(backend: str, volume: Tensor, request: Request, frame: Optional[Tensor]) -> Optional[str]:
     "Why a compiled backend cannot run a request, or None."
     if backend == "triton" and _NO_TRITON:
         return _NO_TRITON
@@ -83,15 +86,18 @@ def _obstacle(backend: str, volume: Tensor, request: Request) -> Optional[str]:
         return "has no gradient of a maximum with respect to the volume"
     if request.pieces is not None and request.pieces.requires_grad and torch.is_grad_enabled():
         return "has no gradient with respect to the contrast map"
+    if frame is not None and frame.requires_grad and torch.is_grad_enabled():
+        return "has no gradient with respect to the frame of a view"
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-
+# %% ../notebooks/api/08_renderers.ipynb #91d8c71b
 def choose_backend(
     backend: str,  # one of BACKENDS
     volume: Tensor,  # X Y Z
     request: Request,
+    frame: Optional[Tensor] = None,  # of a view, if its gradient counts
 ) -> str:  # "numba", "triton" or "torch"
     "The backend that will run a request; raises a ValueError where a named one cannot."
     if backend not in BACKENDS:
@@ -99,7 +105,7 @@ def choose_backend(
     if backend == "torch":
         return backend
     asked = backend if backend != "auto" else "numba" if volume.device.type == "cpu" else "triton"
-    obstacle = _obstacle(asked, volume, request)
+    obstacle = _obstacle(asked, volume, request, frame)
     if backend != "auto" and obstacle:
         raise ValueError(f"backend={backend!r} {obstacle}; use backend='torch' or 'auto'")
     return "torch" if obstacle else asked
@@ -124,6 +130,10 @@ class View(NamedTuple):
         right, up, ahead, source = compose(self.frame, self.pose)[:, None, :3].unbind(-1)
         x, y, z = self.pixels.unsqueeze(-2).unbind(-1)  # 1|B N 1 each
         return source, x * right + y * up + z * ahead + source
+
+    def geometry(self) -> dict:
+        "What a kernel is told of the rays, beside the pixels."
+        return {"pose": self.pose, "frame": self.frame, "length": self.lengths, "columns": self.columns}
 
     def chunk(self, n: int) -> list["View"]:
         "The view in n parts."
@@ -174,7 +184,7 @@ class _Projection(torch.autograd.Function):
     @staticmethod
     def forward(ctx, volume, pose, frame, pixels, lengths, columns, request, backend, grad_enabled):
         needs_ends = grad_enabled and (ctx.needs_input_grad[1] or ctx.needs_input_grad[3])
-        geometry = {"pose": pose, "frame": frame, "length": lengths, "columns": columns}
+        geometry = View(pose, frame, pixels, lengths, columns).geometry()
         out, jacobian = _kernels(backend).integrate(volume, None, pixels, jacobian=needs_ends and request.labels is None, **geometry, **_options(request))
         ctx.request, ctx.backend, ctx.columns = request, backend, columns
         ctx.save_for_backward(volume, pose, frame, pixels, lengths, jacobian, out if ctx.needs_input_grad[4] else None)
@@ -184,7 +194,7 @@ class _Projection(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         volume, pose, frame, pixels, lengths, jacobian, out = ctx.saved_tensors
-        rays, geometry = (volume, None, pixels), {"pose": pose, "frame": frame, "length": lengths, "columns": ctx.columns}
+        rays, geometry = (volume, None, pixels), View(pose, frame, pixels, lengths, ctx.columns).geometry()
         kernels, by_volume, by_pose, by_pixels, by_lengths = _kernels(ctx.backend), None, None, None, None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
             ends, weight = _by_ends(kernels, jacobian, rays, grad, ctx.request, **geometry)
@@ -227,14 +237,10 @@ def project(
     backend: str = "auto",
 ) -> Float[Tensor, "b c n"]:  # [mm x density], in the volume's dtype
     "Images of a volume, differentiable with respect to the volume, the pose, and the pixels."
-    chosen = choose_backend(backend, volume, request.check())
-    if view.frame.requires_grad and torch.is_grad_enabled() and chosen != "torch":
-        if backend != "auto":
-            raise ValueError(f"backend={backend!r} has no gradient with respect to the frame of a view; use backend='torch' or 'auto'")
-        chosen = backend = "torch"
+    chosen = choose_backend(backend, volume, request.check(), view.frame)
     if chosen != "torch":
         return _Projection.apply(volume, *view, request, chosen, torch.is_grad_enabled())
-    return line_integral(volume, *view.ends(), view.lengths.expand(len(view.pose), -1), request, backend)
+    return line_integral(volume, *view.ends(), view.lengths.expand(len(view.pose), -1), request, chosen)
 
 
 @jaxtyped(typechecker=beartype)
@@ -249,8 +255,7 @@ def project_with_ends(
         raise ValueError("project_with_ends differentiates one image, and label channels are many: leave the labels out, or differentiate through project")
     chosen = choose_backend(backend, volume, request.check())
     if chosen != "torch":
-        geometry = {"pose": view.pose, "frame": view.frame, "length": view.lengths, "columns": view.columns}
-        return _kernels(chosen).integrate(volume, None, view.pixels, jacobian=True, **geometry, **_options(request))
+        return _kernels(chosen).integrate(volume, None, view.pixels, jacobian=True, **view.geometry(), **_options(request))
     source, target = view.ends()
     ends = [x.detach().requires_grad_() for x in (source.expand_as(target).contiguous(), target)]
     with torch.enable_grad():
@@ -284,10 +289,7 @@ class _Renderer(torch.nn.Module):
     ) -> Tensor:  # B C N [mm x density]
         "Integrate the volume along rays."
         length = (target - source).norm(dim=-1) if length is None else length
-        if mask is not None and n_channels is None:
-            n_channels = int(mask.max()) + 1
-        request = self._request(options)._replace(labels=mask, n_channels=n_channels or 1, pieces=pieces, occupied=occupied)
-        return line_integral(volume, source, target, length, request, self.backend)
+        return line_integral(volume, source, target, length, self._request(options, mask, n_channels, pieces, occupied), self.backend)
 
     def project(
         self,
@@ -301,17 +303,18 @@ class _Renderer(torch.nn.Module):
         **options,
     ) -> Union[Tensor, tuple[Tensor, Tensor]]:  # B C N [mm x density]
         "Integrate the volume along the rays of a view."
-        if mask is not None and n_channels is None:
-            n_channels = int(mask.max()) + 1
-        request = self._request(options)._replace(labels=mask, n_channels=n_channels or 1, pieces=pieces, occupied=occupied)
+        request = self._request(options, mask, n_channels, pieces, occupied)
         return (project_with_ends if with_ends else project)(volume, view, request, self.backend)
 
-    def _request(self, options: dict) -> Request:
-        "The renderer's own options, but for those that a call overrides."
+    def _request(self, options: dict, mask: Optional[Tensor] = None, n_channels: Optional[int] = None, pieces: Optional[Tensor] = None, occupied: Optional[Tensor] = None) -> Request:
+        "The renderer's own options, but for those that a call overrides, and what the call brings."
         wrong = set(options) - {"n_points", "reducefn"}
         if wrong:
             raise TypeError(f"{type(self).__name__} does not take {', '.join(sorted(wrong))} when it renders; it takes n_points and reducefn")
-        return Request(self.rule, **({"n_points": self.n_points, "reducefn": self.reducefn} | options), voxel_shift=self.voxel_shift)
+        if mask is not None and n_channels is None:
+            n_channels = int(mask.max()) + 1
+        chosen = {"n_points": self.n_points, "reducefn": self.reducefn} | options
+        return Request(self.rule, **chosen, labels=mask, n_channels=n_channels or 1, pieces=pieces, voxel_shift=self.voxel_shift, occupied=occupied)
 
     def extra_repr(self) -> str:
         "Options, for printing."
