@@ -69,7 +69,7 @@ class _Projector(torch.nn.Module):
     dtype = property(lambda self: self.density.dtype, doc="Of the volume and the images.")
     camera = property(lambda self: self.detector.camera, doc="Intrinsics as a Camera.")
 
-    _bricks, _own_pieces = (None, None, None), None  # a volume, its state, and what of it is not empty; the contrast map 1 5 of the subject's own multiplier
+    _bricks, _own = (None, None, None), (None, None)  # a volume, its state, and what of it is not empty; a contrast and the map of its own multiplier, kept beside the volume
 
     def volume_changed_(self) -> "_Projector":
         "Look at the volume again. Changes by torch's own operations are noticed; this is for those behind its back, through `.data` or NumPy."
@@ -145,15 +145,20 @@ class _Casting(_Projector):
         if multiplier is None:
             if not isinstance(self.contrast, Contrast) or self.contrast.multiplier == 1.0:
                 return None
-            if self._own_pieces is None or self._own_pieces.device != self.device:
-                self._own_pieces = torch.tensor([tuple(self.contrast.pieces(float(self.contrast.multiplier)))], dtype=torch.float64, device=self.device)
-            return self._own_pieces.expand(batch, 5)
+            if self._own[0] is not self.contrast or self._own[1].device != self.device:
+                with torch.inference_mode(False):  # it serves calls of every kind
+                    self._own = self.contrast, self._maps([self.contrast.multiplier])
+            return self._own[1].expand(batch, 5)
         if not isinstance(self.contrast, Contrast):
             raise ValueError("bone_attenuation_multiplier needs to know which voxels are bone: make the subject with diffpose.data.read, or change its density yourself")
         factors = torch.as_tensor(multiplier, dtype=torch.float64).reshape(-1)
         if len(factors) not in (1, batch):
             raise ValueError(f"bone_attenuation_multiplier has {len(factors)} values for {batch} images; give one, or one per image")
-        return torch.tensor([tuple(self.contrast.pieces(float(m))) for m in factors], dtype=torch.float64, device=self.device).expand(batch, 5)
+        return self._maps(factors).expand(batch, 5)
+
+    def _maps(self, factors) -> Tensor:  # n 5, float64
+        "Contrast maps from the volume as stored to bone attenuations."
+        return torch.tensor([tuple(self.contrast.pieces(float(m))) for m in factors], dtype=torch.float64, device=self.device)
 
     def reshape_transform(self, out: Tensor) -> Tensor:  # B C H W, or B C n for a subset that is not reshaped
         "Pixels in a row to an image; pixels of a random subset to their places in an image of zeros."
