@@ -20,6 +20,8 @@ import torch
 from common import Diffpose, example_volume, interleave, machine, poses, show, spread, write_csv
 
 from diffpose.kernels.reference import stretch
+from diffpose.pose import convert
+from diffpose.registration import pool_volume
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for growth.csv")
@@ -34,8 +36,6 @@ OPERATIONS = {"siddon": 12, "trilinear-exact": 50, "trilinear": 40}
 def cells(work: Diffpose, rotation, translation, rule: str) -> int:
     "How many cells, or samples, the rays visit if they walk through the whole volume."
     drr = work.drr
-    from diffpose.pose import convert
-
     view = drr._view(convert(rotation, translation, parameterization="euler_angles", convention="ZXY"))
     source, target = view.ends()
     d = target - source
@@ -63,8 +63,6 @@ def seconds(function) -> float:
 
 def pooled(volume, factor: int):
     "The volume with fewer, larger voxels: the same patient."
-    from diffpose.registration import pool_volume
-
     density, affine, reorient = volume
     smaller, moved = pool_volume(torch.from_numpy(density), torch.from_numpy(affine), [factor] * 3)
     return np.ascontiguousarray(smaller.numpy()), moved.numpy(), reorient
