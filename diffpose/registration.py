@@ -516,9 +516,8 @@ class _Funnel(_Matcher):
             fit, steps, settled = _descend(level, matrix.to(device), which.to(device), track)
             fit, steps, settled = fit.to("cpu"), steps.cpu(), settled.cpu()
             total[ids] += steps
-            keep, best = self.keep[min(k, len(self.keep) - 1)], []
+            keep, order, best = self.keep[min(k, len(self.keep) - 1)], fit.cost.argsort(), []
             for x in sorted(seen):
-                order = fit.cost.argsort()
                 chosen = self._distinct(fit, order[fit.which[order] == x], keep, distance)
                 if k == len(levels) - 2:  # a rival that is clearly worse is not worth the last stage
                     chosen = [j for j in chosen if fit.cost[j] <= RIVAL * fit.cost[chosen[0]] + ROUNDING]

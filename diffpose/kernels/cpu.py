@@ -917,7 +917,7 @@ def volume_gradient(
     columns: int = 0,
 ) -> Float[Tensor, "x y z"]:
     "Adjoint of `integrate` (sum): gradient of the loss by the voxels. Deterministic, whatever the number of threads."
-    rays = _Rays(volume, source, target, pose, frame, None, pieces, rule, n_points, voxel_shift)
+    rays = _Rays(volume, source, target, pose, frame, length, pieces, rule, n_points, voxel_shift)
     grad = torch.zeros_like(rays.volume)
     flat = grad.permute(rays.order).reshape(-1).numpy()
     weight = weight.detach() if length is None else weight.detach() * length[:, None]
