@@ -18,7 +18,7 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
-from .pose import RigidTransform, _assemble, _require, convert
+from .pose import RigidTransform, _assemble, _require, convert, unseen
 
 # %% ../notebooks/api/01_calibration.ipynb #e0fe1545
 _REORIENT = {
@@ -325,13 +325,13 @@ class _Mounted(torch.nn.Module):
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
         self._reorient.copy_(self._exact)
-        self._kept = None
+        self._exact, self._kept = self._exact.to(self._reorient.device), None
         return self
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if (self._reorient.cpu().double() - self._exact).abs().max() > 1e-6:
-            self._exact, self._kept = self._reorient.cpu().double(), None
+        if (self._reorient.double() - self._exact).abs().max() > 1e-6:
+            self._exact, self._kept = self._reorient.double(), None
             self._mirrored = bool(torch.linalg.det(self._exact[:3, :3]) < 0)
 
     _kept = None  # the pixels of this camera, made once
@@ -372,7 +372,8 @@ class _Posed(_Mounted):
         "b 3 3 matrices as given, and the camera that holds the rest."
         camera = self.camera
         if isinstance(calibration, Tensor):
-            _check_matrix(calibration)
+            if not unseen(calibration):
+                _check_matrix(calibration)
             return calibration.reshape(-1, 3, 3), camera
         if isinstance(calibration, Camera):
             if (calibration.height, calibration.width) != (camera.height, camera.width):
@@ -392,12 +393,13 @@ class _Posed(_Mounted):
             raise ValueError(f"batches do not fit: {named}; each must be the same number or 1.")
         if x is not None:
             world = world.to(torch.promote_types(world.dtype, x.dtype))
-        return world, (K * self._flip(camera).to(K)).to(world.device, world.dtype), camera
+        return world, self._flipped(K, camera).to(world.device, world.dtype), camera
 
     @staticmethod
-    def _flip(camera: Camera) -> Tensor:  # 3
-        "Signs of the camera's axes."
-        return torch.tensor([-1.0 if camera.reverse_x_axis else 1.0, 1.0 if camera.reverse_y_axis else -1.0, 1.0], dtype=torch.float64)
+    def _flipped(K: Tensor, camera: Camera) -> Tensor:  # b 3 3
+        "K with the signs of the camera's axes."
+        right, down, ahead = K.unbind(-1)
+        return torch.stack([-right if camera.reverse_x_axis else right, down if camera.reverse_y_axis else -down, ahead], -1)
 
 # %% ../notebooks/api/01_calibration.ipynb #c35183f8
 class _Projecting(_Posed):
@@ -438,16 +440,15 @@ class _Imaging(_Projecting):
         if calibration is None and self._kept is not None and self._kept[0] is self.camera and self._kept[1] is self._index and self._kept[2] == version:
             return self._kept[3:]
         K, camera = self._intrinsics(calibration)
-        K = K.to(self._reorient.device, torch.float64) * self._flip(camera).to(self._reorient.device)
-        right, up, ahead = self._exact.to(K.device)[None, None, :3, :3].unbind(-1)  # 1 1 3 each
+        K = self._flipped(K.to(self._reorient.device, torch.float64), camera)
+        right, up, ahead = self._exact[None, None, :3, :3].unbind(-1)  # 1 1 3 each
         x, y = self._offsets(K, camera)
         centres = self._plane(right, up, camera.sdd * ahead, x, y)
         if self._index is None:
             distances = (x.square()[:, None] + (y.square() + camera.sdd**2)[..., None]).sqrt().flatten(1)
         else:
             distances = (x[:, self._index % camera.width].square() + y[:, self._index // camera.width].square() + camera.sdd**2).sqrt()
-        capturing = centres.is_cuda and torch.cuda.is_current_stream_capturing()  # then they have no values yet
-        if calibration is None and type(centres) is Tensor and not centres.is_inference() and not capturing:
+        if calibration is None and type(centres) is Tensor and not centres.is_inference() and not unseen(centres):
             self._kept = self.camera, self._index, version, centres, distances
         return centres, distances
 

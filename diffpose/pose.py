@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARAMETERIZATIONS', 'so3_exp', 'so3_log', 'se3_exp', 'se3_log', 'RigidTransform', 'euler_angles_to_matrix',
-           'matrix_to_euler_angles', 'quaternion_to_matrix', 'matrix_to_quaternion', 'rotation_6d_to_matrix',
+           'matrix_to_euler_angles', 'quaternion_to_matrix', 'unseen', 'matrix_to_quaternion', 'rotation_6d_to_matrix',
            'matrix_to_rotation_6d', 'rotation_9d_to_matrix', 'matrix_to_rotation_9d', 'rotation_10d_to_matrix',
            'matrix_to_rotation_10d', 'quaternion_adjugate_to_matrix', 'matrix_to_quaternion_adjugate', 'convert',
            'random_rigid_transform']
@@ -322,9 +322,14 @@ def quaternion_to_matrix(
     return roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(q / norm))
 
 
+def unseen(x: Tensor) -> bool:
+    "Is nobody able to look at a tensor's values now, because it is being compiled by torch, or captured in a CUDA graph? Then what is no rotation becomes NaN."
+    return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def _refuse(bad: Tensor, why: str) -> None:
     "Raise a ValueError if any element is bad."
-    if bad.any():
+    if not unseen(bad) and bad.any():
         raise ValueError(f"{why} (first at index {bad.nonzero()[0, :1].tolist()}).")
 
 # %% ../notebooks/api/00_pose.ipynb #f5b4d769
@@ -366,7 +371,7 @@ def rotation_9d_to_matrix(
     x: Float[Tensor, "*b 9"],  # a 3x3 matrix, row by row
 ) -> Float[Tensor, "*b 3 3"]:
     "Nearest rotation (in the Frobenius norm)."
-    if not x.isfinite().all():
+    if not unseen(x) and not x.isfinite().all():
         raise ValueError("a rotation_9d must be finite.")
     R, s = roma.special_procrustes(x.unflatten(-1, (3, 3)), gradient_eps=1e-12, return_singular_values=True)
     s = s.detach()
@@ -388,7 +393,7 @@ def rotation_10d_to_matrix(
 ) -> Float[Tensor, "*b 3 3"]:
     "Rotation of the quaternion that is the eigenvector of smallest eigenvalue."
     A = _symmetric(x)
-    if not A.isfinite().all():
+    if not unseen(A) and not A.isfinite().all():
         raise ValueError("a rotation_10d must be finite.")
     e, V = (x.to(A) for x in torch.linalg.eigh(A.detach().double()))  # in single precision, LAPACKs differ in the last digits
     gaps = e[..., 1:] - e[..., :1]
