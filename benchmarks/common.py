@@ -58,6 +58,8 @@ class Diffpose:
     def __call__(self, rotation, translation):
         return self.drr(rotation.to(self.dtype), translation.to(self.dtype), parameterization="euler_angles", convention="ZXY")
 
+    voxels = property(lambda self: self.drr.density, doc="The volume that is rendered.")
+
     def jacobian(self, rotation, translation):
         return self.drr.jacobian(rotation, translation, parameterization="euler_angles", convention="ZXY")
 
@@ -73,6 +75,8 @@ class Diffdrr:
         self.options = {"n_points": int(n)} if n else {}
         self.drr = DRR(subject, SDD, size, FIELD / size, renderer=kind)
 
+    voxels = property(lambda self: self.drr.density, doc="The volume that is rendered.")
+
     def __call__(self, rotation, translation):
         return self.drr(rotation, translation, parameterization="euler_angles", convention="ZXY", **self.options)
 
@@ -87,6 +91,8 @@ class Nanodrr:
         self.subject = Subject.from_images(image, convert_to_mu=False)
         self.n_samples = int(rule.partition("-")[2])
         self.drr = DRR.from_carm_intrinsics(SDD, FIELD / size, FIELD / size, 0.0, 0.0, size, size, dtype=torch.float32)
+
+    voxels = property(lambda self: self.subject.image, doc="The volume that is rendered, 1 1 Z Y X.")
 
     def __call__(self, rotation, translation):
         from nanodrr.camera import make_rt_inv

@@ -1,17 +1,17 @@
-"""How fast, how accurate and how large is a DRR, with and without the gradient by its pose?
+"""How fast, how accurate and how large is a DRR, with and without the gradient by its pose or by its voxels?
 
     pip install -e .[bench]
-    python benchmarks/render.py --out _runs/bench          # about ten minutes on two cores, most of them for the other packages
-    python benchmarks/render.py --packages diffpose        # two minutes
+    python benchmarks/render.py --out _runs/bench                           # an hour on two cores
+    python benchmarks/render.py --sizes 200 --batches 1 --points 500        # two minutes
 
 The scene: the example chest CT (512 x 512 x 133 voxels of 0.70 x 0.70 x 2.5 mm), source to detector 1020 mm, source to isocenter
 850 mm, a detector of 400 x 400 mm, frontal view (a batch of 8 adds oblique ones). Each case, in this order:
 
 1. A fresh process (forked from one that has done no more than its imports) loads the volume, renders an 8 x 8 image to warm up, then
-   the case once: peak memory beyond what was there before, the image and the gradient, which are compared with float64.
+   the case once: peak memory beyond what was there before, and the errors of image and gradient, against float64.
 2. One process times all packages in turns: median (smallest-largest). Ratios are of medians (in brackets: of the smallest).
 
-A package's case whose expected time (by its number of rays) or memory is beyond the limits below is left out, and the table says so.
+A case whose expected time (by its number of rays) or memory is beyond the limits below is left out, and the table says so.
 """
 
 import argparse
@@ -29,13 +29,15 @@ from common import FRONTAL, PACKAGES, available, example_volume, interleave, mac
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for render.csv")
-parser.add_argument("--sizes", type=int, nargs="+", default=[200, 512], help="images of N x N pixels")
-parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images per call")
+parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 200, 512, 1024], help="images of N x N pixels")
+parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64], help="images per call")
+parser.add_argument("--tasks", nargs="+", default=["value", "gradient", "voxels"], choices=["value", "gradient", "voxels", "jacobian"], help="what to compute")
 parser.add_argument("--packages", nargs="+", default=list(PACKAGES), choices=list(PACKAGES))
 parser.add_argument("--points", type=int, nargs="+", default=[500], help="samples per ray of the sampled trilinear rule")
-parser.add_argument("--rounds", type=int, default=9, help="turns of each contender")
-parser.add_argument("--budget", type=float, default=4.0, help="a contender that has run for so long [s] takes no more turns")
-parser.add_argument("--limit", type=float, default=30.0, help="a case expected to take longer than this [s] is left out")
+parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
+parser.add_argument("--budget", type=float, default=2.0, help="a contender that has run for so long [s] takes no more turns")
+parser.add_argument("--limit", type=float, default=10.0, help="a case of another package expected to take longer than this [s] is left out")
+parser.add_argument("--own-limit", type=float, default=40.0, help="likewise a case of diffpose")
 parser.add_argument("--max-gb", type=float, default=10.0, help="a case that needs more memory than this [GB] is left out")
 parser.add_argument("--turn", type=float, nargs=3, default=[0.0, 0.0, 0.0], help="degrees added to the three angles of every view")
 parser.add_argument("--threads", type=int, default=0, help="threads (0: as torch chooses)")
@@ -48,11 +50,11 @@ CONTENDERS = {
     "plastimatch": ["siddon"],
     "rtk": ["joseph"],
 }
-TASKS = ["value", "gradient", "jacobian"]  # image; image and its gradient by the pose; image and Jacobian B H W 6 (diffpose only)
+# value: the image; gradient: and its gradient by the poses; voxels: and its gradient by the volume; jacobian: and B H W 6 (diffpose only)
 
 
 class Task:
-    "A piece of work as a function of no arguments. It returns the image, and the gradient by rotation and translation if asked."
+    "A piece of work as a function of no arguments. It returns the image, and gradients if asked: by rotation and translation, or by voxels X Y Z."
 
     def __init__(self, renderer, task: str, size: int, batch: int, turn=(0.0, 0.0, 0.0)):
         self.renderer, self.run = renderer, getattr(self, task)
@@ -72,24 +74,40 @@ class Task:
     def gradient(self):
         rotation, translation = self.rotation.clone().requires_grad_(), self.translation.clone().requires_grad_()
         image = self.renderer(rotation, translation)
-        (image * self.weight.to(image.dtype)).mean((1, 2, 3)).sum().backward()
+        self.loss(image).backward()
         return image.detach(), rotation.grad, translation.grad
+
+    def voxels(self):
+        volume = self.renderer.voxels.requires_grad_()
+        try:
+            image = self.renderer(self.rotation, self.translation)
+            (by_voxels,) = torch.autograd.grad(self.loss(image), volume)
+        finally:
+            volume.requires_grad_(False)
+        return image.detach(), by_voxels[0, 0].permute(2, 1, 0) if by_voxels.ndim == 5 else by_voxels  # nanodrr: 1 1 Z Y X
+
+    def truth(self):
+        return *self.gradient(), self.voxels()[1]
+
+    def loss(self, image):
+        return (image * self.weight.to(image.dtype)).mean((1, 2, 3)).sum()
 
     def jacobian(self):
         return self.renderer.jacobian(self.rotation, self.translation)[:1]
 
 
-def probe(connection, path, package, rule, task, size, batch, turn, dtype, threads, max_gb):
-    "One case, in a process of its own."
-    if threads:
-        torch.set_num_threads(threads)
+def probe(connection, path, package, rule, task, size, batch, args):
+    "One case, in a process of its own: seconds, megabytes, and errors of image and gradient. The truth is kept in a file."
+    if args.threads:
+        torch.set_num_threads(args.threads)
     volume = tuple(np.load(path / f"{name}.npy") for name in ("density", "affine", "reorient"))
-    options = {"dtype": torch.float64} if dtype == "float64" else {}
+    options = {"dtype": torch.float64} if task == "truth" else {}
     if package not in FRONTAL:
         Task(PACKAGES[package](volume, rule, 8, **options), task, 8, 1)()
-    work = Task(PACKAGES[package](volume, rule, size, **options), task, size, batch, turn)
+    work = Task(PACKAGES[package](volume, rule, size, **options), task, size, batch, args.turn)
     gc.collect()
-    resource.setrlimit(resource.RLIMIT_AS, (int(virtual_bytes() + max_gb * 1e9), -1)) if max_gb and sys.platform == "linux" else None
+    limited = task != "truth" and sys.platform == "linux"
+    resource.setrlimit(resource.RLIMIT_AS, (int(virtual_bytes() + args.max_gb * 1e9), -1)) if limited else None
     reset_peak()
     before, start = peak_bytes(), time.perf_counter()
     try:
@@ -99,7 +117,22 @@ def probe(connection, path, package, rule, task, size, batch, turn, dtype, threa
             raise
         return connection.send(None)
     seconds, megabytes = time.perf_counter() - start, (peak_bytes() - before) / 1e6
-    connection.send((work.seconds or seconds, "" if work.seconds else f"{megabytes:.0f}", [x.double().numpy() for x in out]))
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1)) if limited else None
+    out, file = [x.double().numpy() for x in out], path / f"truth-{rule.partition('-')[0].replace('joseph', 'trilinear')}.npz"
+    if task == "truth":
+        np.savez(file, image=out[0], gradient=np.concatenate(out[1:3]), voxels=out[3])
+        return connection.send(True)
+    connection.send((work.seconds or seconds, "" if work.seconds else f"{megabytes:.0f}", *errors(task, out, np.load(file))))
+
+
+def errors(task, out, truth):
+    "Largest error of the image relative to its maximum, and of the gradient relative to its length."
+    image = np.abs(out[0] - truth["image"]).max() / truth["image"].max()
+    if task not in ("gradient", "voxels"):
+        return image, float("nan")
+    mine, right = (out[1], truth["voxels"]) if task == "voxels" else (np.concatenate(out[1:]), truth["gradient"])
+    pieces = zip(*(np.split(x, 2) for x in (mine, right))) if task == "gradient" else [(mine, right)]  # radians and millimetres apart
+    return image, max(np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in pieces)
 
 
 def virtual_bytes() -> int:
@@ -118,13 +151,6 @@ def measure(context, *arguments):
         result = None  # killed: out of memory
     process.join()
     return result
-
-
-def errors(out, truth):
-    "Largest error of the image relative to its maximum, and of the gradient relative to its length."
-    image = np.abs(out[0] - truth[0]).max() / truth[0].max()
-    gradient = max((np.linalg.norm(a - b) / np.linalg.norm(b) for a, b in zip(out[1:], truth[1:])), default=float("nan"))
-    return image, gradient
 
 
 def main():
@@ -152,40 +178,45 @@ def main():
             rows += case(args, context, volume, contenders, per_ray, size, batch)
             show(rows[-sum(r["size"] == size and r["batch"] == batch for r in rows) :], ["size", "batch", "package", "rule", "task", "ms", "times_siddon", "times_value", "peak_mb", "image_error", "gradient_error"])
             write_csv(args.out / "render.csv", info, rows)
-    for name in ("density", "affine", "reorient"):
-        (args.out / f"{name}.npy").unlink()
+    for name in ("density.npy", "affine.npy", "reorient.npy", "truth-siddon.npz", "truth-trilinear.npz"):
+        (args.out / name).unlink()
     print(f"written: {args.out / 'render.csv'}")
+
+
+def possible(package: str, task: str, batch: int, turn) -> bool:
+    "Can a package do that at all?"
+    if package in FRONTAL:
+        return task == "value" and batch == 1 and not any(turn)
+    return package == "diffpose" or task != "jacobian"
 
 
 def case(args, context, volume, contenders, per_ray, size, batch):
     "All contenders and tasks at one size and batch: rows of the table."
-    truth, functions, rows = {}, {}, []
-    for rule in ("siddon", "trilinear-exact"):
-        truth[rule.split("-")[0]] = measure(context, args.out, "diffpose", rule, "gradient", size, batch, args.turn, "float64", args.threads, 0)[2]
-    truth["joseph"] = truth["trilinear"]  # an interpolation, sampled once per slice
+    rays, functions, rows = batch * size * size, {}, []
     for package, rule in contenders:
         kept = PACKAGES[package](volume, rule, size)
-        for task in TASKS:
-            if task == "jacobian" and package != "diffpose" or package in FRONTAL and (task != "value" or batch > 1 or any(args.turn)):
+        for task in args.tasks:
+            if not possible(package, task, batch, args.turn):
                 continue
             row = {"size": size, "batch": batch, "package": package, "rule": rule, "task": task}
             rows.append(row)
-            rays = batch * size * size
             expected = per_ray.get((package, rule, task), 0) * rays
-            if package != "diffpose" and expected > args.limit:
+            if expected > (args.own_limit if package == "diffpose" else args.limit):
                 row["ms"] = f"not run (about {expected:.0f} s)"
                 continue
-            result = measure(context, args.out, package, rule, task, size, batch, args.turn, "float32", args.threads, args.max_gb)
+            if not functions:
+                for known in ("siddon", "trilinear-exact"):
+                    measure(context, args.out, "diffpose", known, "truth", size, batch, args)
+            result = measure(context, args.out, package, rule, task, size, batch, args)
             if result is None:
                 row["ms"] = f"not run (over {args.max_gb:g} GB)"
                 continue
-            seconds, megabytes, out = result
-            per_ray.setdefault((package, rule, task), seconds / rays)
-            image, gradient = errors(out, truth[rule.split("-")[0]])
+            seconds, megabytes, image, gradient = result
+            per_ray[package, rule, task] = seconds / rays
             row |= {"peak_mb": megabytes, "image_error": f"{image:.1e}", "gradient_error": "" if np.isnan(gradient) else f"{gradient:.1e}"}
             functions[package, rule, task] = Task(kept, task, size, batch, args.turn)
     for key, function in functions.items():
-        if key[0] == "diffpose":
+        if key[0] == "diffpose" and per_ray[key] * rays < 2:
             function()  # warm
     times = interleave(functions, args.rounds, args.budget)
     for row in rows:
@@ -193,6 +224,7 @@ def case(args, context, volume, contenders, per_ray, size, batch):
         if key not in times:
             continue
         seconds = times[key]
+        per_ray[key] = np.nanmedian(seconds) / rays
         row["ms"], row["turns"] = spread(1000 * seconds), int(np.isfinite(seconds).sum())
         row["times_siddon"] = ratio(seconds, times.get(("diffpose", "siddon", row["task"])))
         row["times_value"] = ratio(seconds, times.get((*key[:2], "value"))) if key[2] != "value" else ""
