@@ -1,7 +1,7 @@
 # Each target makes the virtual environment first; nothing is needed but Python >= 3.10 and make.
 #   make test               every notebook, the repository's contract, the wheel   (DIFFPOSE_DATA=folder: the real scans too)
 #   make demo               the main job on the phantom, with pictures
-#   make bench              speed and accuracy next to other packages, tables into _runs/bench (DIFFPOSE_DATA: the chest CT; half an hour)
+#   make bench              speed and accuracy next to other packages, tables into _runs/bench (DIFFPOSE_DATA: the chest CT; an hour and a half)
 #   make export             notebooks -> diffpose/
 #   make refresh NB=...     run notebooks and store their outputs (all of them without NB)
 #   make clean              strip the notebooks of counts and metadata
@@ -38,6 +38,7 @@ bench: $(installed)
 	@$(python) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@$(python) benchmarks/render.py --out _runs/bench
 	@$(python) benchmarks/register.py --out _runs/bench
+	@$(python) benchmarks/train.py --out _runs/bench
 	@$(python) benchmarks/metrics.py --out _runs/bench
 	@$(python) benchmarks/growth.py --out _runs/bench
 	@$(python) benchmarks/gpu.py --out _runs/bench

@@ -55,8 +55,20 @@ class Diffpose:
         options = {} if kind == "siddon" else {"n_points": None if n == "exact" else int(n)}
         self.dtype, self.drr = dtype, DRR(subject, SDD, size, FIELD / size, renderer=kind, **options).to(dtype)
 
+    def pose(self, rotation, translation):
+        "Matrices B 4 4."
+        from diffpose.pose import convert
+
+        exact = torch.promote_types(self.dtype, torch.float32)
+        return convert(rotation.to(exact), translation.to(exact), parameterization="euler_angles", convention="ZXY").matrix
+
+    def image(self, matrix):
+        from diffpose.pose import RigidTransform
+
+        return self.drr(RigidTransform(matrix))
+
     def __call__(self, rotation, translation):
-        return self.drr(rotation.to(self.dtype), translation.to(self.dtype), parameterization="euler_angles", convention="ZXY")
+        return self.image(self.pose(rotation, translation))
 
     voxels = property(lambda self: self.drr.density, doc="The volume that is rendered.")
 
@@ -89,15 +101,25 @@ class Nanodrr:
         density, affine, _ = volume
         image = torchio.ScalarImage(tensor=torch.from_numpy(density)[None], affine=affine)
         self.subject = Subject.from_images(image, convert_to_mu=False)
-        self.n_samples = int(rule.partition("-")[2])
+        self.n_samples, self.orientation = int(rule.partition("-")[2]), None
         self.drr = DRR.from_carm_intrinsics(SDD, FIELD / size, FIELD / size, 0.0, 0.0, size, size, dtype=torch.float32)
 
     voxels = property(lambda self: self.subject.image, doc="The volume that is rendered, 1 1 Z Y X.")
 
-    def __call__(self, rotation, translation):
+    def pose(self, rotation, translation):
+        "Matrices B 4 4."
         from nanodrr.camera import make_rt_inv
+        from nanodrr.geometry import convert
 
-        return self.drr(self.subject, make_rt_inv(torch.rad2deg(rotation), translation, "AP"), n_samples=self.n_samples)
+        if self.orientation is None:  # brought to the GPU once: make_rt_inv would do so at each call
+            self.orientation = make_rt_inv(torch.zeros_like(rotation[:1]), torch.zeros_like(translation[:1]), "AP").detach()
+        return convert(rotation, translation, "euler", convention="ZXY", degrees=False) @ self.orientation
+
+    def image(self, matrix):
+        return self.drr(self.subject, matrix, n_samples=self.n_samples)
+
+    def __call__(self, rotation, translation):
+        return self.image(self.pose(rotation, translation))
 
 
 class Plastimatch:

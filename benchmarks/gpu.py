@@ -36,15 +36,22 @@ class Work:
     def __init__(self, renderer, task: str, batch: int):
         self.renderer, self.run = renderer, getattr(self, task)
         self.rotation, self.translation = (x.cuda().requires_grad_() for x in poses(batch))
+        with torch.no_grad():
+            self.pose = renderer.pose(self.rotation, self.translation)
+        self.pose.requires_grad_()
 
     def __call__(self):
         return self.run()
 
     def value(self):
         with torch.no_grad():
-            return self.renderer(self.rotation, self.translation)
+            return self.renderer.image(self.pose)
 
     def gradient(self):
+        image = self.renderer.image(self.pose)
+        return image, *torch.autograd.grad(image.mean(), self.pose)
+
+    def angles(self):
         image = self.renderer(self.rotation, self.translation)
         return image, *torch.autograd.grad(image.mean(), (self.rotation, self.translation))
 
@@ -52,10 +59,15 @@ class Work:
         return self.renderer.jacobian(self.rotation, self.translation)
 
     def voxels(self):
-        density = self.renderer.drr.density
-        with torch.enable_grad():
-            image = self.renderer(self.rotation.detach(), self.translation.detach())
-            return torch.autograd.grad(image.mean(), density)
+        volume = self.renderer.voxels.requires_grad_()
+        try:
+            return torch.autograd.grad(self.renderer.image(self.pose.detach()).mean(), volume)
+        finally:
+            volume.requires_grad_(False)
+
+
+# value: from the matrix of a pose to its image; gradient: and back to the matrix; angles: the same from Euler angles, as users do
+TASKS = ("value", "gradient", "angles", "voxels", "jacobian")  # jacobian: diffpose only
 
 
 class Called:
@@ -134,36 +146,30 @@ def measure(args, volume, size: int, batch: int, copy_rate: float) -> list[dict]
     exact = {rule: Diffpose(volume, rule, size, torch.float64)(*poses(batch)) for rule in ("siddon", "trilinear-exact")}
     graphs, works, rows = {}, {}, []
     for key, renderer in contenders(volume, size, args.points).items():
-        for task in ("value", "gradient", "jacobian", "voxels"):
-            if key[0] != "diffpose" and task in ("jacobian", "voxels"):
-                continue
-            if task == "voxels":
-                renderer.drr.density.requires_grad_()
+        for task in TASKS if key[0] == "diffpose" else TASKS[:-1]:
             work = Work(renderer, task, batch)
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             out = work()
             peak = torch.cuda.max_memory_allocated() - before
-            row = {"size": size, "batch": batch, "package": key[0], "rule": key[1], "precision": key[2], "task": task, "peak_mb": f"{peak / 1e6:.1f}", "volume_mb": f"{volume[0].nbytes / 1e6:.0f}"}
+            row = {"size": size, "batch": batch, "package": key[0], "rule": key[1], "precision": key[2], "task": task, "peak_mb": f"{peak / 1e6:.1f}", "volume_mb": f"{renderer.voxels.nbytes / 1e6:.0f}"}
             if task == "value":
                 truth = exact["siddon" if key[1] == "siddon" else "trilinear-exact"]
                 row["image_error"] = f"{(out.double().cpu() - truth).abs().max().item() / truth.max().item():.1e}"
             del out
             works[(*key, task)], graphs[(*key, task)] = work, captured(work)
+            row["floor_us"] = f"{1e6 * renderer.voxels.nbytes / copy_rate:.1f}"
             rows.append(row)
-            if task == "voxels":
-                renderer.drr.density.requires_grad_(False)
     times = {key: [] for key in graphs}
     for _ in range(args.rounds):
         for key, graph in graphs.items():
             times[key].append(microseconds(graph, args.replays))
-    floor = 1e6 * volume[0].nbytes / copy_rate
     for row in rows:
         key = tuple(row[name] for name in ("package", "rule", "precision", "task"))
         mine, value = np.array(times[key]), np.median(times[(*key[:3], "value")])
         row |= {"gpu_us": f"{np.median(mine):.1f} ({mine.min():.1f}-{mine.max():.1f})", "times_value": f"{np.median(mine) / value:.2f}"}
-        row |= {"graph": "no" if isinstance(graphs[key], Called) else "yes", "wall_us": f"{statistics.median(wall_microseconds(works[key]) for _ in range(20)):.0f}", "floor_us": f"{floor:.1f}"}
+        row |= {"graph": "no" if isinstance(graphs[key], Called) else "yes", "wall_us": f"{statistics.median(wall_microseconds(works[key]) for _ in range(20)):.0f}"}
     return rows
 
 

@@ -33,7 +33,7 @@ parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128, 200, 512, 
 parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64], help="images per call")
 parser.add_argument("--tasks", nargs="+", default=["value", "gradient", "voxels"], choices=["value", "gradient", "voxels", "jacobian"], help="what to compute")
 parser.add_argument("--packages", nargs="+", default=list(PACKAGES), choices=list(PACKAGES))
-parser.add_argument("--points", type=int, nargs="+", default=[500], help="samples per ray of the sampled trilinear rule")
+parser.add_argument("--points", type=int, nargs="*", default=[500], help="samples per ray of the sampled trilinear rule")
 parser.add_argument("--rounds", type=int, default=5, help="turns of each contender")
 parser.add_argument("--budget", type=float, default=2.0, help="a contender that has run for so long [s] takes no more turns")
 parser.add_argument("--limit", type=float, default=10.0, help="a case of another package expected to take longer than this [s] is left out")
@@ -87,6 +87,9 @@ class Task:
         return image.detach(), by_voxels[0, 0].permute(2, 1, 0) if by_voxels.ndim == 5 else by_voxels  # nanodrr: 1 1 Z Y X
 
     def truth(self):
+        return self.gradient()
+
+    def truth_with_voxels(self):
         return *self.gradient(), self.voxels()[1]
 
     def loss(self, image):
@@ -101,12 +104,12 @@ def probe(connection, path, package, rule, task, size, batch, args):
     if args.threads:
         torch.set_num_threads(args.threads)
     volume = tuple(np.load(path / f"{name}.npy") for name in ("density", "affine", "reorient"))
-    options = {"dtype": torch.float64} if task == "truth" else {}
+    options = {"dtype": torch.float64} if task.startswith("truth") else {}
     if package not in FRONTAL:
         Task(PACKAGES[package](volume, rule, 8, **options), task, 8, 1)()
     work = Task(PACKAGES[package](volume, rule, size, **options), task, size, batch, args.turn)
     gc.collect()
-    limited = task != "truth" and sys.platform == "linux"
+    limited = not task.startswith("truth") and sys.platform == "linux"
     resource.setrlimit(resource.RLIMIT_AS, (int(virtual_bytes() + args.max_gb * 1e9), -1)) if limited else None
     reset_peak()
     before, start = peak_bytes(), time.perf_counter()
@@ -119,8 +122,8 @@ def probe(connection, path, package, rule, task, size, batch, args):
     seconds, megabytes = time.perf_counter() - start, (peak_bytes() - before) / 1e6
     resource.setrlimit(resource.RLIMIT_AS, (-1, -1)) if limited else None
     out, file = [x.double().numpy() for x in out], path / f"truth-{rule.partition('-')[0].replace('joseph', 'trilinear')}.npz"
-    if task == "truth":
-        np.savez(file, image=out[0], gradient=np.concatenate(out[1:3]), voxels=out[3])
+    if task.startswith("truth"):
+        np.savez(file, image=out[0], gradient=np.concatenate(out[1:3]), voxels=out[3] if task == "truth_with_voxels" else [])
         return connection.send(True)
     connection.send((work.seconds or seconds, "" if work.seconds else f"{megabytes:.0f}", *errors(task, out, np.load(file))))
 
@@ -179,7 +182,7 @@ def main():
             show(rows[-sum(r["size"] == size and r["batch"] == batch for r in rows) :], ["size", "batch", "package", "rule", "task", "ms", "times_siddon", "times_value", "peak_mb", "image_error", "gradient_error"])
             write_csv(args.out / "render.csv", info, rows)
     for name in ("density.npy", "affine.npy", "reorient.npy", "truth-siddon.npz", "truth-trilinear.npz"):
-        (args.out / name).unlink()
+        (args.out / name).unlink(missing_ok=True)
     print(f"written: {args.out / 'render.csv'}")
 
 
@@ -193,28 +196,30 @@ def possible(package: str, task: str, batch: int, turn) -> bool:
 def case(args, context, volume, contenders, per_ray, size, batch):
     "All contenders and tasks at one size and batch: rows of the table."
     rays, functions, rows = batch * size * size, {}, []
+    wanted = [(p, rule, task) for p, rule in contenders for task in args.tasks if possible(p, task, batch, args.turn)]
+    expected = {key: per_ray.get(key, 0) * rays for key in wanted}
+    within = {key for key in wanted if expected[key] <= (args.own_limit if key[0] == "diffpose" else args.limit)}
+    for rule in ("siddon", "trilinear-exact") if within else ():
+        measure(context, args.out, "diffpose", rule, "truth_with_voxels" if any(task == "voxels" for *_, task in within) else "truth", size, batch, args)
     for package, rule in contenders:
         kept = PACKAGES[package](volume, rule, size)
         for task in args.tasks:
-            if not possible(package, task, batch, args.turn):
+            key = (package, rule, task)
+            if key not in expected:
                 continue
             row = {"size": size, "batch": batch, "package": package, "rule": rule, "task": task}
             rows.append(row)
-            expected = per_ray.get((package, rule, task), 0) * rays
-            if expected > (args.own_limit if package == "diffpose" else args.limit):
-                row["ms"] = f"not run (about {expected:.0f} s)"
+            if key not in within:
+                row["ms"] = f"not run (about {expected[key]:.0f} s)"
                 continue
-            if not functions:
-                for known in ("siddon", "trilinear-exact"):
-                    measure(context, args.out, "diffpose", known, "truth", size, batch, args)
             result = measure(context, args.out, package, rule, task, size, batch, args)
             if result is None:
                 row["ms"] = f"not run (over {args.max_gb:g} GB)"
                 continue
             seconds, megabytes, image, gradient = result
-            per_ray[package, rule, task] = seconds / rays
+            per_ray[key] = seconds / rays
             row |= {"peak_mb": megabytes, "image_error": f"{image:.1e}", "gradient_error": "" if np.isnan(gradient) else f"{gradient:.1e}"}
-            functions[package, rule, task] = Task(kept, task, size, batch, args.turn)
+            functions[key] = Task(kept, task, size, batch, args.turn)
     for key, function in functions.items():
         if key[0] == "diffpose" and per_ray[key] * rays < 2:
             function()  # warm

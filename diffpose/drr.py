@@ -18,7 +18,7 @@ from torch import Tensor
 from .calibration import Camera, Detector
 from .data import Contrast
 from .kernels.reference import bounding_box, occupancy
-from .pose import RigidTransform, convert
+from .pose import RigidTransform, capturing, convert
 from .renderers import Siddon, Trilinear, View, choose_backend
 
 # %% ../notebooks/api/09_drr.ipynb #ae1ae256
@@ -69,15 +69,25 @@ class _Projector(torch.nn.Module):
     dtype = property(lambda self: self.density.dtype, doc="Of the volume and the images.")
     camera = property(lambda self: self.detector.camera, doc="Intrinsics as a Camera.")
 
+    @property
+    def n_patches(self) -> int:
+        "Into how many chunks of rays an image is cut."
+        size = self.detector.height * self.detector.width
+        return 1 if self.patch_size is None else max(1, size // self.patch_size**2)
+
+# %% ../notebooks/api/09_drr.ipynb #6dabb99e
+class _Filled(_Projector):
+    "What of the volume is not empty."
+
     _bricks, _own = (None, None, None), (None, None)  # a volume, its state, and what of it is not empty; a contrast and the map of its own multiplier, kept beside the volume
 
-    def volume_changed_(self) -> "_Projector":
+    def volume_changed_(self) -> "_Filled":
         "Look at the volume again. Changes by torch's own operations are noticed; this is for those behind its back, through `.data` or NumPy."
-        self._bricks = (None, None, None)
+        self._bricks = (None, None, self._bricks[2])
         return self
 
     def _apply(self, fn, recurse=True):
-        super(_Projector, self.volume_changed_())._apply(fn, recurse)
+        super(_Filled, self.volume_changed_())._apply(fn, recurse)
         self._world_from_index, self._index_from_world = self.affine, self.affine_inverse  # beside the volume, so that no call has to bring them there
         return self
 
@@ -92,14 +102,14 @@ class _Projector(torch.nn.Module):
             return None
         state = (density._version, density.data_ptr(), density.shape, density.stride())
         if self._bricks[0] is not density or self._bricks[1] != state:
-            self._bricks = (density, state, {"numba": occupancy, "triton": bounding_box}[backend](density))
+            if capturing(density):
+                return None  # what is not known before a capture cannot be kept by one
+            with torch.inference_mode(False), torch.no_grad():  # it serves calls of every kind
+                new, old = {"numba": occupancy, "triton": bounding_box}[backend](density), self._bricks[2]
+                if backend == "triton" and old is not None and (old.shape, old.device) == (new.shape, new.device):
+                    new = old.copy_(new)  # where a captured graph reads it
+            self._bricks = (density, state, new)
         return self._bricks[2]
-
-    @property
-    def n_patches(self) -> int:
-        "Into how many chunks of rays an image is cut."
-        size = self.detector.height * self.detector.width
-        return 1 if self.patch_size is None else max(1, size // self.patch_size**2)
 
 # %% ../notebooks/api/09_drr.ipynb #5c1e1a30
 def _to_index(
@@ -110,8 +120,8 @@ def _to_index(
     x, y, z = points.to(matrix.dtype).unbind(-1)
     return torch.stack([x * row[0] + y * row[1] + z * row[2] + row[3] for row in matrix[:3]], -1)
 
-# %% ../notebooks/api/09_drr.ipynb #bd108b95
-class _Casting(_Projector):
+# %% ../notebooks/api/09_drr.ipynb #da8b9f9d
+class _Casting(_Filled):
     "Rays in, pixels out."
 
     def render(
@@ -249,11 +259,17 @@ class _Differentiated(_Posed):
             view = self._view(pose, calibration)
             rest = self._rest(self.density, len(view.pose), False, bone_attenuation_multiplier)
             out, by_ends = self.renderer.project(self.density.detach(), view, *rest, with_ends=True, **options)
-            by_source, by_target = (by_ends.unflatten(-1, (2, 3)) @ self.affine_inverse[:3, :3].to(by_ends.dtype)).unbind(-2)
-            source, target = (x.to(by_ends) for x in view._replace(frame=torch.eye(4, dtype=torch.float64, device=self.device)).ends())
-            omega = torch.linalg.cross(source.expand_as(by_source), by_source) + torch.linalg.cross(target, by_target)
-            jacobian = self.reshape_transform(torch.cat([omega, by_source + by_target], -1).mT.to(self.dtype))
+            jacobian = self._by_twist(view, by_ends)
+            jacobian = self.reshape_transform(jacobian.mT.to(self.dtype))
         return self.reshape_transform(out), jacobian.movedim(1, -1)
+
+    def _by_twist(self, view: View, by_ends: Tensor) -> Tensor:  # B N 6
+        "From derivatives by both ends in index coordinates, B N 6, to those by a twist: with the source at t and a pixel at t + arm, omega moves them by omega x t and omega x (t + arm), and v moves both."
+        A, t = self.affine_inverse[:3, :3].to(by_ends.dtype), view.pose[:, :3, 3].to(by_ends.dtype)
+        out = by_ends @ torch.cat([torch.cat([torch.zeros_like(A), A], 1), torch.cat([A, A], 1)])  # by the pixel, and by both together
+        arm = view.pixels.to(by_ends.dtype) @ view.pose[:, :3, :3].mT.to(by_ends.dtype)
+        out[..., :3] = torch.linalg.cross(arm, out[..., :3]) + torch.linalg.cross(t[:, None], out[..., 3:])
+        return out
 
 # %% ../notebooks/api/09_drr.ipynb #f2763133
 class _Adjustable(_Differentiated):

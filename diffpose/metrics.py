@@ -192,9 +192,10 @@ def sobel(
 
 def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     "Correlate each channel with the kernel rows ⊗ columns, where it fits."
-    b, c, h, w = x.shape
-    y = F.conv2d(x.reshape(b * c, 1, h, w), rows[:, None][None, None])
-    return F.conv2d(y, columns[None, :][None, None]).unflatten(0, (b, c)).squeeze(2)
+    for dim, kernel in ((-2, rows), (-1, columns)):  # by shifts: a GPU's convolution would round images to 11 bits
+        n = x.shape[dim] - len(kernel) + 1
+        x = sum(weight * x.narrow(dim, k, n) for k, weight in enumerate(kernel.unbind()))
+    return x
 
 # %% ../notebooks/api/11_metrics.ipynb #8bfd1b99
 @jaxtyped(typechecker=beartype)

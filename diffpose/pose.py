@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARAMETERIZATIONS', 'so3_exp', 'so3_log', 'se3_exp', 'se3_log', 'RigidTransform', 'euler_angles_to_matrix',
-           'matrix_to_euler_angles', 'quaternion_to_matrix', 'unseen', 'matrix_to_quaternion', 'rotation_6d_to_matrix',
-           'matrix_to_rotation_6d', 'rotation_9d_to_matrix', 'matrix_to_rotation_9d', 'rotation_10d_to_matrix',
-           'matrix_to_rotation_10d', 'quaternion_adjugate_to_matrix', 'matrix_to_quaternion_adjugate', 'convert',
-           'random_rigid_transform']
+           'matrix_to_euler_angles', 'quaternion_to_matrix', 'capturing', 'unseen', 'matrix_to_quaternion',
+           'rotation_6d_to_matrix', 'matrix_to_rotation_6d', 'rotation_9d_to_matrix', 'matrix_to_rotation_9d',
+           'rotation_10d_to_matrix', 'matrix_to_rotation_10d', 'quaternion_adjugate_to_matrix',
+           'matrix_to_quaternion_adjugate', 'convert', 'random_rigid_transform']
 
 # %% ../notebooks/api/00_pose.ipynb #8dd71785
 import math
@@ -322,9 +322,14 @@ def quaternion_to_matrix(
     return roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(q / norm))
 
 
+def capturing(x: Tensor) -> bool:
+    "Is what happens to a tensor being captured in a CUDA graph, and not yet done?"
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 def unseen(x: Tensor) -> bool:
-    "Is nobody able to look at a tensor's values now, because it is being compiled by torch, or captured in a CUDA graph? Then what is no rotation becomes NaN."
-    return torch.compiler.is_compiling() or (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    "Is nobody able to look at a tensor's values now, because it is being compiled by torch, or captured? Then what is no rotation becomes NaN."
+    return torch.compiler.is_compiling() or capturing(x)
 
 
 def _refuse(bad: Tensor, why: str) -> None:

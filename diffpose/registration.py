@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .data import open_field
 from .drr import DRR
-from .metrics import MultiscaleNormalizedCrossCorrelation2d, mtre, ncc
+from .metrics import MultiscaleNormalizedCrossCorrelation2d, mtre, ncc, sobel
 from .pose import PARAMETERIZATIONS, RigidTransform, convert, se3_exp
 
 # %% ../notebooks/api/13_registration.ipynb #aadaaa4b
@@ -110,17 +110,15 @@ def standardise_gradient(
     jacobian: Optional[Tensor] = None,  # B H W P
 ) -> tuple[Tensor, Optional[Tensor]]:  # B 2 H W, and its derivative B 2 H W P
     "Sobel derivatives, scaled to a mean square of 1: the residual of gradient correlation."
-    kernel = image.new_tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8
-    kernel = torch.stack([kernel, kernel.mT])[:, None]
-    inside = (F.conv2d(weight, torch.ones_like(kernel[:1]), padding=1) > 8.5).to(image.dtype)
-    gradient = F.conv2d(image, kernel, padding=1) * inside
+    inside = (F.conv2d(weight, weight.new_ones(1, 1, 3, 3), padding=1) > 8.5).to(image.dtype)
+    gradient = sobel(image, 0.0) / 8 * inside
     n = inside.sum((1, 2, 3), keepdim=True)
     scale = (gradient.square().sum((1, 2, 3), keepdim=True) / n).sqrt() + 1e-12
     y = gradient / scale
     if jacobian is None:
         return y, None
     b, h, w, p = jacobian.shape
-    J = F.conv2d(jacobian.movedim(-1, 1).reshape(b * p, 1, h, w), kernel, padding=1).reshape(b, p, 2, h, w)
+    J = sobel(jacobian.movedim(-1, 1).reshape(b * p, 1, h, w), 0.0).reshape(b, p, 2, h, w) / 8
     J = J * inside[:, None] / scale[:, None]
     J = J - y[:, None] * (J * y[:, None]).sum((2, 3, 4), keepdim=True) / n[:, None]
     return y, J.movedim(1, -1)
@@ -220,9 +218,9 @@ class _Level:
         self.renders = torch.zeros(len(xrays), dtype=torch.long, device=xrays.device)  # per X-ray
         return self
 
-    def seen(self, which: Tensor) -> tuple[Tensor, Tensor]:
-        "Weights and targets of the X-rays that poses B are compared with."
-        self.renders.index_add_(0, which, torch.ones_like(which))
+    def seen(self, which: Tensor, moving: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+        "Weights and targets of the X-rays that poses B are compared with; those that move (None: all) are counted."
+        self.renders.index_add_(0, which, torch.ones_like(which) if moving is None else moving.to(which.dtype))
         return (self.weight, self.target) if len(self.target) == 1 else (self.weight[which], self.target[which])
 
 # %% ../notebooks/api/13_registration.ipynb #97536997
@@ -259,10 +257,10 @@ def _block_sums(x: Tensor, blocks: int = 8) -> Tensor:  # B H W P to B K P
     return F.avg_pool2d(x, (h, w)).flatten(2).mT * (h * w)
 
 
-def _evaluate(level: _Level, matrix: Tensor, which: Tensor) -> _Fit:
+def _evaluate(level: _Level, matrix: Tensor, which: Tensor, moving: Optional[Tensor] = None) -> _Fit:
     "Render poses B 4 4 at a level, value and Jacobian at once, and compare each with its X-ray."
     image, J = level.drr.jacobian(RigidTransform._of(matrix))  # known to be rigid: nothing to wait for
-    weight, target = level.seen(which)
+    weight, target = level.seen(which, moving)
     y, J = level._standardise(image, weight, J)
     residual, n = y - target, weight.sum((1, 2, 3)).double()
     size, c = residual.abs(), level.stage.robust
@@ -300,7 +298,8 @@ def _descend(level: _Level, matrix: Tensor, which: Tensor, record: Callable[[Ten
     stage, fit = level.stage, _evaluate(level, matrix.clone(), which.clone())
     together, arrived = matrix.is_cuda if together is None else together, _Arrival(matrix.device)
     lam, steps, rejected = (torch.full((len(matrix),), x, dtype=torch.float64, device=matrix.device) for x in (1e-2, 0, 0))
-    settled = fit.cost < ROUNDING
+    settled, away = fit.cost < ROUNDING, matrix.clone()
+    away[:, :3, 3] = 1e7  # whose rays miss everything: nothing is rendered for who stays where it is
     record(fit.matrix, fit.cost, fit.similarity)
     for _ in range(stage.max_steps * max_rejected):
         active = ~settled & (steps < stage.max_steps)
@@ -317,7 +316,8 @@ def _descend(level: _Level, matrix: Tensor, which: Tensor, record: Callable[[Ten
             now, step, moving = now[moving], step[moving], moving[moving]
             if not len(now):
                 continue
-        trial = _evaluate(level, se3_exp(step.roll(3, -1)) @ fit.matrix[now], fit.which[now])
+        moved = se3_exp(step.roll(3, -1)) @ fit.matrix[now]
+        trial = _evaluate(level, torch.where(moving[:, None, None], moved, away), fit.which, moving) if together else _evaluate(level, moved, fit.which[now])
         better = moving & (trial.cost < fit.cost[now])
         small = better & (1 - trial.cost / fit.cost[now] < stage.tolerance)
         fit.put(now, better, trial)
@@ -420,7 +420,8 @@ def default_landmarks(drr: DRR) -> Tensor:  # N 3 world [mm]
     given = getattr(drr.subject, "fiducials", None)
     if given is not None:
         return given[0].double().cpu()
-    density, affine = pool_volume(drr.density.cpu().float(), drr.affine.cpu(), [max(1, n // 32) for n in drr.density.shape])
+    density, affine = pool_volume(drr.density.detach().float(), drr.affine.cpu(), [max(1, n // 32) for n in drr.density.shape])
+    density = density.cpu()
     index = torch.stack(torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in density.shape), indexing="ij"), -1)
     world, w = (index @ affine[:3, :3].mT + affine[:3, 3]).flatten(0, 2), density.double().flatten()
     centre = (w[:, None] * world).sum(0) / w.sum()
@@ -428,10 +429,8 @@ def default_landmarks(drr: DRR) -> Tensor:  # N 3 world [mm]
     return torch.cat([centre[None], centre + torch.diag(spread), centre - torch.diag(spread)])
 
 
-def _landmarks(drr: DRR, given: Optional[Tensor]) -> Tensor:  # N 3 world [mm]
+def _landmarks(given: Tensor) -> Tensor:  # N 3 world [mm]
     "Where the expected TRE is stated."
-    if given is None:
-        return default_landmarks(drr)
     points = torch.as_tensor(given)
     if tuple(points.shape[:-2]) not in ((), (1,)) or points.shape[-1:] != (3,) or points.ndim < 2 or not points.numel() or not points.isfinite().all():
         raise ValueError(f"landmarks are one or more finite points, N 3 or 1 N 3 [mm], not {points.tolist() if points.numel() < 13 else tuple(points.shape)}")
@@ -476,7 +475,7 @@ class _Matcher:
     def __init__(self, drr: DRR, stages: Optional[Sequence[Stage]], renderer: str, bone_attenuation_multiplier: Optional[float], keep: Sequence[int]):
         self.drr, self.keep = drr, tuple(keep)
         self.stages = list(stages or default_stages(min(drr.detector.height, drr.detector.width)))
-        self.renderer, self.multiplier, self._levels = renderer, bone_attenuation_multiplier, None
+        self.renderer, self.multiplier, self._levels, self._usual = renderer, bone_attenuation_multiplier, None, None
 
     def _aim(self, xray: Tensor, mask: Tensor, distance: float) -> list[_Level]:
         "Levels for X-rays. They are made at the first call; `distance` is the source's from the isocentre [mm]."
@@ -484,6 +483,12 @@ class _Matcher:
             density = _density_at(self.drr, self.multiplier)
             self._levels = [_Level(stage, _level_drr(self.drr, density, stage, self.renderer, distance)) for stage in self.stages]
         return [level.aim(xray, mask) for level in self._levels]
+
+    def _where(self, landmarks: Optional[Tensor]) -> Tensor:  # N 3 world [mm]
+        "The landmarks that are given, or the usual ones, made at the first call."
+        if landmarks is None and self._usual is None:
+            self._usual = default_landmarks(self.drr)
+        return self._usual if landmarks is None else _landmarks(landmarks)
 
     def _apart(self, a: Tensor, b: Tensor) -> Tensor:
         "Distance of poses 4 4 at the landmarks [mm]: A against each of B."
@@ -643,7 +648,7 @@ class _Assessing(_Attempts):
         if not isinstance(pose, RigidTransform) or len(pose) != 1 or (isinstance(xray, Tensor) and xray.ndim == 4 and len(xray) > 1):
             raise ValueError(f"one pose is assessed at a time, not {len(pose) if isinstance(pose, RigidTransform) else type(pose).__name__}")
         xray, mask, pose = self._check(xray, mask, pose)
-        self._points = _landmarks(self.drr, landmarks)
+        self._points = self._where(landmarks)
         levels = self._aim(xray, mask, pose.translation.norm().item())
         with torch.no_grad():
             fit = self._look(levels[-1], pose.matrix, torch.zeros(1, dtype=torch.long))
@@ -693,7 +698,7 @@ class GaussNewton(_Assessing):
             raise ValueError(f"{n} X-rays need {n} starts, one each, or a PosePrior, not {len(init)} poses")
         starts = init.sample(n_starts, generator) if isinstance(init, PosePrior) else init
         each = [starts] * n if n == 1 or isinstance(init, PosePrior) else [starts[k] for k in range(n)]
-        self._points = _landmarks(self.drr, landmarks)
+        self._points = self._where(landmarks)
         levels = self._aim(xray, mask, starts.translation.norm(dim=-1).median().item())
         batches = [self._batches(mine, more, torch.Generator().manual_seed(seed) if n > 1 else generator) for mine in each]
         gate, first = (lambda k, x: self.thresholds.similarity if k < len(batches[x]) - 1 else -math.inf), torch.cat([batch[0] for batch in batches])

@@ -67,7 +67,7 @@ class Compiled:
             usage = subprocess.run([CUOBJDUMP, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True).stdout
         registers, stack, local = (int(re.search(rf"{word}:(\d+)", usage)[1]) for word in ("REG", "STACK", "LOCAL"))
         kind = options["REAL"].name if "REAL" in options else ""
-        print(json.dumps({"kernel": self.name, "mode": options.get("MODE", ""), "real": kind, "asked": asked, "registers": registers, "spilled": stack + local}), flush=True)
+        print(json.dumps({"kernel": self.name, "mode": options.get("MODE", ""), "real": kind, "asked": asked, "registers": registers, "spilled": stack + local, "hash": compiled.hash}), flush=True)
 
 
 for name in ("_siddon", "_trilinear", "_contract"):
@@ -77,13 +77,23 @@ cuda._check = lambda volume, *others: volume
 n = 1024
 pixels, pieces, weight = torch.rand(1, n, 3, dtype=torch.float64), torch.rand(1, 5, dtype=torch.float64), torch.rand(1, 4, n)
 labels = torch.zeros(64, 64, 64, dtype=torch.int16)
+box = torch.tensor([0.0, 0.0, 0.0, 64.0, 64.0, 64.0], dtype=torch.float64)
+ASKED = [
+    {"jacobian": True, "pieces": pieces, "occupied": box},  # a DRR asks for the box, always
+    {"occupied": box},
+    {"jacobian": True, "occupied": box},
+    {"jacobian": True},
+    {"jacobian": True, "occupied": box, "pose": torch.eye(4, dtype=torch.float64)[None]},  # registration does
+    {"jacobian": True, "reducefn": "max", "occupied": box},
+    {"labels": labels, "n_channels": 4, "occupied": box},
+]
 view = {"pose": torch.eye(4)[None], "frame": torch.eye(4, dtype=torch.float64), "length": torch.ones(1, n, dtype=torch.float64), "columns": 32}
 for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
     volume = torch.zeros(64, 64, 64, dtype=dtype)
     for rule in ({"rule": "siddon"}, {"rule": "trilinear"}, {"rule": "trilinear", "n_points": 50})[: None if dtype == torch.float32 else 2]:
-        for more in ({"jacobian": True, "pieces": pieces}, {}, {"jacobian": True}, {"jacobian": True, "reducefn": "max"}, {"labels": labels, "n_channels": 4})[: None if dtype == torch.float32 else 1]:
+        for more in ASKED[: None if dtype == torch.float32 else 1]:
             asked = " ".join(map(str, (dtype, *rule.values(), *more)))
-            cuda.integrate(volume, None, pixels, **view, **rule, **more)
+            cuda.integrate(volume, None, pixels, **{**view, **rule, **more})
         if dtype != torch.float32:
             continue
         asked = f"{dtype} {' '.join(map(str, rule.values()))} backward"
@@ -91,6 +101,10 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         for deterministic in (False, True):
             torch.use_deterministic_algorithms(deterministic)
             cuda.volume_gradient(volume, None, pixels, weight, labels=labels, pieces=pieces, **view, **rule)
+asked = "any size"
+for size, count, columns in (((64, 64, 64), 1024, 32), ((63, 65, 61), 999, 27), ((48, 16, 80), 4000, 100)):
+    for rule in ({"rule": "siddon"}, {"rule": "trilinear"}, {"rule": "trilinear", "n_points": count}):
+        cuda.integrate(torch.zeros(size), None, torch.rand(1, count, 3, dtype=torch.float64), **{**view, "length": torch.ones(1, count, dtype=torch.float64), "columns": columns}, **rule, occupied=box)
 asked = "more than 2^31 voxels"
 for rule in ("siddon", "trilinear"):
     for more in ({}, {"reducefn": "max"}):

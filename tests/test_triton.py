@@ -27,3 +27,5 @@ def test_kernels_compile(capability, tmp_path):
     assert {(row["kernel"], row["mode"]) for row in rows} >= {(k, m) for k in ("_siddon", "_trilinear") for m in ("sum", "max", "channels", "voxels")} | {("_contract", "")}
     assert not [row for row in rows if row["spilled"]], "registers spilled to memory"
     assert max(row["registers"] for row in rows) <= 255
+    sizes = [row for row in rows if row["asked"] == "any size"]
+    assert len(sizes) == 9 and len({row["hash"] for row in sizes}) == 3, "compiled anew for another size of image or volume"

@@ -22,6 +22,9 @@ from .reference import check_rays
 # %% ../../notebooks/api/07_kernels_cuda.ipynb #01e3b1cc
 _FAR = tl.constexpr(1e12)  # voxels: what is farther away has no place
 _GRID = tl.constexpr(8)  # columns of a tile
+# arguments that a kernel is not compiled anew for: other images, volumes and cameras run on the same code
+_NUMBERS = ["n0", "n1", "n2", "n_rays", "source_rays", "point_sets", "length_sets", "length_rays", "columns", "tiles", "n_channels", "n_points"]
+_STEPS = ["step0", "step1", "step2"]
 
 
 @triton.jit
@@ -195,11 +198,11 @@ def _voxel(flat, labels, weight, pieces, piece, p, inside, n_rays, n_channels, R
     "Density of voxels p as an image counts it: after its contrast map, and times the weight of its label's channel (weight points to channel 0); 0 outside."
     v = tl.load(flat + p, mask=inside, other=0.0).to(REAL)
     if pieces is not None:
-        v = tl.where(v > piece[0], piece[3] * v + piece[4], piece[1] * v + piece[2])
+        v = tl.where(inside, tl.where(v > piece[0], piece[3] * v + piece[4], piece[1] * v + piece[2]), 0.0)
     if weight is not None:
         label, known = _channel(labels, p, inside, n_channels)
         v = v * tl.load(weight + label * n_rays, mask=known, other=0.0).to(REAL)
-    return tl.where(inside, v, 0.0)
+    return v
 
 
 @triton.jit
@@ -244,9 +247,9 @@ def _moved_end(by, axis, alpha, d, change, K: tl.constexpr):
 def _scatter(grad, fixed, p, x, mask):
     "Add to voxels. Floating-point sums depend on their order, which no GPU promises; sums of integers, in units of 1 / fixed, do not."
     if fixed is None:
-        tl.atomic_add(grad + p, x.to(grad.dtype.element_ty), mask=mask)
+        tl.atomic_add(grad + p, x.to(grad.dtype.element_ty), mask=mask, sem="relaxed")
     else:
-        tl.atomic_add(grad + p, tl.floor(x.to(tl.float64) * tl.load(fixed) + 0.5).to(tl.int64), mask=mask)
+        tl.atomic_add(grad + p, tl.floor(x.to(tl.float64) * tl.load(fixed) + 0.5).to(tl.int64), mask=mask, sem="relaxed")
 
 
 @triton.jit
@@ -282,7 +285,7 @@ def _visit_voxel(state, MODE: tl.constexpr, voxels, p, live, a, e, axis, after, 
             state = best, density, lo, hi, tl.where(more, axis, enter), tl.where(more, after, leave)
         else:
             label, known = _channel(labels, p, live, n_channels)
-            tl.atomic_add(out + label * n_rays, ((e - a).to(tl.float64) * scale * v).to(out.dtype.element_ty), mask=known & (v != 0.0))
+            tl.atomic_add(out + label * n_rays, ((e - a).to(tl.float64) * scale * v).to(out.dtype.element_ty), mask=known & (v != 0.0), sem="relaxed")
     return state
 
 
@@ -306,17 +309,18 @@ def _save_siddon(state, MODE: tl.constexpr, out, jacobian, row, kept, hit, lengt
                 by = (lo * all_A + width * all_B - all_A) * per, -(lo * all_A + width * all_B) * per
             _save_jacobian(jacobian, row, kept, K, by[0], by[1], RAYS, PARTS)
 
-# %% ../../notebooks/api/07_kernels_cuda.ipynb #04097ebf
-@triton.jit
-def _siddon(flat, n, strides, geometry, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
-    n_rays, b = geometry[5], (tl.program_id(0) // tiles).to(tl.int64)
+# %% ../../notebooks/api/07_kernels_cuda.ipynb #683c7ea6
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STEPS)
+def _siddon(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
+    n, strides, b = (n0, n1, n2), (step0, step1, step2), (tl.program_id(0) // tiles).to(tl.int64)
+    geometry = source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays
     q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED)
     s, d = _ray(geometry, b, q, ok, LIFT)
     piece = _pieces(pieces, b, REAL)
     low, high = _bounds(box, n, 0.0, piece, pieces)
     lo, hi, entry, exit = _stretch(s, d, low, high)
     lo, hi, axis, leave = _part(lo, hi, entry, exit, part, PARTS)
-    hit, length, width = lo < hi, _length(geometry, b, q, ok), hi - lo
+    hit, scale, width = lo < hi, _length(geometry, b, q, ok), hi - lo
     axes = _begin(s[0], d[0], lo, hi, low[0], high[0], REAL, WIDE), _begin(s[1], d[1], lo, hi, low[1], high[1], REAL, WIDE), _begin(s[2], d[2], lo, hi, low[2], high[2], REAL, WIDE)
     total = tl.where(hit, axes[0][3] + axes[1][3] + axes[2][3], -1)
     p = axes[0][0] * strides[0] + axes[1][0] * strides[1] + axes[2][0] * strides[2]
@@ -333,33 +337,45 @@ def _siddon(flat, n, strides, geometry, columns, tiles, box, pieces, labels, wei
         live = step <= total
         e, first, second, third = _cross(m0, m1, m2, axes)
         after = tl.where(first, 0, tl.where(second, 1, tl.where(third, 2, leave)))
-        state = _visit_voxel(state, MODE, voxels, p, live, a, e, axis, after, width * length, place, jacobian, fixed, REAL)
+        state = _visit_voxel(state, MODE, voxels, p, live, a, e, axis, after, width * scale, place, jacobian, fixed, REAL)
         a, axis = tl.where(live, e, a), tl.where(live, after, axis)
         m0, m1, m2 = m0 + first.to(tl.int32), m1 + second.to(tl.int32), m2 + third.to(tl.int32)
         p += tl.where(first, axes[0][4] * strides[0], tl.where(second, axes[1][4] * strides[1], tl.where(third, axes[2][4] * strides[2], 0)))
     if MODE == "sum" or MODE == "max":
         r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED)
-        _save_siddon(state, MODE, out, jacobian, b * n_rays + r, kept, hit, length, d, lo, width, leave, a, RAYS, PARTS)
+        _save_siddon(state, MODE, out, jacobian, b * n_rays + r, kept, hit, scale, d, lo, width, leave, a, RAYS, PARTS)
 
-# %% ../../notebooks/api/07_kernels_cuda.ipynb #3e5bb395
+# %% ../../notebooks/api/07_kernels_cuda.ipynb #08396090
 @triton.jit
-def _corner(voxels, cell, p, live, n, strides, DX: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr, REAL: tl.constexpr):
-    "One voxel of each cell, and whether it is in the volume; p is the place of the upper corner."
+def _within(i, n):
+    "Whether the lower and the upper voxel of a cell exist on one axis."
+    return (i >= 1) & (i <= n), (i >= 0) & (i < n)
+
+
+@triton.jit
+def _corner(voxels, p, inside, strides, DX: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr, REAL: tl.constexpr):
+    "One voxel of each cell; p is the place of the upper corner."
     flat, labels, weight, pieces, piece, n_rays, n_channels = voxels
-    i, j, k = cell[0] + (DX - 1), cell[1] + (DY - 1), cell[2] + (DZ - 1)
-    inside = live & (i >= 0) & (j >= 0) & (k >= 0) & (i < n[0]) & (j < n[1]) & (k < n[2])
     p += (DX - 1) * strides[0] + (DY - 1) * strides[1] + (DZ - 1) * strides[2]
     return _voxel(flat, labels, weight, pieces, piece, p, inside, n_rays, n_channels, REAL)
+
+
+@triton.jit
+def _edge(voxels, p, inside, xs, strides, DY: tl.constexpr, DZ: tl.constexpr, REAL: tl.constexpr):
+    "Two voxels of each cell that are neighbours on the first axis."
+    return _corner(voxels, p, inside & xs[0], strides, 0, DY, DZ, REAL), _corner(voxels, p, inside & xs[1], strides, 1, DY, DZ, REAL)
 
 
 @triton.jit
 def _corners(voxels, cell, live, n, strides, REAL: tl.constexpr):
     "The eight voxels of cells, first axis fastest; zero outside the volume."
     p = cell[0] * strides[0] + cell[1] * strides[1] + cell[2] * strides[2]
-    c0, c1 = _corner(voxels, cell, p, live, n, strides, 0, 0, 0, REAL), _corner(voxels, cell, p, live, n, strides, 1, 0, 0, REAL)
-    c2, c3 = _corner(voxels, cell, p, live, n, strides, 0, 1, 0, REAL), _corner(voxels, cell, p, live, n, strides, 1, 1, 0, REAL)
-    c4, c5 = _corner(voxels, cell, p, live, n, strides, 0, 0, 1, REAL), _corner(voxels, cell, p, live, n, strides, 1, 0, 1, REAL)
-    c6, c7 = _corner(voxels, cell, p, live, n, strides, 0, 1, 1, REAL), _corner(voxels, cell, p, live, n, strides, 1, 1, 1, REAL)
+    xs, ys, zs = _within(cell[0], n[0]), _within(cell[1], n[1]), _within(cell[2], n[2])
+    below, above = live & zs[0], live & zs[1]
+    c0, c1 = _edge(voxels, p, below & ys[0], xs, strides, 0, 0, REAL)
+    c2, c3 = _edge(voxels, p, below & ys[1], xs, strides, 1, 0, REAL)
+    c4, c5 = _edge(voxels, p, above & ys[0], xs, strides, 0, 1, REAL)
+    c6, c7 = _edge(voxels, p, above & ys[1], xs, strides, 1, 1, REAL)
     return c0, c1, c2, c3, c4, c5, c6, c7
 
 
@@ -415,7 +431,7 @@ def _share_cell(voxels, c, w, whole, cell, live, n, strides, MODE: tl.constexpr,
         p = i * strides[0] + j * strides[1] + k * strides[2]
         if MODE == "channels":
             label, wanted = _channel(labels, p, inside & (c[corner] != 0.0), n_channels)
-            tl.atomic_add(out + label * n_rays, (whole * (w[corner] * c[corner])).to(out.dtype.element_ty), mask=wanted)
+            tl.atomic_add(out + label * n_rays, (whole * (w[corner] * c[corner])).to(out.dtype.element_ty), mask=wanted, sem="relaxed")
         else:
             label, wanted = _channel(labels, p, inside, n_channels)
             gain = tl.load(weight + label * n_rays, mask=wanted, other=0.0) * _slope(flat, p, pieces, piece, inside, REAL)
@@ -491,32 +507,44 @@ def _piece(m0, m1, m2, a, axes, begin, e, d, step, start, width, n_points):
         j0, j1, j2 = m0 * axes[0][4], m1 * axes[1][4], m2 * axes[2][4]
     else:
         end, first, second, third = a, m0 > 0, m0 > 0, m0 > 0
-        middle, h = (start + step + 0.5).to(a.dtype) / n_points * width, width / n_points
+        h = width / n_points
+        middle = (start + step + 0.5).to(a.dtype) * h
         j0, j1, j2 = tl.floor(e[0] + middle * d[0]).to(tl.int32), tl.floor(e[1] + middle * d[1]).to(tl.int32), tl.floor(e[2] + middle * d[2]).to(tl.int32)
     at = e[0] + middle * d[0] - j0, e[1] + middle * d[1] - j1, e[2] + middle * d[2] - j2
     return middle, h, (begin[0] + j0, begin[1] + j1, begin[2] + j2), at, end, first, second, third
 
-# %% ../../notebooks/api/07_kernels_cuda.ipynb #265f8a11
+# %% ../../notebooks/api/07_kernels_cuda.ipynb #dd44d1e0
 @triton.jit
-def _trilinear(flat, n, strides, geometry, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, n_points, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
-    n_rays, b = geometry[5], (tl.program_id(0) // tiles).to(tl.int64)
+def _filled(s, d, low, high, corners, n_points):
+    "The first of the n_points samples from low to high that can be between two corners, and how many they are."
+    begin, end, _, _ = _stretch(s, d, corners[0], corners[1])
+    per = n_points / tl.where(low < high, high - low, 1.0)
+    first = tl.maximum(tl.floor((begin - low) * per - 1.0), 0.0)
+    return first.to(tl.int32), tl.maximum(tl.minimum(tl.ceil((end - low) * per + 1.0), n_points * 1.0) - first, 0.0).to(tl.int32)
+
+# %% ../../notebooks/api/07_kernels_cuda.ipynb #f21802df
+@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STEPS)
+def _trilinear(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, n_points, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
+    n, strides, b = (n0, n1, n2), (step0, step1, step2), (tl.program_id(0) // tiles).to(tl.int64)
+    geometry = source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays
     q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED)
     s, d = _ray(geometry, b, q, ok, LIFT)
     piece = _pieces(pieces, b, REAL)
     bottom, top = _bounds(box if n_points is None else None, n, 1.0, piece, pieces)  # equal pieces divide the whole volume's stretch
     low, high, entry, exit = _stretch(s, d, bottom, top)
-    length, hit = _length(geometry, b, q, ok), low < high
+    scale, hit = _length(geometry, b, q, ok), low < high
     lo, hi, axis, leave = _part(low, high, entry, exit, part, PARTS)
     if n_points is None:
-        last, start, width, spread, share = hit, 0, (hi - lo).to(REAL), 1.0 / 12.0, 0.5
+        last, start, width, spread, share = hit, 0, (hi - lo).to(REAL), tl.full((), 1.0, REAL) / 12.0, 0.5
     else:
-        start = part * n_points // PARTS
-        last, lo, hi, width, spread, share = (part + 1) * n_points // PARTS - start - 1, low, low, (high - low).to(REAL), 0.0, 1.0
+        skipped, count = _filled(s, d, low, high, _bounds(box, n, 1.0, piece, pieces), n_points)
+        start = skipped + part * count // PARTS
+        last, lo, hi, width, spread, share = skipped + (part + 1) * count // PARTS - start - 1, low, low, (high - low).to(REAL), 0.0, 1.0
     axes = _begin(s[0], d[0], lo, hi, bottom[0], top[0], REAL, WIDE), _begin(s[1], d[1], lo, hi, bottom[1], top[1], REAL, WIDE), _begin(s[2], d[2], lo, hi, bottom[2], top[2], REAL, WIDE)
     if n_points is None:
         last = axes[0][3] + axes[1][3] + axes[2][3]
     last = tl.where(hit, last, -1)
-    begin, dr, whole = (axes[0][0], axes[1][0], axes[2][0]), (d[0].to(REAL), d[1].to(REAL), d[2].to(REAL)), length.to(REAL)
+    begin, dr, whole = (axes[0][0], axes[1][0], axes[2][0]), (d[0].to(REAL), d[1].to(REAL), d[2].to(REAL)), scale.to(REAL)
     origin = (s[0] + lo * d[0] - begin[0]).to(REAL), (s[1] + lo * d[1] - begin[1]).to(REAL), (s[2] + lo * d[2] - begin[2]).to(REAL)
     voxels = flat, labels, None if weight is None else weight + b * n_channels * n_rays + q, pieces, piece, n_rays, n_channels
     place, zero = out if MODE == "voxels" else out + b * n_channels * n_rays + q, tl.zeros([RAYS * PARTS], REAL)
@@ -545,12 +573,12 @@ def _trilinear(flat, n, strides, geometry, columns, tiles, box, pieces, labels, 
         m0, m1, m2 = m0 + first.to(tl.int32), m1 + second.to(tl.int32), m2 + third.to(tl.int32)
     r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED)
     if MODE == "sum":
-        _save_sums(state, out, jacobian, b * n_rays + r, kept, hit, length, d, low, high, entry, exit, n_points is None, RAYS, PARTS)
+        _save_sums(state, out, jacobian, b * n_rays + r, kept, hit, scale, d, low, high, entry, exit, n_points is None, RAYS, PARTS)
     if MODE == "max":
-        _save_best(state, voxels, out, jacobian, b * n_rays + r, kept, n, strides, length, s, d, low, high, entry, exit, n_points, REAL)
+        _save_best(state, voxels, out, jacobian, b * n_rays + r, kept, n, strides, scale, s, d, low, high, entry, exit, n_points, REAL)
 
-# %% ../../notebooks/api/07_kernels_cuda.ipynb #18ce4003
-@triton.jit
+# %% ../../notebooks/api/07_kernels_cuda.ipynb #c4b31177
+@triton.jit(do_not_specialize=["n_rays", "point_sets", "weight_image", "weight_ray", "blocks"])
 def _contract(jacobian, weight, points, out, n_rays, point_sets, weight_image, weight_ray, blocks, BLOCK: tl.constexpr):
     b, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     q = block * BLOCK + tl.arange(0, BLOCK)
@@ -589,10 +617,10 @@ def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, we
     exact = lambda x: None if x is None else x.detach().double().contiguous()
     points, length = exact(target), torch.ones(1, 1, dtype=torch.float64, device=volume.device) if length is None else exact(length)
     pose = None if pose is None else pose.detach().contiguous()
-    geometry = (exact(source) if pose is None else None, pose, exact(frame), points, length, n, 1 if pose is not None else source.shape[1], len(points), len(length), length.shape[1])
+    geometry = exact(source) if pose is None else None, pose, exact(frame), points, length, n, 1 if pose is not None else source.shape[1], len(points), len(length), length.shape[1]
     if labels is not None and labels.stride() != volume.stride():
         labels = torch.empty_like(volume, dtype=labels.dtype).copy_(labels)
-    arguments = (volume.detach(), tuple(volume.shape), volume.stride(), geometry, columns, tiles, exact(box), exact(pieces), labels, weight, n_channels, out, jacobian, fixed)
+    arguments = (volume.detach(), *volume.shape, *volume.stride(), *geometry, columns, tiles, exact(box), exact(pieces), labels, weight, n_channels, out, jacobian, fixed)
     options = {"MODE": mode, "REAL": _WORKS_IN[volume.dtype][1], "WIDE": wide, "RAYS": count, "PARTS": parts, "TILED": columns > 0, "num_warps": 4}
     with _beside(volume):
         if name == "siddon":
