@@ -3,6 +3,7 @@
 import csv
 import os
 import platform
+import re
 import resource
 import shutil
 import statistics
@@ -255,7 +256,7 @@ def machine(command: str) -> dict:
     names = ("diffpose", "diffdrr", "nanodrr", "itk-rtk", "torch", "numba", "numpy", "torchio")
     root = Path(__file__).resolve().parent
     git = lambda *a: subprocess.run(["git", *a], cwd=root, capture_output=True, text=True).stdout.strip()
-    info = {"date": time.strftime("%Y-%m-%d"), "command": command, "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+    info = {"date": time.strftime("%Y-%m-%d"), "command": re.sub(r" --out \S+", "", command).strip(), "cpu": _cpu(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
     info |= {"memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1), "system": platform.platform(terse=True), "python": platform.python_version()}
     info |= {name: _version(name) for name in names}
     if available("plastimatch"):

@@ -46,15 +46,17 @@ def _accumulator(x: Tensor) -> torch.dtype:
 
 
 def _box_sum(
-    x: Tensor,  # ... H W
+    maps: Sequence[Tensor],  # n of ... H W
     size: int,  # side of the window [px]
-) -> Tensor:  # ... H-size+1 W-size+1
-    "Sum of every window of an image, by differences of running sums."
-    for dim, pad in ((-1, (1, 0)), (-2, (0, 0, 1, 0))):
-        total = F.pad(x, pad).cumsum_(dim)
+    border: int = 0,  # zeros around the images [px]
+) -> Tensor:  # n ... H+2 border-size+1 W+2 border-size+1
+    "Sum of every window of images, by differences of running sums."
+    total = F.pad(torch.stack(tuple(maps)), (border + 1, border) * 2)
+    for dim in (-1, -2):
+        total = total.cumsum_(dim)
         n = total.shape[dim] - size
-        x = total.narrow(dim, size, n) - total.narrow(dim, 0, n)
-    return x
+        total = total.narrow(dim, size, n) - total.narrow(dim, 0, n)
+    return total
 
 # %% ../notebooks/api/11_metrics.ipynb #df56beaa
 def _correlations(
@@ -65,8 +67,10 @@ def _correlations(
     eps: float,
 ) -> tuple[Tensor, ...]:  # correlation of each window; 1 / (σa σb), 1 / σa², 1 / σb² (0 where flat); means
     "Correlation in every window, and what its derivative is made of."
-    means = lambda x: x.mean((-2, -1), keepdim=True) if size is None else _box_sum(x, size).div_(size**2)
-    mean_a, mean_b, square_a, square_b, product = means(torch.stack([a, b, a.square(), b.square(), a * b]))
+    maps = a, b, a.square(), b.square(), a * b
+    means = (x.mean((-2, -1), keepdim=True) for x in maps) if size is None else _box_sum(maps, size).div_(size**2)
+    mean_a, mean_b, square_a, square_b, product = means
+    del maps
     variances = square_a - mean_a.square(), square_b - mean_b.square()
     live_a, live_b = (v > floor for v, floor in zip(variances, floors))
     var_a, var_b = torch.where(live_a, variances[0], 0) + eps, torch.where(live_b, variances[1], 0) + eps
@@ -98,7 +102,7 @@ class _MeanCorrelation(torch.autograd.Function):
             return *(next(found) if x.requires_grad else None for x in (a, b)), *nothing
         each = grad[:, None, None, None] / (c[0].numel() * (ctx.size**2 if ctx.size else a[0, 0].numel()))
         cross = scale * each
-        spread = lambda *maps: maps if ctx.size is None else _box_sum(F.pad(torch.stack(maps), (ctx.size - 1,) * 4), ctx.size)
+        spread = lambda *maps: maps if ctx.size is None else _box_sum(maps, ctx.size, ctx.size - 1)
         results = []
         for x, y, mean_x, mean_y, by_x, needed in ((a, b, mean_a, mean_b, by_a, ctx.needs_input_grad[0]), (b, a, mean_b, mean_a, by_b, ctx.needs_input_grad[1])):
             own = c * by_x * each
