@@ -18,7 +18,7 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
-from .pose import RigidTransform, _assemble, _require, convert, unseen
+from .pose import RigidTransform, _assemble, _require, _unseen, convert
 
 # %% ../notebooks/api/01_calibration.ipynb #e0fe1545
 _REORIENT = {
@@ -372,7 +372,7 @@ class _Posed(_Mounted):
         "b 3 3 matrices as given, and the camera that holds the rest."
         camera = self.camera
         if isinstance(calibration, Tensor):
-            if not unseen(calibration):
+            if not _unseen(calibration):
                 _check_matrix(calibration)
             return calibration.reshape(-1, 3, 3), camera
         if isinstance(calibration, Camera):
@@ -448,7 +448,7 @@ class _Imaging(_Projecting):
             distances = (x.square()[:, None] + (y.square() + camera.sdd**2)[..., None]).sqrt().flatten(1)
         else:
             distances = (x[:, self._index % camera.width].square() + y[:, self._index // camera.width].square() + camera.sdd**2).sqrt()
-        if calibration is None and type(centres) is Tensor and not centres.is_inference() and not unseen(centres):
+        if calibration is None and type(centres) is Tensor and not centres.is_inference() and not _unseen(centres):
             self._kept = self.camera, self._index, version, centres, distances
         return centres, distances
 

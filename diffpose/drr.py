@@ -18,7 +18,7 @@ from torch import Tensor
 from .calibration import Camera, Detector
 from .data import Contrast
 from .kernels.reference import bounding_box, occupancy
-from .pose import RigidTransform, capturing, convert
+from .pose import RigidTransform, _capturing, convert
 from .renderers import Siddon, Trilinear, View, choose_backend
 
 # %% ../notebooks/api/09_drr.ipynb #ae1ae256
@@ -102,7 +102,7 @@ class _Filled(_Projector):
             return None
         state = (density._version, density.data_ptr(), density.shape, density.stride())
         if self._bricks[0] is not density or self._bricks[1] != state:
-            if capturing(density):
+            if _capturing(density):
                 return None  # what is not known before a capture cannot be kept by one
             with torch.inference_mode(False), torch.no_grad():  # it serves calls of every kind
                 new, old = {"numba": occupancy, "triton": bounding_box}[backend](density), self._bricks[2]

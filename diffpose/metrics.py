@@ -190,15 +190,15 @@ def sobel(
         blur = torch.exp(-t.square() / 2)
         x = _separable(F.pad(x, (n, n, n, n), mode="reflect"), blur / blur.sum(), blur / blur.sum())
     x = F.pad(x, (1, 1, 1, 1)) if border == "zeros" else F.pad(x, (1, 1, 1, 1), mode="replicate")
-    smooth, slope = x.new_tensor([1.0, 2.0, 1.0]), x.new_tensor([-1.0, 0.0, 1.0])
+    smooth, slope = (1.0, 2.0, 1.0), (-1.0, 0.0, 1.0)
     return torch.stack([_separable(x, smooth, slope), _separable(x, slope, smooth)], 2).flatten(1, 2)
 
 
-def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _separable(x: Tensor, rows: Sequence, columns: Sequence) -> Tensor:
     "Correlate each channel with the kernel rows ⊗ columns, where it fits."
     for dim, kernel in ((-2, rows), (-1, columns)):  # by shifts: a GPU's convolution would round images to 11 bits
         n = x.shape[dim] - len(kernel) + 1
-        x = sum(weight * x.narrow(dim, k, n) for k, weight in enumerate(kernel.unbind()))
+        x = sum(weight * x.narrow(dim, k, n) for k, weight in enumerate(kernel))
     return x
 
 # %% ../notebooks/api/11_metrics.ipynb #8bfd1b99

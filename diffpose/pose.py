@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARAMETERIZATIONS', 'so3_exp', 'so3_log', 'se3_exp', 'se3_log', 'RigidTransform', 'euler_angles_to_matrix',
-           'matrix_to_euler_angles', 'quaternion_to_matrix', 'capturing', 'unseen', 'matrix_to_quaternion',
-           'rotation_6d_to_matrix', 'matrix_to_rotation_6d', 'rotation_9d_to_matrix', 'matrix_to_rotation_9d',
-           'rotation_10d_to_matrix', 'matrix_to_rotation_10d', 'quaternion_adjugate_to_matrix',
-           'matrix_to_quaternion_adjugate', 'convert', 'random_rigid_transform']
+           'matrix_to_euler_angles', 'quaternion_to_matrix', 'matrix_to_quaternion', 'rotation_6d_to_matrix',
+           'matrix_to_rotation_6d', 'rotation_9d_to_matrix', 'matrix_to_rotation_9d', 'rotation_10d_to_matrix',
+           'matrix_to_rotation_10d', 'quaternion_adjugate_to_matrix', 'matrix_to_quaternion_adjugate', 'convert',
+           'random_rigid_transform']
 
 # %% ../notebooks/api/00_pose.ipynb #8dd71785
 import math
@@ -104,6 +104,16 @@ def _require(
         raise TypeError(f"{name} is {x.dtype} on {x.device}, but must be {like.dtype} on {like.device} like what it goes with; use `.to(...)`. {fix}".strip())
     if len(x) != len(like) and 1 not in (len(x), len(like)):
         raise ValueError(f"{name} has a batch of {len(x)}, which fits neither {len(like)} nor 1. {fix}".strip())
+
+
+def _capturing(x: Tensor) -> bool:
+    "Is what happens to a tensor being captured in a CUDA graph, and not yet done?"
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _unseen(x: Tensor) -> bool:
+    "Is nobody able to look at a tensor's values now, because it is being compiled by torch, or captured? Then what is no rotation becomes NaN."
+    return torch.compiler.is_compiling() or _capturing(x)
 
 # %% ../notebooks/api/00_pose.ipynb #7929859a
 class _Batch:
@@ -224,8 +234,8 @@ class RigidTransform(_Rigid):
         if isinstance(matrix, Tensor) and matrix.ndim == 2:
             matrix = matrix[None]
         _require(matrix, "the matrix of a RigidTransform", (4, 4), fix="From a rotation and a translation, use `convert`.")
-        last = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=matrix.dtype, device=matrix.device)
-        if not torch.allclose(matrix.detach()[:, 3], last, rtol=0, atol=1e-6):
+        last = torch.arange(4, device=matrix.device) == 3
+        if not _unseen(matrix) and not torch.allclose(matrix.detach()[:, 3], last.to(matrix.dtype), rtol=0, atol=1e-6):
             raise ValueError(f"the last row of a rigid transform is (0, 0, 0, 1), not {matrix[0, 3].tolist()}. A row-vector matrix (translation in the last row) must be transposed first.")
         self.matrix = matrix
 
@@ -322,19 +332,9 @@ def quaternion_to_matrix(
     return roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(q / norm))
 
 
-def capturing(x: Tensor) -> bool:
-    "Is what happens to a tensor being captured in a CUDA graph, and not yet done?"
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def unseen(x: Tensor) -> bool:
-    "Is nobody able to look at a tensor's values now, because it is being compiled by torch, or captured? Then what is no rotation becomes NaN."
-    return torch.compiler.is_compiling() or capturing(x)
-
-
 def _refuse(bad: Tensor, why: str) -> None:
     "Raise a ValueError if any element is bad."
-    if not unseen(bad) and bad.any():
+    if not _unseen(bad) and bad.any():
         raise ValueError(f"{why} (first at index {bad.nonzero()[0, :1].tolist()}).")
 
 # %% ../notebooks/api/00_pose.ipynb #f5b4d769
@@ -376,7 +376,7 @@ def rotation_9d_to_matrix(
     x: Float[Tensor, "*b 9"],  # a 3x3 matrix, row by row
 ) -> Float[Tensor, "*b 3 3"]:
     "Nearest rotation (in the Frobenius norm)."
-    if not unseen(x) and not x.isfinite().all():
+    if not _unseen(x) and not x.isfinite().all():
         raise ValueError("a rotation_9d must be finite.")
     R, s = roma.special_procrustes(x.unflatten(-1, (3, 3)), gradient_eps=1e-12, return_singular_values=True)
     s = s.detach()
@@ -398,7 +398,7 @@ def rotation_10d_to_matrix(
 ) -> Float[Tensor, "*b 3 3"]:
     "Rotation of the quaternion that is the eigenvector of smallest eigenvalue."
     A = _symmetric(x)
-    if not unseen(A) and not A.isfinite().all():
+    if not _unseen(A) and not A.isfinite().all():
         raise ValueError("a rotation_10d must be finite.")
     e, V = (x.to(A) for x in torch.linalg.eigh(A.detach().double()))  # in single precision, LAPACKs differ in the last digits
     gaps = e[..., 1:] - e[..., :1]
@@ -410,7 +410,8 @@ def rotation_10d_to_matrix(
 
 def _symmetric(x: Tensor) -> Tensor:
     "4x4 symmetric matrices from their upper triangles, row by row."
-    return x[..., [0, 1, 2, 3, 1, 4, 5, 6, 2, 5, 7, 8, 3, 6, 8, 9]].unflatten(-1, (4, 4))
+    runs = (0, 4), (1, 2), (4, 7), (2, 3), (5, 6), (7, 9), (3, 4), (6, 7), (8, 10)  # slices, for a list of numbers would have to be brought to the GPU
+    return torch.cat([x[..., a:b] for a, b in runs], -1).unflatten(-1, (4, 4))
 
 
 def _upper(A: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from .data import open_field
 from .drr import DRR
 from .metrics import MultiscaleNormalizedCrossCorrelation2d, mtre, ncc, sobel
-from .pose import PARAMETERIZATIONS, RigidTransform, convert, se3_exp
+from .pose import PARAMETERIZATIONS, RigidTransform, _assemble, convert, se3_exp
 
 # %% ../notebooks/api/13_registration.ipynb #aadaaa4b
 class Registration(torch.nn.Module):
@@ -1030,5 +1030,4 @@ class PoseRegressor(torch.nn.Module):
             change = convert(self.rot_regression(features), self.unit_mm * self.xyz_regression(features), parameterization=self.parameterization, convention=self.convention)
             R = self.reference_rotation @ change.rotation
             t = self.reference_rotation @ change.translation[..., None] + R @ self.reference_translation
-            last = R.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(len(R), 1, 4)
-            return RigidTransform(torch.cat([torch.cat([R, t], -1), last], 1))
+            return RigidTransform._of(_assemble(R, t[..., 0]))

@@ -9,6 +9,7 @@ import importlib.util
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
 from diffpose import registration, renderers
 from diffpose.drr import DRR
@@ -23,11 +24,22 @@ def subject():
     return make_phantom(32)
 
 
+class Gpu(FakeTensorMode):
+    "A GPU without values, that nothing may be brought to."
+
+    def dispatch(self, func, types, args=(), kwargs=None):
+        out = super().dispatch(func, types, args, kwargs)
+        where = lambda tree: {x.device.type for x in tree_leaves(tree) if isinstance(x, torch.Tensor)}
+        if where((args, kwargs)) == {"cpu"} and "cuda" in where(out):
+            raise AssertionError(f"{func} brings something from the CPU's memory")
+        return out
+
+
 @pytest.fixture
 def gpu(monkeypatch):
-    "A GPU without values, while a CUDA graph is being captured on it."
+    "While a CUDA graph is being captured on it."
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    return FakeTensorMode()
+    return Gpu()
 
 
 def on_gpu(*shape, dtype=torch.float32):
@@ -63,7 +75,8 @@ def test_from_pose_to_image(subject, gpu, parameterization):
     with gpu:
         rotation = on_gpu(2, 3, 3) if parameterization == "matrix" else on_gpu(2, size)
         image = drr(rotation, on_gpu(2, 3), parameterization=parameterization, convention="ZXY" if parameterization == "euler_angles" else None)
-    assert image.shape == (2, 1, 12, 12) and image.is_cuda
+        again = drr(RigidTransform(on_gpu(2, 4, 4)))
+    assert image.shape == again.shape == (2, 1, 12, 12) and image.is_cuda and again.is_cuda
 
 
 @pytest.mark.parametrize("options", [{}, {"p_subsample": 0.5}, {"renderer": "trilinear"}, {"renderer": "trilinear", "n_points": 50}, {"patch_size": 6}])
