@@ -111,14 +111,15 @@ def standardise_gradient(
 ) -> tuple[Tensor, Optional[Tensor]]:  # B 2 H W, and its derivative B 2 H W P
     "Sobel derivatives, scaled to a mean square of 1: the residual of gradient correlation."
     inside = (F.conv2d(weight, weight.new_ones(1, 1, 3, 3), padding=1) > 8.5).to(image.dtype)
-    gradient = sobel(image, 0.0) / 8 * inside
+    derivative = lambda x: sobel(x.double(), 0.0).to(x.dtype) / 8  # a GPU's convolution would round single precision to 11 bits
+    gradient = derivative(image) * inside
     n = inside.sum((1, 2, 3), keepdim=True)
     scale = (gradient.square().sum((1, 2, 3), keepdim=True) / n).sqrt() + 1e-12
     y = gradient / scale
     if jacobian is None:
         return y, None
     b, h, w, p = jacobian.shape
-    J = sobel(jacobian.movedim(-1, 1).reshape(b * p, 1, h, w), 0.0).reshape(b, p, 2, h, w) / 8
+    J = derivative(jacobian.movedim(-1, 1).reshape(b * p, 1, h, w)).reshape(b, p, 2, h, w)
     J = J * inside[:, None] / scale[:, None]
     J = J - y[:, None] * (J * y[:, None]).sum((2, 3, 4), keepdim=True) / n[:, None]
     return y, J.movedim(1, -1)
