@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -249,6 +250,17 @@ def reset_peak() -> None:
 
 
 # The machine
+
+
+def begin(parser, more=dict) -> tuple:
+    "Arguments of a script, and what will stand above its table: where, when and with what it was made, and what more() finds. It is printed, too."
+    args = parser.parse_args()
+    if getattr(args, "threads", 0):
+        torch.set_num_threads(args.threads)
+    info = machine(f"python benchmarks/{Path(sys.argv[0]).name} " + shlex.join(sys.argv[1:])) | more()
+    for key, value in info.items():
+        print(f"{key}: {value}")
+    return args, info
 
 
 def machine(command: str) -> dict:

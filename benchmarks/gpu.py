@@ -11,15 +11,13 @@ Without a CUDA device there is nothing to do, and the script says so.
 """
 
 import argparse
-import shlex
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import Diffpose, Nanodrr, available, example_volume, machine, poses, show, write_csv
+from common import Diffpose, Nanodrr, available, begin, example_volume, poses, show, write_csv
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for gpu.csv")
@@ -196,15 +194,12 @@ def register(volume) -> dict:
 
 
 def main():
-    args = parser.parse_args()
     if not torch.cuda.is_available():
+        parser.parse_args()
         print("gpu.py: no CUDA device here, nothing was measured")
         return
-    info = machine("python benchmarks/gpu.py " + shlex.join(sys.argv[1:]))
-    copy_rate = bandwidth()
-    info |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "copy_gb_per_s": f"{copy_rate / 1e9:.0f}"}
-    for key, value in info.items():
-        print(f"{key}: {value}")
+    args, info = begin(parser, lambda: {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "copy_gb_per_s": round(bandwidth() / 1e9)})
+    copy_rate = 1e9 * info["copy_gb_per_s"]
     volume, rows = example_volume(), []
     args.out.mkdir(parents=True, exist_ok=True)
     for size in args.sizes:

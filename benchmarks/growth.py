@@ -9,15 +9,13 @@ of a large matrix product. A kernel that skips air can beat neither, but it can 
 """
 
 import argparse
-import shlex
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import Diffpose, example_volume, interleave, machine, poses, show, spread, write_csv
+from common import Diffpose, begin, example_volume, interleave, poses, show, spread, write_csv
 
 from diffpose.kernels.reference import stretch
 from diffpose.pose import convert
@@ -47,12 +45,12 @@ def cells(work: Diffpose, rotation, translation, rule: str) -> int:
     return int(((ends[1] - ends[0]).abs().sum(-1) + 1)[low < high].sum())
 
 
-def rates() -> tuple[float, float]:
-    "Bytes per second of a large copy (read and written), and single-precision operations per second of a large matrix product."
+def rates() -> dict:
+    "Bytes of a large copy (read and written), and single-precision operations of a large matrix product, both in 1e9 per second."
     a = torch.rand(2**26)
     b, m = torch.empty_like(a), torch.rand(2048, 2048)
     best = lambda f: min(seconds(f) for _ in range(7))
-    return 2 * 4 * a.numel() / best(lambda: b.copy_(a)), 2 * 2048**3 / best(lambda: m @ m)
+    return {"copy_gb_per_s": round(2 * 4e-9 * a.numel() / best(lambda: b.copy_(a)), 1), "matmul_gflop_per_s": round(2e-9 * 2048**3 / best(lambda: m @ m))}
 
 
 def seconds(function) -> float:
@@ -69,12 +67,8 @@ def pooled(volume, factor: int):
 
 
 def main():
-    args = parser.parse_args()
-    info = machine("python benchmarks/growth.py " + shlex.join(sys.argv[1:]))
-    copy_rate, flop_rate = rates()
-    info |= {"copy_gb_per_s": f"{copy_rate / 1e9:.1f}", "matmul_gflop_per_s": f"{flop_rate / 1e9:.0f}"}
-    for key, value in info.items():
-        print(f"{key}: {value}")
+    args, info = begin(parser, rates)
+    copy_rate, flop_rate = 1e9 * info["copy_gb_per_s"], 1e9 * info["matmul_gflop_per_s"]
     volume = example_volume()
     base = {"size": SIZE, "batch": BATCH, "factor": 1}
     series = [("pixels", "size", [64, 128, 256, 512, 1024]), ("images", "batch", [1, 2, 4, 8, 16, 32, 64]), ("voxels", "factor", [1, 2, 4])]

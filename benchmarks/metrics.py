@@ -8,12 +8,10 @@ Value and gradient of the mean NCC over all patches of two images. The peer make
 
 import argparse
 import multiprocessing
-import shlex
-import sys
 from pathlib import Path
 
 import torch
-from common import interleave, machine, peak_bytes, ratio, reset_peak, show, spread, write_csv
+from common import begin, interleave, peak_bytes, ratio, reset_peak, show, spread, write_csv
 
 from diffpose.metrics import ncc
 
@@ -77,10 +75,7 @@ def megabytes(context, *arguments) -> float:
 
 
 def main():
-    args = parser.parse_args()
-    info = machine("python benchmarks/metrics.py " + shlex.join(sys.argv[1:]))
-    for key, value in info.items():
-        print(f"{key}: {value}")
+    args, info = begin(parser)
     context, rows = multiprocessing.get_context("forkserver"), []
     for n in args.sizes:
         x1, x2 = images(n)

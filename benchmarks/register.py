@@ -16,14 +16,12 @@ Adam takes on diffpose with the same rule: same images, same gradient, same path
 """
 
 import argparse
-import shlex
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import PACKAGES, Diffpose, available, example_volume, machine, ratio, show, spread, write_csv
+from common import PACKAGES, Diffpose, available, begin, example_volume, ratio, show, spread, write_csv
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for register.csv")
@@ -135,12 +133,7 @@ class Newton:
 def main():
     from diffpose.registration import default_landmarks
 
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    info = machine("python benchmarks/register.py " + shlex.join(sys.argv[1:]))
-    for key, value in info.items():
-        print(f"{key}: {value}")
+    args, info = begin(parser)
     packages = [name for name in args.packages if available(name)]
     volume, sampled = example_volume(), f"trilinear-{args.points}"
     siddon = Diffpose(volume, "siddon", SIZE)

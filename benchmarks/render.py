@@ -18,14 +18,13 @@ import argparse
 import gc
 import multiprocessing
 import resource
-import shlex
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import FRONTAL, PACKAGES, available, example_volume, interleave, machine, peak_bytes, poses, ratio, reset_peak, show, spread, write_csv
+from common import FRONTAL, PACKAGES, available, begin, example_volume, interleave, peak_bytes, poses, ratio, reset_peak, show, spread, write_csv
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for render.csv")
@@ -157,13 +156,8 @@ def measure(context, *arguments):
 
 
 def main():
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args, info = begin(parser)
     packages = [name for name in args.packages if available(name)]
-    info = machine("python benchmarks/render.py " + shlex.join(sys.argv[1:]))
-    for key, value in info.items():
-        print(f"{key}: {value}")
     for name in set(args.packages) - set(packages):
         print(f"{name} is not installed, and left out")
 

@@ -10,13 +10,11 @@ alone: what would be left if rendering and comparing images cost nothing. Every 
 """
 
 import argparse
-import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import PACKAGES, available, example_volume, interleave, machine, poses, ratio, show, spread, write_csv
+from common import PACKAGES, available, begin, example_volume, interleave, poses, ratio, show, spread, write_csv
 
 from diffpose.metrics import double_geodesic_se3, multiscale_ncc
 from diffpose.pose import convert
@@ -83,12 +81,7 @@ class Unrendered(Step):
 
 
 def main():
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    info = machine("python benchmarks/train.py " + shlex.join(sys.argv[1:]))
-    for key, value in info.items():
-        print(f"{key}: {value}")
+    args, info = begin(parser)
     volume, sampled = example_volume(), f"trilinear-{args.points}"
     steps = {"no renderer": Unrendered(args.size, args.batch)}
     for package, rule in (("diffpose", "siddon"), ("diffpose", "trilinear-exact"), ("diffpose", sampled), ("nanodrr", sampled), ("diffdrr", sampled), ("diffdrr", "siddon")):
