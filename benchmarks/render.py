@@ -189,31 +189,29 @@ def possible(package: str, task: str, batch: int, turn) -> bool:
 
 def case(args, context, volume, contenders, per_ray, size, batch):
     "All contenders and tasks at one size and batch: rows of the table."
-    rays, functions, rows = batch * size * size, {}, []
+    rays, kept, functions, rows = batch * size * size, {}, {}, []
     wanted = [(p, rule, task) for p, rule in contenders for task in args.tasks if possible(p, task, batch, args.turn)]
     expected = {key: per_ray.get(key, 0) * rays for key in wanted}
     within = {key for key in wanted if expected[key] <= (args.own_limit if key[0] == "diffpose" else args.limit)}
     for rule in ("siddon", "trilinear-exact") if within else ():
         measure(context, args.out, "diffpose", rule, "truth_with_voxels" if any(task == "voxels" for *_, task in within) else "truth", size, batch, args)
-    for package, rule in contenders:
-        kept = PACKAGES[package](volume, rule, size)
-        for task in args.tasks:
-            key = (package, rule, task)
-            if key not in expected:
-                continue
-            row = {"size": size, "batch": batch, "package": package, "rule": rule, "task": task}
-            rows.append(row)
-            if key not in within:
-                row["ms"] = f"not run (about {expected[key]:.0f} s)"
-                continue
-            result = measure(context, args.out, package, rule, task, size, batch, args)
-            if result is None:
-                row["ms"] = f"not run (over {args.max_gb:g} GB)"
-                continue
-            seconds, megabytes, image, gradient = result
-            per_ray[key] = seconds / rays
-            row |= {"peak_mb": megabytes, "image_error": f"{image:.1e}", "gradient_error": "" if np.isnan(gradient) else f"{gradient:.1e}"}
-            functions[key] = Task(kept, task, size, batch, args.turn)
+    for key in wanted:
+        package, rule, task = key
+        row = {"size": size, "batch": batch, "package": package, "rule": rule, "task": task}
+        rows.append(row)
+        if key not in within:
+            row["ms"] = f"not run (about {expected[key]:.0f} s)"
+            continue
+        result = measure(context, args.out, package, rule, task, size, batch, args)
+        if result is None:
+            row["ms"] = f"not run (over {args.max_gb:g} GB)"
+            continue
+        seconds, megabytes, image, gradient = result
+        per_ray[key] = seconds / rays
+        row |= {"peak_mb": megabytes, "image_error": f"{image:.1e}", "gradient_error": "" if np.isnan(gradient) else f"{gradient:.1e}"}
+        if (package, rule) not in kept:
+            kept[package, rule] = PACKAGES[package](volume, rule, size)
+        functions[key] = Task(kept[package, rule], task, size, batch, args.turn)
     for key, function in functions.items():
         if key[0] == "diffpose" and per_ray[key] * rays < 2:
             function()  # warm

@@ -19,6 +19,7 @@ from common import PACKAGES, available, begin, example_volume, interleave, poses
 from diffpose.metrics import double_geodesic_se3, multiscale_ncc
 from diffpose.pose import convert
 from diffpose.registration import PoseRegressor
+from diffpose.training import standardise
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for train.csv")
@@ -65,7 +66,7 @@ class Step:
 
     def guess(self, images, rotation, translation):
         "The network's poses, and how far they are from the true ones."
-        guess = self.network((images - images.mean((1, 2, 3), keepdim=True)) / images.std((1, 2, 3), keepdim=True))
+        guess = self.network(standardise(images))
         return guess, PER_MM * double_geodesic_se3(convert(rotation, translation, **AS_EULER), guess, SDD).double.mean()
 
 

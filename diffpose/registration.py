@@ -952,7 +952,7 @@ class SparseAdam(_Adam):
     def _at_rest(self, rows: list) -> bool:
         "Did the pose stay within 0.5 mm of its last, or 2% of the way, for the last tenth of the steps?"
         poses = RigidTransform(torch.stack([matrix for _, matrix, _, _ in rows]))
-        moved = mtre(poses[-1], poses, default_landmarks(self.drr)[None])
+        moved = mtre(poses[-1], poses, self.judge._where(None)[None])
         return bool(moved[-max(2, len(rows) // 10) :].max() <= max(0.5, 0.02 * moved.max().item()))
 
 # %% ../notebooks/api/13_registration.ipynb #6f5b4c88
