@@ -42,7 +42,7 @@ setup(
     ],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
-    package_data={cfg["lib_name"]: ["py.typed"]},
+    package_data={cfg["lib_name"]: ["py.typed", "viewer.html", "viewer.js"]},
     install_requires=cfg["requirements"].split(),
     extras_require=EXTRAS,
     entry_points={"console_scripts": cfg["console_scripts"].split()},

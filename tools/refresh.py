@@ -27,7 +27,7 @@ def stored(output):
         output["execution_count"] = None
     for kind, value in output.get("data", {}).items():
         if isinstance(value, str):
-            output["data"][kind] = value.rstrip() if kind == "image/png" else lines(value)
+            output["data"][kind] = value.rstrip() if kind.startswith(("image/", "model/")) and "svg" not in kind else lines(value)
     return output
 
 
