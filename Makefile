@@ -2,6 +2,9 @@
 #   make test               every notebook, the repository's contract, the wheel   (DIFFPOSE_DATA=folder: the real scans too)
 #   make demo               the main job on the phantom, with pictures
 #   make bench              speed and accuracy next to other packages, tables into _runs/bench (DIFFPOSE_DATA: the chest CT; an hour and a half)
+#   make docs               the site, into _docs/ (by Quarto where it is installed, else by Sphinx)
+#   make docs-test          the site, and every page of it in Chromium, at phone and desktop widths
+#   make notebooks          every notebook in a fresh kernel, with the installed wheel alone (QUICK=1: a few of them, sooner)
 #   make export             notebooks -> diffpose/
 #   make refresh NB=...     run notebooks and store their outputs (all of them without NB)
 #   make clean              strip the notebooks of counts and metadata
@@ -12,11 +15,13 @@ PYTHON ?= python3
 VENV ?= .venv
 TESTS ?=
 NB ?=
+QUICK ?=
 
 python := $(VENV)/bin/python
 installed := $(VENV)/.diffpose-installed
+documented := $(VENV)/.diffpose-documented
 
-.PHONY: help install test demo bench export refresh clean readme prepare
+.PHONY: help install test demo bench docs docs-test notebooks export refresh clean readme prepare
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -42,6 +47,19 @@ bench: $(installed)
 	@$(python) benchmarks/metrics.py --out _runs/bench
 	@$(python) benchmarks/growth.py --out _runs/bench
 	@$(python) benchmarks/gpu.py --out _runs/bench
+
+$(documented): $(installed)
+	@$(python) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+docs: $(documented)
+	@$(python) -m tools.site
+
+docs-test: docs
+	@$(python) -m tests tests/site_in_browser.py
+
+notebooks: $(installed)
+	@$(python) -m tools.wheel $(if $(QUICK),--quick) $(NB)
 
 export: $(installed)
 	@$(python) -c 'from nbdev.doclinks import nbdev_export; nbdev_export("notebooks")'

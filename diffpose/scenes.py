@@ -327,7 +327,7 @@ def add_image(
     plotter.add_mesh(mesh.detector.extract_feature_edges(), color=to_hex(color), line_width=3, name=f"{name}: detector")
     plotter.add_mesh(pv.line_segments_from_points(edges), color=to_hex(color), line_width=1, name=f"{name}: cone")
     plotter.add_mesh(mesh.principal_ray, color=to_hex(color), line_width=3, name=f"{name}: principal ray")
-    plotter._diffpose_views = [*getattr(plotter, "_diffpose_views", []), from_source(drr, pose, calibration, f"from the source of {name}")]
+    plotter._diffpose_views = [*getattr(plotter, "_diffpose_views", []), from_source(drr, pose, calibration, f"from the source of {name}" if name != "C-arm" else "from the source")]
     return plotter
 
 # %% ../notebooks/api/15_scenes.ipynb #498427b5
@@ -466,7 +466,7 @@ def _repacked(gltf: dict, buffers: list[bytes]) -> bytes:
     gltf["buffers"] = [{"byteLength": len(data)}]
     return bytes(data)
 
-
+# %% ../notebooks/api/15_scenes.ipynb #2bc5bff1
 def _named(gltf: dict, plotter: object, views: Sequence[View]) -> None:
     "Give the parts of a glTF their names, and its colours their meaning."
     names = [name for name, actor in plotter.renderer.actors.items() if hasattr(actor, "mapper") and getattr(actor, "visibility", True)]
@@ -509,7 +509,7 @@ def scene_html(
         frame = frame.replace("{{" + name + "}}", text)
     return frame
 
-
+# %% ../notebooks/api/15_scenes.ipynb #90f63d3f
 @dataclass(frozen=True, repr=False)
 class Scene:
     "A scene as a picture and as glTF. A notebook shows the picture; `save` writes either, or a page to turn it on."

@@ -167,8 +167,8 @@ def notebooks_open_with_name_and_question(root):
     bad = []
     for path in notebooks(root):
         lines = [line for line in source(load(path)["cells"][0]).splitlines() if line.strip()]
-        if len(lines) < 2 or not lines[0].startswith("# ") or not lines[1].startswith("> "):
-            bad.append(f"{path.relative_to(root).as_posix()}: the first cell is not `# name` and `> what it answers`")
+        if len(lines) != 2 or not re.match("# [^#]", lines[0]) or not lines[1].startswith("> "):  # nbdev's site drops what else stands there
+            bad.append(f"{path.relative_to(root).as_posix()}: the first cell is not `# name` and `> what it answers`, and nothing else")
     return bad
 
 
@@ -250,8 +250,9 @@ def imports_stand_in_cells_of_their_own(root):
         if cell["cell_type"] != "code" or is_export(cell) or path.name == "index.ipynb":
             continue
         code = "\n".join("pass" if line.lstrip()[:1] in ("%", "!") else line for line in body(cell).splitlines())
-        kinds = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(code).body if not isinstance(node, ast.Pass)]
-        if any(kinds) and not all(kinds):
+        tree = ast.parse(code)
+        kinds = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree.body if not isinstance(node, ast.Pass)]
+        if not all(kinds) and any(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.walk(tree)):
             bad.append(f"{where} imports, and does more")
     return bad
 

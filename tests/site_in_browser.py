@@ -1,0 +1,212 @@
+"""The built site in a real browser: `make docs-test` builds it, then visits every page of `_docs/`, at phone and desktop widths.
+
+Not part of `make test`, since it needs Chromium (or Chrome): `DIFFPOSE_BROWSER` names it, else the PATH is searched.
+"""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin, urlparse
+
+import bs4
+import pytest
+from playwright.sync_api import sync_playwright
+
+from tools.notebook import ROOT
+
+DOCS = ROOT / "_docs"
+WIDTHS = {"phone": (390, 844), "desktop": (1280, 900)}
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+SWITCHES = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]  # WebGL without a GPU
+PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.html") if not {"_static", "scenes"} & set(p.relative_to(DOCS).parts))
+SCENES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.glob("scenes/*.html"))
+BARE = {"search.html", "genindex.html"}  # the theme's own, with nothing to read on them
+WANTED = {  # what a new user looks for: the page that has it, and words on it
+    "how to install": ("notebooks/install.html", "pip install"),
+    "how to register one's own X-ray": ("notebooks/tutorials/own_data.html", "read_xray"),
+    "what the coordinate frames are": ("notebooks/tutorials/geometry.html", "RAS"),
+    "how fast it is": ("notebooks/benchmarks.html", "plastimatch"),
+    "how to cite it": ("notebooks/about/index.html", "@software"),
+}
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="session")
+def site():
+    assert PAGES, "no site in _docs/: run `make docs`"
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=DOCS))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    found = os.environ.get("DIFFPOSE_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    assert found, f"no browser: install Chromium (Debian: apt install chromium), or name one in DIFFPOSE_BROWSER; looked for {', '.join(BROWSERS)}"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    "A page at one width, with what went wrong on it."
+
+    def __init__(self, browser, address, width, **options):
+        self.faults = []
+        self.context = browser.new_context(viewport=dict(zip(("width", "height"), WIDTHS[width])), **options)
+        self.page = self.context.new_page()
+        self.page.on("console", lambda message: message.type == "error" and self.faults.append(f"console: {message.text}"))
+        self.page.on("pageerror", lambda error: self.faults.append(f"script: {error}"))
+        self.page.on("requestfailed", lambda request: self.faults.append(f"failed: {request.url} {request.failure}"))
+        self.page.on("response", lambda answer: answer.status >= 400 and self.faults.append(f"{answer.status}: {answer.url}"))
+        self.page.on("request", lambda request: self._inside(request.url, address))
+        self.page.goto(address, wait_until="load")
+
+    def _inside(self, url, address):
+        if urlparse(url).scheme in ("http", "https") and urlparse(url).netloc != urlparse(address).netloc:
+            self.faults.append(f"asks the network for {url}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.context.close()
+
+
+SEEN = """() => {
+  const article = document.querySelector('article') ?? document.querySelector('main') ?? document.body;
+  for (const image of document.images) image.loading = 'eager';
+  const formulas = [...document.querySelectorAll('.math')];
+  return {
+    words: article.innerText.trim().split(/\\s+/).length,
+    titles: document.querySelectorAll('h1').length,
+    formulas: formulas.length,
+    undrawn: formulas.filter(f => !f.querySelector('.katex') || f.querySelector('.katex-error') ||
+                                  (f.getBoundingClientRect().width === 0 && f.offsetParent !== null)).map(f => f.textContent.slice(0, 60)),
+    raw: /\\\\\\(|\\\\\\[|\\$\\$/.test([...article.querySelectorAll('p, li')].map(p => p.innerText).join(' ')),
+    broad: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  };
+}"""
+IMAGES = "() => [...document.images].filter(i => i.complete && i.naturalWidth === 0).map(i => i.src.slice(0, 120))"
+LOADED = "() => [...document.images].every(i => i.complete)"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page(site, browser, page):
+    for width in WIDTHS:
+        with Visit(browser, site + page, width) as visit:
+            seen = visit.page.evaluate(SEEN)
+            visit.page.wait_for_function(LOADED, timeout=20_000)
+            faults = visit.faults + [f"no picture at {source}" for source in visit.page.evaluate(IMAGES)]
+        faults += [f"a formula is missing: {tex}" for tex in seen["undrawn"]]
+        faults += ["TeX stands in the text"] * seen["raw"] + [f"{seen['titles']} titles"] * (seen["titles"] != 1)
+        faults += [f"{seen['broad']} px too broad"] * (seen["broad"] > 1) + [f"{seen['words']} words"] * (seen["words"] < 40 and page not in BARE)
+        assert not faults, f"{page}, {width}: " + "; ".join(faults)
+
+
+@functools.cache
+def parsed(page):
+    return bs4.BeautifulSoup((DOCS / page).read_text(encoding="utf-8"), "html.parser")
+
+
+@functools.cache
+def anchors(page):
+    return {tag[name] for tag in parsed(page).find_all() for name in ("id", "name") if tag.get(name)}
+
+
+def links(page):
+    "`(path from the site's root, anchor)` of every link and source on a page that stays on the site."
+    for tag in parsed(page).find_all(["a", "link", "img", "script", "iframe", "source"]):
+        address = tag.get("href") or tag.get("src")
+        if address and not urlparse(address).scheme:
+            url, anchor = urldefrag(urljoin("/" + page, address))
+            path = unquote(urlparse(url).path).lstrip("/")
+            yield path + "index.html" * (path == "" or path.endswith("/")), unquote(anchor)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    broken = set()
+    for target, anchor in links(page):
+        if not (DOCS / target).is_file():
+            broken.add(target)
+        elif anchor and target.endswith(".html") and anchor not in anchors(target):
+            broken.add(f"{target}#{anchor}")
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_outputs_hold_no_traceback(page):
+    text = parsed(page).get_text()
+    assert "Traceback (most recent call last)" not in text
+    assert "cell_output stderr" not in (DOCS / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_scene_is_not_blank(browser, scene):
+    "From the file itself, as a user would keep it; no server, no network."
+    for width in WIDTHS:
+        with Visit(browser, (DOCS / scene).as_uri(), width) as visit:
+            visit.page.wait_for_function("() => document.body.dataset.triangles > 0", timeout=60_000)
+            colors = visit.page.evaluate("""() => {
+              const small = document.createElement('canvas');
+              small.width = small.height = 100;
+              const pen = small.getContext('2d');
+              pen.drawImage(document.getElementById('canvas'), 0, 0, 100, 100);
+              return new Set(new Uint32Array(pen.getImageData(0, 0, 100, 100).data.buffer)).size;
+            }""")
+            parts = visit.page.locator("#parts label").count()
+            visit.page.locator("#views button").last.click()
+        assert not visit.faults and colors > 30 and parts > 2, f"{width}: {colors} colours, {parts} parts, {visit.faults}"
+
+
+def test_there_are_scenes():
+    assert SCENES
+
+
+def test_search_finds_gauss_newton(site, browser):
+    for width in WIDTHS:
+        with Visit(browser, site + "search.html?q=GaussNewton", width) as visit:
+            visit.page.wait_for_selector("#search-results li a", timeout=30_000)
+            found = visit.page.locator("#search-results li a").evaluate_all("links => links.map(a => a.href)")
+        assert not visit.faults and any("registration" in link for link in found), (visit.faults, found)
+
+
+def test_search_opens_from_every_page_by_its_button(site, browser):
+    with Visit(browser, site + "notebooks/api/pose.html", "desktop") as visit:
+        visit.page.locator("button.search-button__button:visible, button.search-button:visible").first.click()
+        visit.page.keyboard.type("GaussNewton")
+        visit.page.keyboard.press("Enter")
+        visit.page.wait_for_selector("#search-results li a", timeout=30_000)
+    assert not visit.faults
+
+
+@pytest.mark.parametrize("wish", WANTED)
+def test_found_in_two_clicks(wish):
+    page, words = WANTED[wish]
+    first = {target for target, _ in links("index.html") if target in PAGES}
+    second = {target for step in first for target, _ in links(step)}
+    assert page in first | second and words in parsed(page).get_text()
+
+
+def test_dark_and_light(site, browser):
+    def paper(scheme):
+        with Visit(browser, site + "index.html", "desktop", color_scheme=scheme) as visit:
+            return visit.page.evaluate("() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)")
+
+    assert sum(paper("dark")) < 200 < 600 < sum(paper("light"))
+
+
+def test_sizes():
+    sizes = {p.relative_to(DOCS).as_posix(): p.stat().st_size / 1e6 for p in DOCS.rglob("*") if p.is_file()}
+    assert sum(sizes.values()) < 60
+    assert not {page: size for page, size in sizes.items() if page.endswith(".html") and size > 3 and Path(page).parts[0] != "scenes"}
