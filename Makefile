@@ -21,7 +21,7 @@ python := $(VENV)/bin/python
 installed := $(VENV)/.diffpose-installed
 documented := $(VENV)/.diffpose-documented
 
-.PHONY: help install test demo bench docs docs-test notebooks export refresh clean readme prepare
+.PHONY: help install test demo bench documented docs docs-test notebooks export refresh clean readme prepare
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -52,6 +52,7 @@ $(documented): $(installed)
 	@$(python) -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	@touch $@
 
+documented: $(documented)
 docs: $(documented)
 	@$(python) -m tools.site
 

@@ -395,7 +395,7 @@ def _set_up(plotter: object, grid: bool) -> object:
     x, y = towards[:2] if np.linalg.norm(towards[:2]) > 0.1 else (1.0, 0.6)
     aside = np.array([x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn), 0.0])
     plotter.view_vector(tuple(aside / np.linalg.norm(aside) + [0, 0, 0.45]), viewup=(0, 0, 1))
-    plotter.camera.zoom(1.25)
+    plotter.camera.zoom(1.15)
     return plotter
 
 # %% ../notebooks/api/15_scenes.ipynb #bc323956

@@ -1,6 +1,10 @@
-"""Every notebook runs from top to bottom, in a fresh process, and leaves no file behind."""
+"""Every notebook runs from top to bottom, in a fresh process, and leaves no file behind.
+
+The tutorials tell stories with what the API notebooks test: they run where `DIFFPOSE_SLOW` is set, and with `make notebooks`.
+"""
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -17,6 +21,8 @@ WHY = {"data": "no real scans: set DIFFPOSE_DATA", "slow": "not asked for: set D
 def test_notebook(path, record_property):
     if path.name in NEEDS and importlib.util.find_spec(NEEDS[path.name]) is None:
         pytest.skip(f"{NEEDS[path.name]} is not installed")
+    if path.parent.name == "tutorials" and os.environ.get("DIFFPOSE_SLOW", "0") in ("", "0"):
+        pytest.skip("a tutorial: make notebooks, or DIFFPOSE_SLOW=1")
     nb = load(path)
     left_out = sorted(flags_left_out(nb))
     for flag in left_out:

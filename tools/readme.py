@@ -26,10 +26,11 @@ def render(root=ROOT):
         for number, output in enumerate(cell["outputs"]):
             data = output.get("data", {})
             text = "".join(output.get("text") or data.get("text/plain", ""))
-            if "image/png" in data:
-                name = f"index_files/{cell['id']}-{number}.png"
-                files[name] = base64.b64decode("".join(data["image/png"]))
-                parts.append(f"![]({name})")
+            picture = next((kind for kind in ("image/webp", "image/png") if kind in data), None)
+            if picture:
+                name = f"index_files/{cell['id']}-{number}.{picture.partition('/')[2]}"
+                files[name] = base64.b64decode("".join(data[picture]))
+                parts.append(f"![{flags.get('fig-cap', '').strip(chr(34))}]({name})")
             elif "text/markdown" in data:
                 parts.append("".join(data["text/markdown"]).strip())
             elif text.strip():
@@ -39,7 +40,7 @@ def render(root=ROOT):
 
 def stale(root=ROOT):
     "Pictures of an earlier README."
-    return sorted(p for p in (root / "index_files").glob("*.png") if p.relative_to(root).as_posix() not in render(root))
+    return sorted(p for p in (root / "index_files").glob("*.*") if p.relative_to(root).as_posix() not in render(root))
 
 
 def main():
