@@ -93,6 +93,7 @@ SEEN = """() => {
     undrawn: formulas.filter(f => !f.querySelector('.katex') || f.querySelector('.katex-error') ||
                                   (f.getBoundingClientRect().width === 0 && f.offsetParent !== null)).map(f => f.textContent.slice(0, 60)),
     raw: /\\\\\\(|\\\\\\[|\\$\\$/.test([...article.querySelectorAll('p, li')].map(p => p.innerText).join(' ')),
+    pipes: [...article.querySelectorAll('p')].filter(p => /\\|\\s*[-—]+\\s*\\|/.test(p.innerText)).length,
     broad: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   };
 }"""
@@ -108,7 +109,7 @@ def test_page(site, browser, page):
             visit.page.wait_for_function(LOADED, timeout=20_000)
             faults = visit.faults + [f"no picture at {source}" for source in visit.page.evaluate(IMAGES)]
         faults += [f"a formula is missing: {tex}" for tex in seen["undrawn"]]
-        faults += ["TeX stands in the text"] * seen["raw"] + [f"{seen['titles']} titles"] * (seen["titles"] != 1)
+        faults += ["a table is not drawn"] * (seen["pipes"] > 0) + ["TeX stands in the text"] * seen["raw"] + [f"{seen['titles']} titles"] * (seen["titles"] != 1)
         faults += [f"{seen['broad']} px too broad"] * (seen["broad"] > 1) + [f"{seen['words']} words"] * (seen["words"] < 40 and page not in BARE)
         assert not faults, f"{page}, {width}: " + "; ".join(faults)
 

@@ -74,7 +74,7 @@ def sphinx():
     sources = [source for _, section, pages in bar for source in (section, *pages)]
     sources = list(dict.fromkeys(["index.ipynb", *sources]))
     citations = re.findall(r"@\w+\{([^,]+),", (ROOT / "references.bib").read_text(encoding="utf-8"))
-    converter = Converter(PROC, PAGES, Pages(sources, citations))
+    converter = Converter(PROC, PAGES, Pages(sources, citations), PAGES / "extra")
     for source in sources:
         (converter.notebook if source.endswith(".ipynb") else converter.markdown)(source)
     if converter.pages.problems:
@@ -82,7 +82,7 @@ def sphinx():
     order = {"index.ipynb": [section for _, section, _ in bar if section != "index.ipynb"]}
     with_toctree(PAGES, {**order, **{section: pages for _, section, pages in bar if pages}})
     shutil.copytree(STATIC, PAGES / "_static", dirs_exist_ok=True)
-    (PAGES / "media").mkdir(exist_ok=True)
+    (PAGES / "extra").mkdir(exist_ok=True)
     shutil.copy(ROOT / "references.bib", PAGES)
     shutil.copy(Path(__file__).parent / "conf.py", PAGES)
     env = {**os.environ, "DIFFPOSE_ROOT": str(ROOT), "PYTHONPATH": str(ROOT)}

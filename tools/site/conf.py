@@ -12,7 +12,7 @@ author = SETTINGS["author"]
 copyright = SETTINGS["copyright"]
 version = release = SETTINGS["version"]
 extensions = ["myst_nb", "sphinx_design", "sphinxcontrib.bibtex", "sphinx.ext.mathjax"]
-exclude_patterns = ["_static/**"]
+exclude_patterns = ["_static/**", "extra/**"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -26,7 +26,7 @@ bibtex_reference_style = "author_year"
 html_theme = "pydata_sphinx_theme"
 html_title = "diffpose"
 html_static_path = ["_static"]
-html_extra_path = ["media"]
+html_extra_path = ["extra"]
 html_css_files = ["katex/katex.min.css", "site.css"]
 html_js_files = ["katex/katex.min.js", "site.js"]
 mathjax_path = "math.js"  # Sphinx writes the TeX, KaTeX draws it

@@ -91,11 +91,26 @@ def header(cell):
     return f"# {title}" + (f"\n\n{{.lead}}\n{lead}" if lead else "")
 
 
+def sources_last(cells):
+    "Folded sources after what `Members` shows of them."
+    out, held = [], []
+    for cell in cells:
+        flags = directives(cell)
+        if flags.get("code-summary", "").strip('"').startswith("source"):
+            held.append(cell)
+            continue
+        if flags.get("output") != "asis":
+            out += held
+            held = []
+        out.append(cell)
+    return out + held
+
+
 class Converter:
     "Writes pages for Sphinx into a folder, with the files that belong to them."
 
-    def __init__(self, source, target, pages):
-        self.source, self.target, self.pages = source, target, pages
+    def __init__(self, source, target, pages, extra=None):
+        self.source, self.target, self.pages, self.extra = source, target, pages, extra or target
         self.scenes = []
 
     def markdown(self, here):
@@ -106,7 +121,7 @@ class Converter:
     def notebook(self, here):
         nb = json.loads((self.source / here).read_text(encoding="utf-8"))
         cells = []
-        for number, cell in enumerate(nb["cells"]):
+        for number, cell in enumerate(sources_last(nb["cells"])):
             text = "".join(cell["source"])
             if cell["cell_type"] == "raw":
                 cells.append(self._prose(header(cell) if text.lstrip().startswith("---") else text))
@@ -146,12 +161,17 @@ class Converter:
         caption = flags.get("fig-cap", "").strip().strip("\"'")
         outputs = [] if flags.get("output") == "false" else [self._output(o, here, f"{number}-{k}", caption) for k, o in enumerate(cell["outputs"])]
         tags = ["remove-input"] if flags.get("echo") == "false" else ["hide-input"] if flags.get("code-fold") in ("true", "True") else []
+        notes = [self._prose("".join(o["data"]["text/markdown"])) for o in outputs if "text/markdown" in o.get("data", {})]  # tables and all
+        outputs = [o for o in outputs if "text/markdown" not in o.get("data", {})]
         if not source and not outputs:
-            return []
+            return notes
         metadata = {"tags": tags}
+        summary = flags.get("code-summary", "").strip('"')
+        if summary:
+            metadata["mystnb"] = {"code_prompt_show": summary, "code_prompt_hide": summary}
         if caption and any("image/png" in o.get("data", {}) for o in outputs):
             metadata["mystnb"] = {"image": {"alt": caption.replace("`", "")}, "figure": {"caption": self.pages.rewrite(caption, here)}}
-        return [{"cell_type": "code", "metadata": metadata, "execution_count": None, "source": source, "outputs": outputs}]
+        return [{"cell_type": "code", "metadata": metadata, "execution_count": None, "source": source, "outputs": outputs}, *notes]
 
     def _output(self, output, here, name, caption):
         data = output.get("data", {})
@@ -166,10 +186,12 @@ class Converter:
         if "image/webp" in data:
             raw = base64.b64decode("".join(data["image/webp"]))
             file = f"media/{hashlib.sha256(raw).hexdigest()[:16]}.webp"
-            path = self.target / file
+            path = self.extra / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(raw)
             return self._html(f'<figure><img src="{up}{file}" alt="{html.escape(caption or "animation")}"><figcaption>{html.escape(caption)}</figcaption></figure>')
+        if "text/markdown" in data and self.pages:
+            return {**output, "data": {**data, "text/markdown": self.pages.rewrite("".join(data["text/markdown"]), here)}}
         return output
 
     def _html(self, text):
