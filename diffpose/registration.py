@@ -398,7 +398,7 @@ class Thresholds:
 
 @dataclass
 class Result:
-    "What `GaussNewton.register` found."
+    "What `GaussNewton.register` found, for the camera as given: a wrong source-to-detector distance or principal point moves the pose, and a single view does not show it."
 
     pose: RigidTransform  # one pose, float64
     verdict: str  # "converged", "stalled" or "ambiguous"

@@ -23,7 +23,7 @@ import torch
 from beartype import beartype
 from jaxtyping import Bool, Float, Shaped, UInt8, jaxtyped
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import Colormap, to_rgb
 from torch import Tensor
 
 from .metrics import geodesic_so3, geodesic_translation, sobel
@@ -40,7 +40,7 @@ def plot_drr(
     title: object = None,  # below the panels: one for all, or a list with one for each
     ticks: bool | None = True,  # number the corner pixels
     axs: object = None,  # Axes to draw on, or a list or array of them; None makes a figure
-    cmap: str = "gray",  # matplotlib's name of the colour map
+    cmap: str | Colormap = "gray",  # matplotlib's colour map, or its name
     **imshow_kwargs,  # to `Axes.imshow`: vmin, vmax, interpolation, ...
 ) -> list[Axes]:  # the axes, one for each image
     "Show a batch of images, with the masks of their channels if they have several."
@@ -113,12 +113,15 @@ def edges(
     sigma: float | int = 1.5,  # deviation of the blur before the gradient [px]
     low: float = 0.2,  # a pixel below this strength is never an edge
     high: float = 0.4,  # a pixel above it always is, if it is a crest of the gradient
+    mask: Bool[Tensor, "#b 1 h w"] | None = None,  # True where to look; None: everywhere
 ) -> Bool[Tensor, "b h w"]:  # True on contours, one pixel wide
     "Canny's edges of an image."
     from scipy.ndimage import binary_propagation
 
     if not 0 < low <= high:
         raise ValueError(f"edges takes two strengths, 0 < low <= high, got low={low} and high={high}")
+    if mask is not None and len(mask) > len(img):
+        img = img.expand(len(mask), *img.shape[1:])
     d = sobel(img.detach().sum(1, keepdim=True).double().cpu().nan_to_num(), sigma, "replicate")
     strength = d.norm(dim=1)
     angle = torch.atan2(d[:, 1], d[:, 0])
@@ -128,8 +131,9 @@ def edges(
     at = lambda i, j: padded[:, 1 + i : 1 + i + h, 1 + j : 1 + j + w]
     ahead = torch.stack([at(i, j) for i, j in ((0, 1), (1, 1), (1, 0), (1, -1))]).gather(0, sector[None])[0]
     behind = torch.stack([at(-i, -j) for i, j in ((0, 1), (1, 1), (1, 0), (1, -1))]).gather(0, sector[None])[0]
-    scale = strength.flatten(1).quantile(0.99, dim=1)[:, None, None]
-    crest = (strength > behind) & (strength >= ahead) & (scale > 0)
+    seen = torch.ones_like(strength, dtype=torch.bool) if mask is None else mask[:, 0].cpu().expand_as(strength)
+    scale = torch.where(seen, strength, torch.nan).flatten(1).nanquantile(0.99, dim=1)[:, None, None].nan_to_num()
+    crest = (strength > behind) & (strength >= ahead) & (scale > 0) & seen
     weak, strong = crest & (strength > low * scale), crest & (strength > high * scale)
     grown = [binary_propagation(s.numpy(), np.ones((3, 3)), k.numpy()) for s, k in zip(strong, weak)]
     return torch.from_numpy(np.stack(grown)).to(img.device)
@@ -146,8 +150,7 @@ def overlay_edges(
     **edge_kwargs,  # low and high of `edges`
 ) -> UInt8[np.ndarray, "_ h w 3"]:  # pictures, red, green and blue up to 255
     "Draw the edges of one image on another, as an RGB picture."
-    contours = edges(drr_image, sigma, **edge_kwargs).cpu()
-    contours = (contours if mask is None else contours & mask[:, 0].cpu()).numpy()
+    contours = edges(drr_image, sigma, mask=mask, **edge_kwargs).numpy()
     gray = _gray(xray, window)
     n = max(len(contours), len(gray))
     picture = np.repeat(np.broadcast_to(gray, (n, *gray.shape[1:]))[..., None], 3, -1)

@@ -20,7 +20,7 @@ myst_enable_extensions = ["dollarmath", "amsmath", "attrs_block", "attrs_inline"
 myst_heading_anchors = 4
 myst_heading_slug_func = "tools.site.convert.slug"
 bibtex_bibfiles = ["references.bib"]
-bibtex_default_style = "unsrt"
+bibtex_default_style = "plain"
 bibtex_reference_style = "author_year"
 
 html_theme = "pydata_sphinx_theme"
@@ -34,7 +34,8 @@ html_favicon = "_static/favicon.svg"
 html_baseurl = HOST + "/"
 html_copy_source = False
 html_show_sourcelink = False
-html_sidebars = {"index": []}
+html_sidebars = {page: [] for page in ("index", "search", "notebooks/install", "notebooks/benchmarks", "experiments/README")}  # no section, no sidebar
+html_use_index = False
 html_theme_options = {
     "logo": {"text": "diffpose", "image_light": "_static/logo-light.svg", "image_dark": "_static/logo-dark.svg"},
     "github_url": SETTINGS["git_url"],
