@@ -302,7 +302,7 @@ def require_drawing() -> None:
 # %% ../notebooks/api/15_scenes.ipynb #bfc82339
 BONE = "#e3d5b8"
 MATTE = {"smooth_shading": True, "ambient": 0.3, "diffuse": 0.8, "specular": 0.0}  # how surfaces take light
-C_ARMS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf")  # matplotlib's tab10, in the order of the poses
+C_ARMS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b", "#bcbd22", "#7f7f7f")  # matplotlib's tab10: poses, then trajectories
 
 
 @jaxtyped(typechecker=beartype)
@@ -363,7 +363,7 @@ def visualize_scene(
         if fiducials is not None:
             _add_fiducials(plotter, fiducials_to_mesh(fiducials, drr, pose[k], calibration), k)
     for k, (name, path) in enumerate((trajectories or {}).items()):
-        plotter.add_mesh(trajectory_to_mesh(path, 4), color=C_ARMS[(k + 1) % len(C_ARMS)], name=name, **MATTE)
+        plotter.add_mesh(trajectory_to_mesh(path, 4), color=C_ARMS[(len(pose) + k) % len(C_ARMS)], name=name, **MATTE)
     return _set_up(plotter, grid)
 
 # %% ../notebooks/api/15_scenes.ipynb #796aca29

@@ -1,5 +1,9 @@
-"""`python -m tests [pytest's arguments]`: all checks, closed by a line of its own, `N passed, N failed`."""
+"""`python -m tests [pytest's arguments]`: all checks, closed by a line of its own, `N passed, N failed`.
 
+Up to four run at a time; most of a notebook's work is for one core. `-n 0` runs them one by one.
+"""
+
+import os
 import sys
 
 import pytest
@@ -23,8 +27,11 @@ class Count:
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave the cores to other tests
     count = Count()
-    code = int(pytest.main(["-v", "--durations=8", "-p", "no:cacheprovider", *(sys.argv[1:] or ["tests"])], plugins=[count]))
+    workers = min(4, os.cpu_count() or 1)
+    options = ["-v", "--durations=12", "-p", "no:cacheprovider", "-n", str(workers), "--dist", "worksteal"]
+    code = int(pytest.main([*options, *(sys.argv[1:] or ["tests"])], plugins=[count]))
     failed = len(count.failed) or int(code != 0)  # an interrupted or an empty run is no success
     print(f"{len(count.passed - count.failed)} passed, {failed} failed", flush=True)
     sys.exit(code or failed > 0)

@@ -180,7 +180,7 @@ class Converter:
             file = f"scenes/{page_of(here).replace('/', '-')}-{name}.html"
             title = caption or "3D scene"
             self.scenes.append((file, base64.b64decode("".join(data["model/gltf-binary"])), title))
-            frame = f'<iframe src="{up}{file}" title="{html.escape(title)}" loading="lazy" allowfullscreen></iframe>'
+            frame = f'<iframe src="{up}{file}" title="{html.escape(title)}" loading="lazy" allowfullscreen style="width: 100%; aspect-ratio: 4 / 3; border: 0"></iframe>'
             link = f'<a href="{up}{file}" target="_blank">open the scene by itself</a>'
             return self._html(f'<figure class="scene">{frame}<figcaption>{html.escape(caption)} {link}</figcaption></figure>')
         if "image/webp" in data:
