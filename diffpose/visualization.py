@@ -214,7 +214,7 @@ TRANSLATION_COLUMNS = ["bx", "by", "bz"]  # [mm]
 def history_poses(
     df: "pandas.DataFrame",  # a row per step: alpha, beta, gamma [rad], bx, by, bz [mm]
     parameterization: str = "euler_angles",  # of the three rotation columns
-    convention: str | None = None,  # of Euler angles, e.g. "ZXY"
+    convention: str | None = "ZXY",  # of Euler angles
     dtype: torch.dtype = torch.float32,
     device: object = None,
 ) -> RigidTransform:  # a pose per row
@@ -231,7 +231,7 @@ def history_poses(
     broken = (~values.isfinite()).any(1).nonzero().flatten().tolist()
     if broken:
         raise ValueError(f"the history is not finite in {len(broken)} of its {len(df)} rows, the first is row {broken[0]}: drop it, df.iloc[:{broken[0]}]")
-    return convert(values[:, :3], values[:, 3:], parameterization=parameterization, convention=convention)
+    return convert(values[:, :3], values[:, 3:], parameterization=parameterization, convention=convention if parameterization == "euler_angles" else None)
 
 # %% ../notebooks/api/16_visualization.ipynb #25e4ec60
 def plot_convergence(
@@ -302,7 +302,7 @@ def animate(
     df: "pandas.DataFrame",  # a row per frame: alpha, beta, gamma [rad], bx, by, bz [mm], and loss if there is one
     drr: Callable,  # pose -> image B C H W, e.g. a `DRR`
     parameterization: str = "euler_angles",  # of the rotation columns
-    convention: str | None = None,  # of Euler angles, e.g. "ZXY"
+    convention: str | None = "ZXY",  # of Euler angles
     ground_truth: RigidTransform | None = None,  # true pose, rendered on the left
     fixed: Tensor | None = None,  # X-ray 1 C H W, shown on the left instead
     verbose: bool = True,  # show a progress bar

@@ -51,6 +51,9 @@ def refresh(path):
         client.execute()
     except Exception as problem:  # a failing cell, a dead kernel, a cell that ran out of time: each is reported alike
         error = str(problem)
+    broken = [o for cell in executed.cells for o in cell.get("outputs", []) if o["output_type"] == "error"]  # an interrupted kernel raises nothing here
+    if broken and not error:
+        error = f"{broken[0]['ename']}: {broken[0]['evalue']}"
     if not error:
         for cell, result, skip_it in zip(nb["cells"], executed.cells, skipped):
             if cell["cell_type"] == "code" and not skip_it:
