@@ -50,6 +50,8 @@ def site():
 @pytest.fixture(scope="session")
 def browser():
     found = os.environ.get("DIFFPOSE_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if not found and os.environ.get("DIFFPOSE_NO_BROWSER"):
+        pytest.skip(f"no browser: {os.environ['DIFFPOSE_NO_BROWSER']}")  # said by .ci/run, after it has tried
     assert found, f"no browser: install Chromium (Debian: apt install chromium), or name one in DIFFPOSE_BROWSER; looked for {', '.join(BROWSERS)}"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=SWITCHES)
