@@ -16,3 +16,12 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("what did not run")
     for line in lines:
         terminalreporter.write_line(line)
+
+
+LONG = ("test_kernels_compile", "08_renderers", "09_drr", "07_kernels", "14_training", "02_data", "13_registration", "06_kernels", "17_cli")
+
+
+def pytest_collection_modifyitems(items):
+    "The longest first, so that no core waits for the last of them at the end."
+    rank = lambda item: next((k for k, name in enumerate(LONG) if name in item.nodeid), len(LONG))
+    items.sort(key=rank)
