@@ -45,6 +45,6 @@ setup(
     package_data={cfg["lib_name"]: ["py.typed", "viewer.html", "viewer.js"]},
     install_requires=cfg["requirements"].split(),
     extras_require=EXTRAS,
-    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},  # the second: links in docs, ours and others'
     zip_safe=False,
 )

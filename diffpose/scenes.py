@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def _grid(data: np.ndarray, affine: np.ndarray, resolution: float | None, mean: 
     k = [min(n, max(1, round(resolution / size))) for n, size in zip(data.shape, np.linalg.norm(affine[:3, :3], axis=0))]
     if mean:
         shift = [(n - 1) / 2 for n in k]
-        data = torch.nn.functional.avg_pool3d(torch.as_tensor(data, dtype=torch.float32)[None, None], k, ceil_mode=True, count_include_pad=False)[0, 0].numpy()
+        data = torch.nn.functional.avg_pool3d(torch.as_tensor(data, dtype=torch.float32)[None, None], k)[0, 0].numpy()
     else:
         shift = [n // 2 for n in k]
         data = data[tuple(slice(s, None, n) for s, n in zip(shift, k))]
@@ -125,8 +126,11 @@ def labelmap_to_mesh(
     if missing:
         raise ValueError(f"the label map holds no {missing}, only {here[:20]}{' ...' if len(here) > 20 else ''}{'' if resolution is None else f' at {resolution} mm'}")
     names = _structure_names(subject)
+    wanted = here if labels is None else list(labels)
+    if not wanted:
+        raise ValueError("no structure to draw: the label map is empty" if labels is None else "labels names no structure; None draws all")
     blocks = pv.MultiBlock()
-    for label in here if labels is None else labels:
+    for label in wanted:
         box = boxes[label - 1]
         corner = np.eye(4)
         corner[:3, 3] = [part.start for part in box]
@@ -137,7 +141,9 @@ def labelmap_to_mesh(
 def _structure_names(subject: torchio.Subject) -> dict[int, str]:
     "What the subject's table calls its labels."
     table = subject.get("structures", None)
-    return {} if table is None else dict(zip(table["id"].astype(int), table["structure"].astype(str)))
+    names = {} if table is None else dict(zip(table["id"].astype(int), table["structure"].astype(str)))
+    given = list(names.values())
+    return {label: name if given.count(name) == 1 else f"{name} ({label})" for label, name in names.items()}
 
 # %% ../notebooks/api/15_scenes.ipynb #3db8a6e3
 FRUSTUM = 0.125  # length of the pyramid at the source, of the distance to the detector
@@ -159,6 +165,8 @@ def _one_pose(pose: RigidTransform) -> None:
 
 def _corners(drr: DRR, pose: RigidTransform, calibration=None) -> tuple[np.ndarray, np.ndarray]:
     "The source, and the detector's corners 2 2 3 by row and column [mm]."
+    if isinstance(calibration, Tensor) and calibration.numel() != 9:
+        raise ValueError(f"a scene takes one calibration for all poses, a Camera or K as 3 3, not {tuple(calibration.shape)}")
     h, w = drr.detector.height, drr.detector.width
     pixels = torch.tensor([[0, 0], [w, 0], [0, h], [w, h]], dtype=torch.float64, device=drr.device)
     corners = drr.detector.unproject(pose.double(), pixels[None], calibration)[0]
@@ -168,7 +176,8 @@ def _corners(drr: DRR, pose: RigidTransform, calibration=None) -> tuple[np.ndarr
 def _texture(img: Tensor, window: tuple) -> np.ndarray:  # 1 C H W -> H W 3
     "An image as grey levels, between two of its percentiles."
     values = img.detach().cpu().sum(1)[0].float().numpy()
-    low, high = np.nanpercentile(values, window)
+    values = np.where(np.isfinite(values), values, np.nan)
+    low, high = np.nanpercentile(values, window) if np.isfinite(values).any() else (0.0, 1.0)
     gray = (255 * np.clip((np.nan_to_num(values, nan=low) - low) / max(high - low, 1e-12), 0, 1)).round().astype(np.uint8)
     return np.repeat(gray[..., None], 3, -1)
 
@@ -305,6 +314,13 @@ MATTE = {"smooth_shading": True, "ambient": 0.3, "diffuse": 0.8, "specular": 0.0
 C_ARMS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b", "#bcbd22", "#7f7f7f")  # matplotlib's tab10: poses, then trajectories
 
 
+def _add(plotter: object, mesh: object, *, name: str, **options) -> None:
+    "Add a part under a name of its own; PyVista would take others of that name away."
+    if name in plotter.actors:
+        raise ValueError(f"the scene already has a part {name!r}: give this one another name")
+    plotter.add_mesh(mesh, name=name, remove_existing_actor=False, **options)
+
+
 @jaxtyped(typechecker=beartype)
 def add_image(
     plotter: object,  # pyvista.Plotter
@@ -322,11 +338,11 @@ def add_image(
     mesh = img_to_mesh(drr, pose, calibration, img, window)
     source, corners = _corners(drr, pose, calibration)
     edges = np.stack([np.broadcast_to(source, (4, 3)), corners.reshape(4, 3)], 1).reshape(-1, 3)
-    plotter.add_mesh(mesh.camera, color=to_hex(color), name=f"{name}: source")
-    plotter.add_mesh(mesh.detector.extract_surface(algorithm=None).triangulate(), texture=mesh.texture, lighting=False, name=f"{name}: image")
-    plotter.add_mesh(mesh.detector.extract_feature_edges(), color=to_hex(color), line_width=3, name=f"{name}: detector")
-    plotter.add_mesh(pv.line_segments_from_points(edges), color=to_hex(color), line_width=1, name=f"{name}: cone")
-    plotter.add_mesh(mesh.principal_ray, color=to_hex(color), line_width=3, name=f"{name}: principal ray")
+    _add(plotter, mesh.camera, color=to_hex(color), name=f"{name}: source")
+    _add(plotter, mesh.detector.extract_surface(algorithm=None).triangulate(), texture=mesh.texture, lighting=False, name=f"{name}: image")
+    _add(plotter, mesh.detector.extract_feature_edges(), color=to_hex(color), line_width=3, name=f"{name}: detector")
+    _add(plotter, pv.line_segments_from_points(edges), color=to_hex(color), line_width=1, name=f"{name}: cone")
+    _add(plotter, mesh.principal_ray, color=to_hex(color), line_width=3, name=f"{name}: principal ray")
     plotter._diffpose_views = [*getattr(plotter, "_diffpose_views", []), from_source(drr, pose, calibration, f"from the source of {name}" if name != "C-arm" else "from the source")]
     return plotter
 
@@ -347,26 +363,34 @@ def visualize_scene(
     "The patient's bones, and the C-arm at one or several poses. Raises RuntimeError where nothing can be drawn."
     import pyvista as pv
 
-    if img is not None and len(img) != len(pose):
-        raise ValueError(f"one image for each pose: got {len(img)} images for {len(pose)} poses")
+    if not len(pose) or (img is not None and len(img) != len(pose)):
+        raise ValueError(f"at least one pose, and one image for each: got {'no' if img is None else len(img)} images for {len(pose)} poses")
     require_drawing()
     plotter = pv.Plotter(off_screen=True, window_size=(800, 600))
-    if labelmap:
-        blocks = labelmap_to_mesh(drr.subject, resolution=resolution, **mesh_kwargs)
-        for name, color in zip(blocks.keys(), structure_colors(blocks.n_blocks)):
-            plotter.add_mesh(blocks[name], color=color, name=name, **MATTE)
-    else:
-        plotter.add_mesh(drr_to_mesh(drr.subject, resolution=resolution, **mesh_kwargs), color=BONE, name="bone", **MATTE)
-    for k in range(len(pose)):
-        name = "C-arm" if len(pose) == 1 else f"C-arm {k + 1}"
-        add_image(plotter, drr, pose[k], None if img is None else img[k : k + 1], calibration, name, C_ARMS[k % len(C_ARMS)])
-        if fiducials is not None:
-            _add_fiducials(plotter, fiducials_to_mesh(fiducials, drr, pose[k], calibration), k)
-    for k, (name, path) in enumerate((trajectories or {}).items()):
-        plotter.add_mesh(trajectory_to_mesh(path, 4), color=C_ARMS[(len(pose) + k) % len(C_ARMS)], name=name, **MATTE)
-    return _set_up(plotter, grid)
+    try:
+        _add_bones(plotter, drr, labelmap, resolution, mesh_kwargs)
+        for k in range(len(pose)):
+            name = "C-arm" if len(pose) == 1 else f"C-arm {k + 1}"
+            add_image(plotter, drr, pose[k], None if img is None else img[k : k + 1], calibration, name, C_ARMS[k % len(C_ARMS)])
+            if fiducials is not None:
+                _add_fiducials(plotter, fiducials_to_mesh(fiducials, drr, pose[k], calibration), k)
+        for k, (name, path) in enumerate((trajectories or {}).items()):
+            _add(plotter, trajectory_to_mesh(path, 4), color=C_ARMS[(len(pose) + k) % len(C_ARMS)], name=name, **MATTE)
+        return _set_up(plotter, grid)
+    except BaseException:
+        plotter.close()
+        raise
 
-# %% ../notebooks/api/15_scenes.ipynb #796aca29
+# %% ../notebooks/api/15_scenes.ipynb #a1568536
+def _add_bones(plotter: object, drr: DRR, labelmap: bool, resolution: float | None, mesh_kwargs: dict) -> None:
+    "All bone, or each structure in a colour of its own."
+    if not labelmap:
+        return _add(plotter, drr_to_mesh(drr.subject, resolution=resolution, **mesh_kwargs), color=BONE, name="bone", **MATTE)
+    blocks = labelmap_to_mesh(drr.subject, resolution=resolution, **mesh_kwargs)
+    for name, color in zip(blocks.keys(), structure_colors(blocks.n_blocks)):
+        _add(plotter, blocks[name], color=color, name=name, **MATTE)
+
+
 def structure_colors(n: int) -> list[str]:
     "Colours for structures, told apart as far as that goes: matplotlib's tab20, then its turns around the colour circle."
     from matplotlib import colormaps
@@ -379,8 +403,8 @@ def structure_colors(n: int) -> list[str]:
 def _add_fiducials(plotter: object, mesh: FiducialMesh, k: int) -> None:
     "Landmarks once, and for each C-arm the rays through them."
     for part, name, color in ((mesh.fiducials, "landmarks", "#e6007a"), (mesh.shadows, f"shadows {k + 1}", "#e6007a"), (mesh.lines, f"rays {k + 1}", "#f7a8d0")):
-        if part is not None and part.n_points:
-            plotter.add_mesh(part, color=color, line_width=1, name=name)
+        if part is not None and part.n_points and not (k and part is mesh.fiducials):
+            _add(plotter, part, color=color, line_width=1, name=name)
 
 
 def _set_up(plotter: object, grid: bool) -> object:
@@ -469,8 +493,12 @@ def _repacked(gltf: dict, buffers: list[bytes]) -> bytes:
 # %% ../notebooks/api/15_scenes.ipynb #2bc5bff1
 def _named(gltf: dict, plotter: object, views: Sequence[View]) -> None:
     "Give the parts of a glTF their names, and its colours their meaning."
-    names = [name for name, actor in plotter.renderer.actors.items() if hasattr(actor, "mapper") and getattr(actor, "visibility", True)]
-    for node, name in zip((node for node in gltf["nodes"] if "mesh" in node), names):
+    import pyvista as pv
+
+    solid = {name: actor for name, actor in plotter.renderer.actors.items() if isinstance(actor, pv.Actor) and actor.visibility}
+    names = [name for name, actor in solid.items() if actor.mapper.dataset is not None and actor.mapper.dataset.n_points]
+    nodes = [node for node in gltf["nodes"] if "mesh" in node]
+    for node, name in zip(nodes, names if len(names) == len(nodes) else []):  # rather no names than wrong ones
         material = gltf["materials"][gltf["meshes"][node["mesh"]]["primitives"][0]["material"]]
         pbr, textured = material["pbrMetallicRoughness"], "baseColorTexture" in material["pbrMetallicRoughness"]
         color = "#ffffff" if textured else to_hex(pbr["baseColorFactor"][:3])
@@ -505,9 +533,8 @@ def scene_html(
     if glb[:4] != b"glTF":
         raise ValueError("scene_html takes binary glTF (a .glb file's bytes), and these do not begin like one")
     frame, viewer = _page()
-    for name, text in (("title", html.escape(title)), ("glb", base64.b64encode(glb).decode()), ("viewer", viewer)):
-        frame = frame.replace("{{" + name + "}}", text)
-    return frame
+    parts = {"title": html.escape(title), "glb": base64.b64encode(glb).decode(), "viewer": viewer}
+    return re.sub(r"\{\{(title|glb|viewer)\}\}", lambda match: parts[match[1]], frame)
 
 # %% ../notebooks/api/15_scenes.ipynb #90f63d3f
 @dataclass(frozen=True, repr=False)
@@ -544,10 +571,11 @@ def freeze(
     "A picture of a scene as it is seen now, and the scene in 3D."
     require_drawing()
     picture = io.BytesIO()
-    plotter.screenshot(picture, return_img=False)
-    camera = plotter.camera
-    now = View("whole scene", tuple(camera.position), tuple(camera.focal_point), tuple(camera.up), float(camera.view_angle))
-    views = getattr(plotter, "_diffpose_views", []) if views is None else views
-    glb = _glb(plotter, [now, *views])
-    plotter.close()
+    try:
+        plotter.screenshot(picture, return_img=False)
+        camera = plotter.camera
+        now = View("whole scene", tuple(camera.position), tuple(camera.focal_point), tuple(camera.up), float(camera.view_angle))
+        glb = _glb(plotter, [now, *(getattr(plotter, "_diffpose_views", []) if views is None else views)])
+    finally:
+        plotter.close()
     return Scene(picture.getvalue(), glb, title)

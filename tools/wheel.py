@@ -42,6 +42,7 @@ def must(*command, **options):
 def install(folder, quick):
     "An environment with the wheel in it; returns its Python."
     wheels, home = folder / "wheels", folder / "environment"
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # what an earlier build left there would go in too
     must(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, ROOT)
     wheel = next(wheels.glob("*.whl"))
     venv.create(home, with_pip=True)

@@ -74,7 +74,7 @@ def sphinx():
     sources = [source for _, section, pages in bar for source in (section, *pages)]
     sources = list(dict.fromkeys(["index.ipynb", *sources]))
     citations = re.findall(r"@\w+\{([^,]+),", (ROOT / "references.bib").read_text(encoding="utf-8"))
-    converter = Converter(PROC, PAGES, Pages(sources, citations), PAGES / "extra")
+    converter = Converter(PROC, PAGES, Pages(PROC, sources, citations), PAGES / "extra")
     for source in sources:
         (converter.notebook if source.endswith(".ipynb") else converter.markdown)(source)
     if converter.pages.problems:
@@ -86,7 +86,22 @@ def sphinx():
     shutil.copy(ROOT / "references.bib", PAGES)
     shutil.copy(Path(__file__).parent / "conf.py", PAGES)
     env = {**os.environ, "DIFFPOSE_ROOT": str(ROOT), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-j", "auto", "-d", str(WORK / "doctrees"), str(PAGES), str(WORK / "html")]
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-W",
+        "--keep-going",
+        "-b",
+        "html",
+        "-j",
+        "auto",
+        "-d",
+        str(WORK / "doctrees"),
+        str(PAGES),
+        str(WORK / "html"),
+    ]
     if subprocess.run(command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL).returncode:
         sys.exit("sphinx found what is said above")
     shutil.move(WORK / "html", DOCS)

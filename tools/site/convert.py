@@ -22,6 +22,10 @@ HOST = SETTINGS["doc_host"] + SETTINGS["doc_baseurl"]
 REPOSITORY = f"{SETTINGS['git_url']}/blob/{SETTINGS['branch']}"
 
 
+FENCES = re.compile(r"^[ \t]*(`{3,}|~{3,}).*?^[ \t]*\1", flags=re.M | re.S)
+VERBATIM = re.compile(FENCES.pattern + r"|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)|\$\$.+?\$\$|(?<![\\$])\$[^$\n]+\$", flags=re.M | re.S)
+
+
 def slug(heading):
     "The anchor of a heading: as nbdev's links have it, `drr.jacobian`."
     return re.sub(r"[^\w\-. ]", "", heading.lower()).strip().replace(" ", "-")
@@ -32,18 +36,40 @@ def page_of(source):
     return re.sub(r"(^|/)\d+_", r"\1", re.sub(r"\.(ipynb|md|qmd)$", "", source))
 
 
+def unnested(text):
+    "A link whose text nbdev has made a link of, as it was."
+    return re.sub(r"\[\[(`[^`\n]+`)\]\([^)\s]*\)\]\(", r"[\1](", text)
+
+
 class Pages:
     "All pages of the site by their source, so that a link can be checked as it is rewritten."
 
-    def __init__(self, sources, citations):
+    def __init__(self, folder, sources, citations):
+        self.folder, self.found = folder, {}
         self.by_source = {source: page_of(source) for source in sources}
         self.pages = {page: source for source, page in self.by_source.items()}
         self.citations = citations
         self.problems = []
 
+    def anchors(self, source):
+        "Of a page's headings."
+        if source not in self.found:
+            self.found[source] = self._anchors(source)
+        return self.found[source]
+
+    def _anchors(self, source):
+        path = self.folder / source
+        texts = [path.read_text(encoding="utf-8")]
+        if path.suffix == ".ipynb":
+            cells = json.loads(texts[0])["cells"]
+            texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+            texts += ["".join(o.get("data", {}).get("text/markdown", "")) for cell in cells for o in cell.get("outputs", [])]
+        return {slug(heading) for text in texts for heading in re.findall(r"^#+ +(.*)$", re.sub(FENCES, "", text), flags=re.M)}
+
     def target(self, link, here):
         "A link as Sphinx wants it: to a page, to a file of the repository, or outwards as it is."
-        link = link.removeprefix(HOST + "/") if link.startswith(HOST) else link
+        made = link.startswith(HOST)  # by nbdev, for private functions too
+        link = link.removeprefix(HOST + "/") if made else link
         path, hash_, anchor = link.partition("#")
         if re.match(r"[a-z]+:", link) or not path:
             return link
@@ -51,8 +77,10 @@ class Pages:
         for source in (inside, path):
             page = self.by_source.get(source) or (page_of(source[:-5]) if source.endswith(".html") and page_of(source[:-5]) in self.pages else None)
             if page:
-                suffix = Path(self.pages[page]).suffix
-                return f"/{page}{suffix}{hash_}{slug(anchor.replace('-', ' ')) if suffix != '.ipynb' else anchor}"
+                known = anchor in self.anchors(self.pages[page])
+                if anchor and not known and not made:
+                    self.problems.append(f"{here}: no heading for the link {link}")
+                return f"/{page}{Path(self.pages[page]).suffix}" + (f"#{anchor}" if known else "")
         if (ROOT / inside).exists():
             return f"{REPOSITORY}/{inside}"
         self.problems.append(f"{here}: no page and no file for the link {link}")
@@ -66,18 +94,22 @@ class Pages:
             code.append(match[0])
             return f"\0{len(code) - 1}\0"
 
-        text = self._prose(re.sub(r"^```.*?^```|`[^`\n]+`", aside, text, flags=re.M | re.S), here)
+        text = self._prose(re.sub(VERBATIM, aside, unnested(text)), here)
         return re.sub("\0(\\d+)\0", lambda match: code[int(match[1])], text)
 
     def _prose(self, text, here):
         def cite(match):
-            keys = re.findall(r"@([\w:.-]*\w)", match[0])
-            unknown = [key for key in keys if key not in self.citations]
+            parts = [re.fullmatch(r"(?s)(.*?)(-?)@([\w:.-]*\w)(.*)", part.strip()) for part in match[1].split(";")]
+            unknown = [part[3] for part in parts if part[3] not in self.citations]
             if unknown:
                 self.problems.append(f"{here}: no entry {', '.join(unknown)} in references.bib")
-            return f"{{cite:p}}`{','.join(keys)}`"
+            if not any(part[1] or part[2] or part[4] for part in parts):
+                return f"{{cite:p}}`{','.join(part[3] for part in parts)}`"
+            shown = [f"{part[1]}{{cite:{'year' if part[2] else 't'}}}`{part[3]}`{part[4]}" for part in parts]
+            return f"({'; '.join(shown)})"
 
-        text = re.sub(r"\[(?:[^\[\]@]*@[\w:.-]*\w[^\[\]@]*)+\](?!\()", cite, text)
+        key = r"(?:[^\[\]@;]*[\s-])?@[\w:.-]*\w[^\[\]@;]*"
+        text = re.sub(rf"\[({key}(?:;{key})*)\](?!\()", cite, text)
         text = re.sub(r"(\]\([^)\s]+\))\{[^}]*\}", r"\1", text)  # attributes of links
         return re.sub(r"(\]\()([^)\s]+)(\))", lambda m: m[1] + self.target(m[2], here) + m[3], text)
 
@@ -137,6 +169,8 @@ class Converter:
         here = path.relative_to(self.source).as_posix()
         nb = json.loads(path.read_text(encoding="utf-8"))
         for number, cell in enumerate(nb["cells"]):
+            if cell["cell_type"] == "markdown":
+                cell["source"] = unnested("".join(cell["source"]))
             if cell["cell_type"] == "code":
                 caption = directives(cell).get("fig-cap", "").strip("\"' ")
                 cell["outputs"] = [self._output(o, here, f"{number}-{k}", caption) for k, o in enumerate(cell["outputs"])]
@@ -189,7 +223,9 @@ class Converter:
             path = self.extra / file
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(raw)
-            return self._html(f'<figure><img src="{up}{file}" alt="{html.escape(caption or "animation")}"><figcaption>{html.escape(caption)}</figcaption></figure>')
+            return self._html(
+                f'<figure><img src="{up}{file}" alt="{html.escape(caption or "animation")}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+            )
         if "text/markdown" in data and self.pages:
             return {**output, "data": {**data, "text/markdown": self.pages.rewrite("".join(data["text/markdown"]), here)}}
         return output

@@ -5,6 +5,7 @@ nbdev calls `Members` for every exported name (settings.ini, `renderer`). Annota
 """
 
 import ast
+import html
 import inspect
 import io
 import re
@@ -49,7 +50,9 @@ def arguments(node):
         if arg == "":
             found.append((name, "", None, 0))
         else:
-            found.append((name, annotation(arg.annotation, node.written), default and ast.get_source_segment(node.written, default), (default or arg).end_lineno))
+            found.append(
+                (name, annotation(arg.annotation, node.written), default and ast.get_source_segment(node.written, default), (default or arg).end_lineno)
+            )
     return found
 
 
@@ -76,7 +79,11 @@ def table(rows, head="argument"):
     rows = [row for row in rows if row[0] != "*"]
     if not any(kind or meaning for _, kind, _, meaning in rows):
         return ""
-    columns = [(head, [code(r[0]) for r in rows]), ("type", [code(r[1]) for r in rows]), ("default", [code(r[2] or "") for r in rows])]
+    columns = [
+        (head, [f"<code>{html.escape(r[0])}</code>" for r in rows]),  # no link where a function has an argument's name
+        ("type", [code(r[1]) for r in rows]),
+        ("default", [code(r[2] or "") for r in rows]),
+    ]
     columns = [column for column in [*columns, ("meaning", [cell(r[3]) for r in rows])] if any(column[1])]
     lines = [" | ".join(title for title, _ in columns), " | ".join("---" for _ in columns)]
     lines += [" | ".join(values) for values in zip(*(values for _, values in columns))]
@@ -116,7 +123,10 @@ def fields(cls):
     if node is None:
         return []
     found = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and part.target.id[0] != "_"]
-    return [(p.target.id, annotation(p.annotation, node.written), p.value and ast.get_source_segment(node.written, p.value), comments.get(p.end_lineno, "")) for p in found]
+    return [
+        (p.target.id, annotation(p.annotation, node.written), p.value and ast.get_source_segment(node.written, p.value), comments.get(p.end_lineno, ""))
+        for p in found
+    ]
 
 
 def ours(cls):
@@ -138,7 +148,11 @@ def methods(cls):
         if isinstance(member, property):
             if member.__doc__:
                 node, comments = parsed(member.fget) if member.fget else (None, {})
-                closing = next((c for line, c in comments.items() if node is not None and line <= node.body[0].lineno), "") if isinstance(node, ast.FunctionDef) else ""
+                closing = (
+                    next((c for line, c in comments.items() if node is not None and line <= node.body[0].lineno), "")
+                    if isinstance(node, ast.FunctionDef)
+                    else ""
+                )
                 properties.append((name, "", None, prose(member) + (f" ({closing})" if closing else "")))
         elif inspect.isfunction(inspect.unwrap(plain)) and plain.__doc__ and plain.__name__ != "<lambda>":
             calls.append((name, plain))
@@ -174,7 +188,8 @@ class Members:
 
     def _repr_markdown_(self):
         body = class_(self.sym, self.name, self.level) if inspect.isclass(self.sym) else function(self.sym, self.name)
-        return re.sub(r"\n{3,}", "\n\n", f"{'#' * self.level} {self.name}\n\n{body}\n")
+        text = re.sub(r"\n{3,}", "\n\n", f"{'#' * self.level} {self.name}\n\n{body}\n")
+        return text
 
     def __repr__(self):
         return self._repr_markdown_()
