@@ -181,7 +181,7 @@ def _texture(img: Tensor, window: tuple) -> np.ndarray:  # 1 C H W -> H W 3
     gray = (255 * np.clip((np.nan_to_num(values, nan=low) - low) / max(high - low, 1e-12), 0, 1)).round().astype(np.uint8)
     return np.repeat(gray[..., None], 3, -1)
 
-
+# %% ../notebooks/api/15_scenes.ipynb #51cb5dcb
 @jaxtyped(typechecker=beartype)
 def img_to_mesh(
     drr: DRR,
