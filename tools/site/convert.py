@@ -123,6 +123,10 @@ def header(cell):
     return f"# {title}" + (f"\n\n{{.lead}}\n{lead}" if lead else "")
 
 
+def caption_of(flags):
+    return flags.get("fig-cap", "").strip().strip("\"'")
+
+
 def sources_last(cells):
     "Folded sources after what `Members` shows of them."
     out, held = [], []
@@ -172,7 +176,7 @@ class Converter:
             if cell["cell_type"] == "markdown":
                 cell["source"] = unnested("".join(cell["source"]))
             if cell["cell_type"] == "code":
-                caption = directives(cell).get("fig-cap", "").strip("\"' ")
+                caption = caption_of(directives(cell))
                 cell["outputs"] = [self._output(o, here, f"{number}-{k}", caption) for k, o in enumerate(cell["outputs"])]
         path.write_text(json.dumps(nb), encoding="utf-8")
 
@@ -191,8 +195,8 @@ class Converter:
         if flags.get("output") == "asis":
             shown = ["".join(o.get("data", {}).get("text/markdown", o.get("text", ""))) for o in cell["outputs"]]
             return [self._prose(self.pages.rewrite("\n\n".join(shown), here))]
-        source = body({**cell, "source": cell["source"]})
-        caption = flags.get("fig-cap", "").strip().strip("\"'")
+        source = body(cell)
+        caption = caption_of(flags)
         outputs = [] if flags.get("output") == "false" else [self._output(o, here, f"{number}-{k}", caption) for k, o in enumerate(cell["outputs"])]
         tags = ["remove-input"] if flags.get("echo") == "false" else ["hide-input"] if flags.get("code-fold") in ("true", "True") else []
         notes = [self._prose("".join(o["data"]["text/markdown"])) for o in outputs if "text/markdown" in o.get("data", {})]  # tables and all
