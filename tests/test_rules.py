@@ -1,13 +1,14 @@
 """A rule that cannot fail proves nothing: each is broken here in a small repository, and must name the fault."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-from tests.contract import LINES_PER_EXPORT, RULES
+from tests.contract import LINES_PER_FUNCTION, RULES
 from tools import readme
 from tools.notebook import ROOT, dumps
 
@@ -82,6 +83,21 @@ def sound(tmp_path_factory):
         code('#| export\ndef two():\n    "The number two."\n    return one() + one()'),
         code("assert two() == 2"),
     )
+    write(
+        root / "notebooks/api/02_p_part.ipynb",
+        markdown("# p.part\n\n> What is a package made of?"),
+        code("#| default_exp p.part"),
+        code("#| export\nfrom diffpose.b import two"),
+        code('#| export\ndef three():\n    "The number three."\n    return two() * 1.5'),
+        code("assert three() == 3"),
+    )
+    write(
+        root / "notebooks/api/03_p.ipynb",
+        markdown("# p\n\n> What does a package offer?"),
+        code("#| default_exp p.__init__"),
+        code('#| export\nfrom diffpose.p.part import three\n\n_all_ = ["three"]'),
+        code("assert three() == 3"),
+    )
     write(root / "index.ipynb", markdown("# repo\n\n> A small one."), code("1 + 1", stream("2\n"), PICTURE))
     for name, content in readme.render(root).items():
         (root / name).parent.mkdir(exist_ok=True)
@@ -94,6 +110,13 @@ def export(root):
     "As `make export` does."
     code = "from nbdev.doclinks import nbdev_export; nbdev_export('notebooks')"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, stdin=subprocess.DEVNULL)
+
+
+def test_a_page_is_the_module_of_its_package(sound):
+    text = (sound / "diffpose/p/__init__.py").read_text(encoding="utf-8")
+    assert "from .part import three" in text and "__all__ = ['three']" in text and "File to edit: ../../notebooks/api/03_p.ipynb" in text
+    run = subprocess.run([sys.executable, "-c", "from diffpose.p import *; print(three().item())"], cwd=sound, env={**os.environ, "PYTHONPATH": "."}, capture_output=True, text=True)
+    assert run.stdout == "3.0\n", run.stderr
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -121,13 +144,17 @@ def in_notebook(name, edit):
     return lambda root: change(root / name, edit)
 
 
-A, B = "notebooks/api/00_a.ipynb", "notebooks/api/01_b.ipynb"
-LONG = "#| export\ndef long():\n    'Long.'\n" + "    x = 1\n" * LINES_PER_EXPORT
+A, B, P = "notebooks/api/00_a.ipynb", "notebooks/api/01_b.ipynb", "notebooks/api/03_p.ipynb"
+LONG = "def long():\n    'Long.'\n" + "    x = 1\n" * LINES_PER_FUNCTION
+METHODS = "#| export\nclass C:\n    'Many short methods.'\n" + "".join(f"    def m{k}(self):\n        return {k}\n" for k in range(LINES_PER_FUNCTION))
+METHOD = "#| export\nclass C:\n    'One long method.'\n" + "".join("    " + line + "\n" for line in LONG.splitlines())
 FAULTS = [
     ("modules_are_what_the_notebooks_export", "differs", append("diffpose/a.py", "# edited by hand\n")),
     ("modules_are_what_the_notebooks_export", "no notebook exports it", append("diffpose/stray.py", "\n")),
     ("modules_are_what_the_notebooks_export", "missing", lambda root: (root / "diffpose/b.py").unlink()),
     ("modules_are_what_the_notebooks_export", "__init__.py: differs", replace("settings.ini", "0.0.1", "0.0.2")),
+    ("modules_are_what_the_notebooks_export", "p/__init__.py: differs", append("diffpose/p/__init__.py", "# edited by hand\n")),
+    ("modules_are_what_the_notebooks_export", "p/__init__.py: missing", lambda root: (root / "diffpose/p/__init__.py").unlink()),
     ("notebooks_are_clean", "00_a", in_notebook(A, lambda cells: cells[1].update(execution_count=7))),
     ("notebooks_are_clean", "00_a", in_notebook(A, lambda cells: cells[1].update(metadata={"scrolled": True}))),
     ("notebooks_are_clean", "share an id", in_notebook(A, lambda cells: cells[1].update(id=cells[2]["id"]))),
@@ -143,13 +170,17 @@ FAULTS = [
     ("notebooks_are_within_budget", "of 300 kB", in_notebook(A, add(code("1", stream("x" * 301_000))))),
     ("api_notebooks_run_every_cell", "00_a", in_notebook(A, add(code("#| eval: false\n1")))),
     ("api_notebooks_run_every_cell", "00_a", in_notebook(A, add(markdown("- skip_exec: true")))),
-    ("export_cells_are_short", f"{LINES_PER_EXPORT + 3} lines", in_notebook(A, add(code(LONG)))),
+    ("functions_are_short", f"long has {LINES_PER_FUNCTION + 2} lines", in_notebook(A, add(code("#| export\n" + LONG)))),
+    ("functions_are_short", f"long has {LINES_PER_FUNCTION + 2} lines", in_notebook(A, add(code(METHOD)))),
     ("api_notebooks_claim_something", "2 cells export, 0 claim", in_notebook(A, edit_source(4, "one()"))),
     ("notebooks_open_with_name_and_question", "00_a", in_notebook(A, edit_source(0, "# a"))),
     ("notebooks_open_with_name_and_question", "00_a", in_notebook(A, edit_source(0, "# # a\n\n> what?"))),
     ("notebooks_open_with_name_and_question", "00_a", in_notebook(A, edit_source(0, "# a\n\n> what?\n\nMore."))),
     ("notebooks_are_numbered_and_named_by_module", "number 0", lambda root: (root / B).rename(root / "notebooks/api/00_b.ipynb")),
     ("notebooks_are_numbered_and_named_by_module", "NN_b.ipynb", lambda root: (root / B).rename(root / "notebooks/api/01_c.ipynb")),
+    ("notebooks_are_numbered_and_named_by_module", "NN_p.ipynb", lambda root: (root / P).rename(root / "notebooks/api/03_p___init__.ipynb")),
+    ("modules_import_only_lower_numbers", "diffpose.p.part (2) imports diffpose.p (3)", append("diffpose/p/part.py", "\nfrom . import three\n")),
+    ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.p.part (2)", append("diffpose/a.py", "\nfrom .p import part\n")),
     ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\ndef f():\n    from .b import two\n")),
     ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\nimport diffpose.b\n")),
     ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\nfrom diffpose import b\n")),
@@ -174,6 +205,13 @@ def test_a_fault_is_named(sound, tmp_path, name, message, fault):
     shutil.copytree(sound, root)
     fault(root)
     assert message in "\n".join(RULES[name](root))
+
+
+def test_a_long_class_of_short_methods_is_no_fault(sound, tmp_path):
+    root = tmp_path / "repo"
+    shutil.copytree(sound, root)
+    change(root / A, add(code(METHODS)))
+    assert RULES["functions_are_short"](root) == []
 
 
 def test_every_rule_is_broken_once():
