@@ -173,7 +173,7 @@ class _Resampled(_Intrinsics):
         return replace(self, height=height, width=width, x0=x0, y0=y0)
 
     def resize(self, height: int, width: int):
-        "For an image resampled to height x width with its edges kept (`interpolate` without `align_corners`)."
+        "For `resize_image(image, height, width)`, which keeps the image's edges where they are."
         height, width = _number(height, "height", True, True), _number(width, "width", True, True)
         return replace(self, height=height, width=width, delx=self.delx * self.width / width, dely=self.dely * self.height / height)
 

@@ -8,9 +8,10 @@ import torch
 import torchio
 
 from diffpose.calibration import Camera
-from diffpose.data import open_field, read
+from diffpose.data import read
 from diffpose.deepfluoro import FILE_NAME, ROOM_MM, SDD_MM, DeepFluoroDataset, Evaluator
 from diffpose.drr import DRR
+from diffpose.images import open_field
 from diffpose.metrics import registration_errors
 from diffpose.pose import RigidTransform
 from diffpose.registration import default_landmarks

@@ -18,7 +18,7 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(line)
 
 
-LONG = ("test_kernels_compile", "08_renderers", "09_drr", "07_kernels", "14_training", "02_data", "13_registration", "06_kernels", "17_cli")
+LONG = ("test_kernels_compile", "09_renderers", "10_drr", "08_kernels", "15_training", "03_data", "14_registration", "07_kernels", "18_cli")
 
 
 def pytest_collection_modifyitems(items):

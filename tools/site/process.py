@@ -12,14 +12,14 @@ def _names(tree):
 
 
 def fold_exports(cell):
-    "Drop hidden cells and mere imports; fold what is exported, under the names that it defines."
+    "Drop hidden cells, and mere imports and what is offered of them (`_all_`); fold what is exported, under the names that it defines."
     kinds = {key.rstrip(":") for key in cell.directives_}
     if kinds & {"hide", "default_exp"}:
         del cell["source"]
     elif kinds & {"export", "exporti"}:
         text = re.sub(r"\A(\s*#\s?\|[^\n]*\n)+", "", cell.source).strip("\n")
         tree = ast.parse(text)
-        if all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree.body):
+        if all(isinstance(node, (ast.Import, ast.ImportFrom)) or ast.unparse(node).startswith("_all_ = ") for node in tree.body):
             del cell["source"]
         else:
             names = ", ".join(_names(tree)[:4])
