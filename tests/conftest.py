@@ -18,7 +18,7 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(line)
 
 
-LONG = ("test_kernels_compile", "09_renderers", "10_drr", "08_kernels", "15_training", "03_data", "14_registration", "07_kernels", "18_cli")
+LONG = ("test_kernels_compile", "09_renderers", "10_drr", "08_kernels", "25_training", "03_data", "20_registration", "07_kernels", "22_registration", "28_cli")
 
 
 def pytest_collection_modifyitems(items):

@@ -11,10 +11,11 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from diffpose import registration, renderers
+from diffpose import renderers
 from diffpose.drr import DRR
 from diffpose.phantom import make_phantom
 from diffpose.pose import PARAMETERIZATIONS, RigidTransform
+from diffpose.registration import pyramid, solver
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton: torch brings it on Linux")
 
@@ -116,12 +117,12 @@ def test_gradients(subject, gpu, labelled):
 @pytest.mark.parametrize("residual", ["ncc", "mncc", "gradient"])
 @pytest.mark.parametrize("n_xrays", [1, 2])
 def test_descent(subject, gpu, monkeypatch, residual, n_xrays):
-    monkeypatch.setattr(registration, "_Arrival", lambda device: lambda active: False)  # what it reads has come: it asks the event first
-    level = registration._Level(registration.Stage(12, residual), moved(gpu, subject))
+    monkeypatch.setattr(solver, "_Arrival", lambda device: lambda active: False)  # what it reads has come: it asks the event first
+    level = pyramid._Level(pyramid.Stage(12, residual), moved(gpu, subject))
     with gpu, torch.no_grad():
         level.weight, level.target = on_gpu(n_xrays, 1, 12, 12), on_gpu(n_xrays, 2 if residual == "gradient" else 1, 12, 12)
         level.renders = on_gpu(n_xrays, dtype=torch.long)
-        fit, steps, settled = registration._descend(level, on_gpu(4, 4, 4, dtype=torch.float64), on_gpu(4, dtype=torch.long), lambda *row: None, max_rejected=1)
+        fit, steps, settled = solver._descend(level, on_gpu(4, 4, 4, dtype=torch.float64), on_gpu(4, dtype=torch.long), lambda *row: None, max_rejected=1)
     assert fit.matrix.shape == (4, 4, 4) and all(x.is_cuda for x in (fit.matrix, fit.H, steps, settled))
 
 

@@ -25,10 +25,21 @@ STATIC = Path(__file__).parent / "static"
 
 
 def navigation():
-    "Titles and sources of `_quarto.yml`: `[(title, section page, [pages])]`."
+    "`{page: pages below it}` of `_quarto.yml`, in order: the landing page, the sections, the pages of each, and their parts where they have some."
     website = yaml.safe_load((ROOT / "_quarto.yml").read_text(encoding="utf-8"))["website"]
     sections = {bar["id"]: bar["contents"] for bar in website["sidebar"]}
-    return [(item["text"], item["href"], sections.get(Path(item["href"]).parent.name, [])[1:]) for item in website["navbar"]["left"]]
+    bar = [item["href"] for item in website["navbar"]["left"]]
+    below = {"index.ipynb": [page for page in bar if page != "index.ipynb"]}
+
+    def add(page, contents):
+        below[page] = [entry if isinstance(entry, str) else entry["href"] for entry in contents]
+        for entry in contents:
+            if not isinstance(entry, str):
+                add(entry["href"], entry["contents"])
+
+    for page in bar:
+        add(page, sections.get(Path(page).parent.name, [])[1:])
+    return below
 
 
 def process():
@@ -70,17 +81,15 @@ def with_toctree(pages, order):
 def sphinx():
     for folder in ("pages", "html", "doctrees"):
         shutil.rmtree(WORK / folder, ignore_errors=True)
-    bar = navigation()
-    sources = [source for _, section, pages in bar for source in (section, *pages)]
-    sources = list(dict.fromkeys(["index.ipynb", *sources]))
+    below = navigation()
+    sources = list(dict.fromkeys(source for page, pages in below.items() for source in (page, *pages)))
     citations = re.findall(r"@\w+\{([^,]+),", (ROOT / "references.bib").read_text(encoding="utf-8"))
     converter = Converter(PROC, PAGES, Pages(PROC, sources, citations), PAGES / "extra")
     for source in sources:
         (converter.notebook if source.endswith(".ipynb") else converter.markdown)(source)
     if converter.pages.problems:
         sys.exit("\n".join(converter.pages.problems))
-    order = {"index.ipynb": [section for _, section, _ in bar if section != "index.ipynb"]}
-    with_toctree(PAGES, {**order, **{section: pages for _, section, pages in bar if pages}})
+    with_toctree(PAGES, {page: pages for page, pages in below.items() if pages})
     shutil.copytree(STATIC, PAGES / "_static", dirs_exist_ok=True)
     (PAGES / "extra").mkdir(exist_ok=True)
     shutil.copy(ROOT / "references.bib", PAGES)
