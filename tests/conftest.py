@@ -18,7 +18,7 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(line)
 
 
-LONG = ("test_kernels_compile", "09_renderers", "10_drr", "08_kernels", "25_training", "03_data", "20_registration", "07_kernels", "22_registration", "28_cli")
+LONG = ("test_kernels_compile", "10_renderers", "11_drr", "09_kernels", "26_training", "04_data", "21_registration", "08_kernels", "23_registration", "29_cli")
 
 
 def pytest_collection_modifyitems(items):
