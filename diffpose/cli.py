@@ -399,7 +399,7 @@ def load_xray(
         sdd, pitch = given.sdd, (given.dely, given.delx)
     which = int(frame) if frame is not None and frame.lstrip("-").isdigit() else frame
     with in_options(path, sdd="--sdd", spacing="--spacing", frame="--frame", camera="--camera"):
-        xray, own, mask = read_xray(path, polarity=polarity, already_line_integral=line_integrals, frame=which, sdd=sdd, spacing=pitch, return_mask=True)
+        xray, own, mask = read_xray(path, polarity=polarity, already_line_integral=line_integrals, frame=which, sdd=sdd, spacing=pitch, return_mask="file")
     if own is None:
         raise ValueError(f"{path} does not say how it was taken: give --camera camera.json, or --sdd (source to detector, mm) and --spacing (detector pixel, mm)")
     return xray, own if given is None else _agreed(given, own, camera, path), mask
@@ -929,7 +929,7 @@ def register(
     line_integrals: _option(Optional[bool], "Is the logarithm taken already? (default: as the header says, else not)", _IMAGE, "--line-integrals/--intensities") = None,
     frame: _option(_Text, "Which frame of several: a number from 0, or mean.", _IMAGE) = None,
     mask: _option(_Path, "Picture of the X-ray's size; pixels that are zero do not count. (default: between the collimator's blades, where they show)", _IMAGE) = None,
-    whole_image: _option(bool, "Do not look for blades.", _IMAGE, "--whole-image") = False,
+    whole_image: _option(bool, "Do not look for a collimator.", _IMAGE, "--whole-image") = False,
     landmarks: _option(_Path, "Table (CSV) with x_mm, y_mm, z_mm of points in the CT's own frame: where to state the expected error.", _PATIENT) = None,
     landmarks_frame: _option(_Frame, "Are landmarks RAS (NIfTI) or LPS (DICOM)?", _PATIENT) = _Frame.ras,
     labelmap: _Labelmap = None,

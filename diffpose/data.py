@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['AIR_HU', 'AIR_MAX_HU', 'BONE_MIN_HU', 'HU_MAX', 'MU_WATER', 'MU_BONE', 'DENSITY_MODES', 'ras_from_lps',
            'EXAMPLE_WHEEL', 'EXAMPLE_FILES', 'Pieces', 'Contrast', 'hu_to_density', 'lps_from_ras', 'resample', 'read',
-           'to_line_integrals', 'read_xray', 'cache_dir', 'data_path', 'load_example_ct', 'compiled', 'open_field',
-           'resize_image']
+           'to_line_integrals', 'read_xray', 'cache_dir', 'data_path', 'load_example_ct', 'compiled', 'FieldOfView',
+           'find_field', 'open_field', 'resize_image']
 
 # %% ../notebooks/api/04_data.ipynb #4d73eea8
 import difflib
@@ -30,11 +30,12 @@ from jaxtyping import Float, Shaped, jaxtyped
 from torch import Tensor
 
 from .calibration import Camera, reorientation
-from .images import open_field, resize_image
+from .field import FieldOfView, find_field, open_field
+from .images import resize_image
 from .pose import RigidTransform
 
 # %% ../notebooks/api/04_data.ipynb #1584a411
-_all_ = ["open_field", "resize_image"]  # of diffpose.images
+_all_ = ["FieldOfView", "find_field", "open_field", "resize_image"]  # of field, images
 
 # %% ../notebooks/api/04_data.ipynb #e35f5707
 AIR_HU = -1000.0  # air, by the definition of the Hounsfield scale
@@ -891,9 +892,13 @@ def read_xray(
     i0: float | None = None,  # signal of the unattenuated beam; None: the brightest pixel
     sdd: float | None = None,  # source to detector, mm, if the file does not say
     spacing=None,  # detector pixel, mm: one number or (row, column), if the file does not say
-    return_mask: bool = False,  # also return which pixels can be trusted
+    return_mask: bool | Literal["file"] = False,  # also return which pixels can be trusted; "file": by the file alone
 ):  # (xray [1 1 H W], Camera or None) or (xray, camera, mask [1 1 H W])
-    "An X-ray as line integrals (bone bright, float32), and what is known of the C-arm that took it."
+    """An X-ray as line integrals (bone bright, float32), and what is known of the C-arm that took it.
+
+    The mask is True where a pixel has counts, is neither saturated nor behind a shutter, and, unless it is the file's alone, in what `find_field` trusts:
+    inside the collimator, not on a letter, not at the detector's limit. (Of a DRR that is read as an X-ray, the air is at that limit.)
+    """
     if polarity not in (None, "bone_dark", "bone_bright"):
         raise ValueError(f"polarity={polarity!r} is not 'bone_dark', 'bone_bright' or None")
     if camera is not None and not isinstance(camera, Camera):
@@ -911,9 +916,13 @@ def read_xray(
     dark = (polarity or stated[0]) == "bone_dark"
     log = stated[1] if already_line_integral is None else already_line_integral
     values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
-    mask = _trusted(values, dark, log, top, header)
     xray = _linearise(values, dark, log, i0)
-    return (xray[None, None], camera, mask[None, None]) if return_mask else (xray[None, None], camera)
+    if not return_mask:
+        return xray[None, None], camera
+    mask = _trusted(values, dark, log, top, header)
+    if return_mask != "file":
+        mask &= find_field(xray).mask
+    return xray[None, None], camera, mask[None, None]
 
 # %% ../notebooks/api/04_data.ipynb #7266b961
 def _linearise(values, dark, log, i0):
