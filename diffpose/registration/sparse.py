@@ -17,7 +17,8 @@ from ..drr import DRR
 from ..metrics import MultiscaleNormalizedCrossCorrelation2d, mtre, ncc
 from ..pose import RigidTransform
 from .first_order import Registration
-from .gauss_newton import GaussNewton
+from .gauss_newton import GaussNewton, check_poses, check_xray
+from .uncertainty import default_landmarks
 from .verdict import Result, Thresholds, _history
 
 # %% ../../notebooks/api/23_registration_sparse.ipynb #4245509f
@@ -238,7 +239,8 @@ class SparseAdam:
         progress: bool = False,  # show a progress bar
     ) -> Result:
         "Find the pose of an X-ray."
-        image, inside, init = self.judge._check(xray, mask, init)
+        image, inside = check_xray(self.drr, xray, mask)
+        init = check_poses(init)
         if not isinstance(init, RigidTransform):
             raise TypeError("Adam refines poses: draw some from the prior with its sample()")
         inside = inside.bool()
@@ -306,5 +308,5 @@ class SparseAdam:
     def _at_rest(self, rows: list) -> bool:
         "Did the last tenth of the steps stay within 0.5 mm, or 2% of the way, of the last pose?"
         poses = RigidTransform(torch.stack([matrix for _, matrix, _, _ in rows]))
-        moved = mtre(poses[-1], poses, self.judge._where(None)[None])
+        moved = mtre(poses[-1], poses, default_landmarks(self.drr)[None])
         return bool(moved[-max(2, len(rows) // 10) :].max() <= max(0.5, 0.02 * moved.max().item()))
