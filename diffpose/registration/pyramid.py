@@ -78,14 +78,14 @@ class Stage:
 
 # %% ../../notebooks/api/16_registration_pyramid.ipynb #8f8ac8ff
 COARSEST = 32  # about as many pixels along the shorter side as the coarsest level has
-FINEST = 200  # and the finest at most
+FINEST = 256  # and the finest at most
 
 # %% ../../notebooks/api/16_registration_pyramid.ipynb #88276a4c
 def default_stages(
     size: int,  # pixels along the shorter side of the X-ray
 ) -> list[Stage]:
-    "Fine structure at every level, from about 32 pixels up to at most 200, doubling."
-    last = min(size, FINEST)
+    "Global NCC on a handful of pixels, then fine structure from about 32 pixels up to at most 256."
+    last = round(size / math.ceil(size / FINEST))  # whole pixels become one: uneven ones blur unevenly
     doublings = max(round(math.log2(last / COARSEST)), 1 if last >= 40 else 0)
     sizes = [round(last / 2**k) for k in range(doublings, -1, -1)]
     if len(sizes) == 2 and sizes[0] < 40:  # too coarse to say whether images agree
@@ -94,6 +94,8 @@ def default_stages(
     if len(stages) > 1:
         stages[-2] = Stage(sizes[-2], tolerance=5e-3, robust=0.5)
     stages[-1] = Stage(sizes[-1], tolerance=2e-4, robust=0.5, max_steps=20, curvature=0.1)
+    if len(stages) > 1:
+        stages.insert(0, Stage(max(8, sizes[0] // 2), "ncc", tolerance=5e-2, robust=0.5))
     return stages
 
 # %% ../../notebooks/api/16_registration_pyramid.ipynb #94d58898

@@ -71,9 +71,9 @@ def _band(x: Tensor, weight: Tensor, whole: Tensor) -> Tensor:  # ... H W to ...
     "What stands out from its surroundings, and slopes without their trend."
     smooth, slope = _kernels(SCALE)
     mean, trend = _mean(SURROUND), _mean(TREND)
-    low = _along(x * weight, mean, mean) / (_along(weight, mean, mean) + 1e-6)
+    low = _along(x * weight, mean, mean) / _along(weight, mean, mean).clamp(min=1e-6)
     slopes = torch.stack([_along(x, smooth, slope), _along(x, slope, smooth)], -3)
-    area = _along(whole, trend, trend) + 1e-6
+    area = _along(whole, trend, trend).clamp(min=1e-6)
     slopes = slopes - (
         _along(slopes * whole[..., None, :, :], trend, trend) / area[..., None, :, :]
     )
@@ -89,7 +89,7 @@ def standardise_band(
     support = band_support(weight)
     field, whole, inside = weight[:, 0], support[:, 0], support
     mean, n = _mean(ENERGY), support.sum((1, 2, 3), keepdim=True).clamp(min=1)
-    area = _along(inside, mean, mean) + 1e-6
+    area = _along(inside, mean, mean).clamp(min=1e-6)
     local = lambda x: _along(x, mean, mean) / area
     fine = _band(image[:, 0], field, whole) * inside
     energy = local(fine.square().sum(1, keepdim=True))

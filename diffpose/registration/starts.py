@@ -323,6 +323,8 @@ def funnel(
         return job.descend(0, given.join(job.enter(matrix[others], which[others], False)))
     pool = job.enter(matrix, which, False)
     for k in range(job.local):
+        if k:
+            pool = pool.unseen().join(job.enter(matrix[first], which[first], False))
         pool = job.best(job.descend(k, pool), keep[min(k, len(keep) - 1)], distance)
         tell(k + 1, pool)
     pool = job.descend(job.local, given.join(pool.unseen()))
@@ -330,6 +332,7 @@ def funnel(
     return pool
 
 # %% ../../notebooks/api/18_registration_starts.ipynb #35bbdf20
+COARSE = 24  # pixels along the shorter side that a survey needs
 LOST = 0.25  # agreement at the local level below which a finer survey is worth its time
 CONVINCING = 0.6  # agreement at the local level from which no search is needed, in a large image
 CHANCE = 8.0  # small images agree by chance: more is asked of them, by this over the root of their pixels
@@ -356,11 +359,12 @@ def widen(
     finer: bool = True,  # survey again, finer, where nothing is found
 ) -> Pool:
     "More candidates for an X-ray as long as its best does not convince: those given, a survey, a finer survey."
-    coarse, fine = job.levels[0], job.levels[job.local]
+    fine = job.levels[job.local]
+    coarse = next((level for level in job.levels if min(level.size) >= COARSE), fine)
     look = lambda level, **how: survey(level, xray, mask, around, *spread, **how)[0]
     sources = [
-        (more is not None, CONVINCING, lambda: more, 0),
-        (n > 0, CONVINCING, lambda: look(coarse, n=n), 0),
+        (more is not None, CONVINCING, lambda: more, COARSE),
+        (n > 0, CONVINCING, lambda: look(coarse, n=n), COARSE),
         (n > 0 and finer, LOST, lambda: look(fine, n=2 * n, step_deg=7.5, size=48), 30),
     ]
     for there, enough, poses, least in sources:
