@@ -244,7 +244,7 @@ class GaussNewton:
             apart[0] = 0
             best = best[apart < 2 * self.thresholds.margin]
             given = mine[mine.given]
-            if (job.apart(given.fit.matrix[0], best.fit.matrix) > 1.0).all():
+            if (job.apart(given.fit.matrix[0], best.fit.matrix) > self.thresholds.distance_mm).all():
                 best = best.join(given)
             others = job.best(mine, 8, self.thresholds.distance_mm)
             pools.append((best, others))

@@ -6,8 +6,8 @@
 __all__ = ['pool_volume', 'Stage', 'default_stages']
 
 # %% ../../notebooks/api/16_registration_pyramid.ipynb #f56d806d
-import hashlib
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -93,7 +93,8 @@ def default_stages(
     stages = [Stage(n, tolerance=2e-2, robust=0.5, max_steps=10) for n in sizes]
     if len(stages) > 1:
         stages[-2] = Stage(sizes[-2], tolerance=5e-3, robust=0.5)
-    stages[-1] = Stage(sizes[-1], tolerance=2e-4, robust=0.5, max_steps=20, curvature=0.1)
+    last = {"tolerance": 2e-4, "max_steps": 20, "curvature": 0.1, "full_volume": True}
+    stages[-1] = Stage(sizes[-1], robust=0.5, **last)
     if len(stages) > 1:
         stages.insert(0, Stage(max(8, sizes[0] // 2), "ncc", tolerance=5e-2, robust=0.5))
     return stages
@@ -197,22 +198,24 @@ def make_level(
     return Level(stage, level.to(drr.device, drr.dtype))
 
 # %% ../../notebooks/api/16_registration_pyramid.ipynb #b5119e39
+def _fingerprint(volume: Tensor) -> int:
+    "A number that a change of the voxels changes: a checksum, or on a GPU sums of bits along two axes."
+    lies = volume.detach().permute(2, 1, 0)
+    lies = lies if lies.is_contiguous() else lies.contiguous()
+    if lies.device.type == "cpu":
+        return zlib.crc32(lies.view(torch.uint8).numpy())
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = lies.view(kinds[lies.element_size()])
+    sums = torch.cat([bits.sum(axis, dtype=torch.int64).flatten() for axis in (0, 2)])
+    return zlib.crc32(sums.cpu().numpy())
+
+
 def state_of(
     drr: DRR,
 ) -> tuple:
     "All of a DRR that decides what registration sees, as it is now: equal for equal DRRs."
-    density = drr.density.detach()
-    bits = (
-        density.contiguous()
-        if not density.permute(2, 1, 0).is_contiguous()
-        else density.permute(2, 1, 0)
-    )
-    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    bits = bits.view(kinds[bits.element_size()])
-    sums = [bits.sum(axis, dtype=torch.int64) for axis in (0, 2)]
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (*sums, drr.affine, drr.subject.reorient):
-        digest.update(torch.as_tensor(part).cpu().contiguous().numpy().tobytes())
-    shape = tuple(density.shape), density.dtype, density.device
-    contrast, renderer = repr(drr.contrast), drr.renderer
-    return digest.hexdigest(), shape, drr.camera, contrast, renderer.voxel_shift, renderer.backend
+    geometry = (*drr.affine.flatten().tolist(), *drr.subject.reorient.flatten().tolist())
+    volume = drr.density
+    kind = tuple(volume.shape), volume.dtype, volume.device
+    renderer = drr.renderer.voxel_shift, drr.renderer.backend
+    return _fingerprint(volume), kind, geometry, drr.camera, repr(drr.contrast), renderer

@@ -316,18 +316,24 @@ def funnel(
     distance: float,  # closer poses are one [mm]
     tell: Callable[[int, Pool], None],  # called after each stage
 ) -> Pool:
-    "Starts through the coarse levels to the local one, and beside them the given starts, unmoved by coarse levels."
+    "The given starts straight to the local level; where that does not convince, all starts through the coarse levels."
     given = job.enter(matrix[first], which[first], True)
     if not job.local:  # nothing is coarse: every start stays as it is
         others = torch.ones(len(matrix), dtype=torch.bool).index_fill_(0, first, False)
         return job.descend(0, given.join(job.enter(matrix[others], which[others], False)))
-    pool = job.enter(matrix, which, False)
+    given = job.descend(job.local, given)
+    lost = torch.tensor([not _convincing(job, given, x, CONVINCING) for x in range(len(first))])
+    if not lost.any():
+        tell(job.local + 1, given)
+        return given
+    first, rows = first[lost], lost[which]
+    pool = job.enter(matrix[rows], which[rows], False)
     for k in range(job.local):
         if k:
             pool = pool.unseen().join(job.enter(matrix[first], which[first], False))
         pool = job.best(job.descend(k, pool), keep[min(k, len(keep) - 1)], distance)
         tell(k + 1, pool)
-    pool = job.descend(job.local, given.join(pool.unseen()))
+    pool = given.join(job.descend(job.local, pool))
     tell(job.local + 1, pool)
     return pool
 
