@@ -76,9 +76,9 @@ def report(folder: Path) -> None:
     axes[0].legend(fontsize=7)
     for verdict, colour in {"converged": "tab:green", "ambiguous": "tab:orange", "stalled": "tab:red"}.items():
         part = rows[rows["verdict"] == verdict]
-        axes[1].scatter(part["mtre_mm"], part["local_similarity"], s=8, c=colour, label=f"{verdict} ({len(part)})")
+        axes[1].scatter(part["mtre_mm"], part["local_agreement"], s=8, c=colour, label=f"{verdict} ({len(part)})")
     axes[1].axvline(1, color="grey", lw=0.5)
-    axes[1].set(xscale="log", xlabel="mTRE [mm]", ylabel="local NCC of X-ray and DRR")
+    axes[1].set(xscale="log", xlabel="mTRE [mm]", ylabel="agreement of X-ray and DRR at the local level")
     axes[1].legend(fontsize=7)
     fig.savefig(folder / "real_job.png", dpi=100)
     print(f"written: {folder / 'table.csv'}, {folder / 'real_job.png'}")

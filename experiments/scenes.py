@@ -54,7 +54,7 @@ def ruler_points() -> torch.Tensor:
 
 def outcome(result: Result, mtre_mm: float, seconds: float) -> dict:
     "What a table says of one registration."
-    evidence = {name: result.evidence[name] for name in ("similarity", "local_similarity", "expected_tre_mm", "rival_cost", "cost")}
+    evidence = {name: result.evidence[name] for name in ("similarity", "agreement", "local_similarity", "local_agreement", "expected_tre_mm", "newton_mm", "separation", "cost")}
     return dict(mtre_mm=mtre_mm, verdict=result.verdict, starts=result.evidence["starts"], seconds=seconds, steps=result.steps, renders=result.renders, **evidence, reasons="; ".join(result.reasons))
 
 
