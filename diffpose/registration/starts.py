@@ -338,7 +338,7 @@ def funnel(
     return pool
 
 # %% ../../notebooks/api/18_registration_starts.ipynb #35bbdf20
-COARSE = 24  # pixels along the shorter side that a survey needs
+COARSE = 20  # pixels along the shorter side that a survey needs
 LOST = 0.25  # agreement at the local level below which a finer survey is worth its time
 CONVINCING = 0.6  # agreement at the local level from which no search is needed, in a large image
 CHANCE = 8.0  # small images agree by chance: more is asked of them, by this over the root of their pixels
