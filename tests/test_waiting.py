@@ -114,16 +114,18 @@ def test_gradients(subject, gpu, labelled):
     assert [gradient is not None for gradient in gradients] == list(Context.needs_input_grad)
 
 
-@pytest.mark.parametrize("residual", ["ncc", "mncc", "gradient"])
+@pytest.mark.parametrize("residual", ["band", "ncc", "mncc", "gradient"])
 @pytest.mark.parametrize("n_xrays", [1, 2])
 def test_descent(subject, gpu, monkeypatch, residual, n_xrays):
     monkeypatch.setattr(solver, "_Arrival", lambda device: lambda active: False)  # what it reads has come: it asks the event first
-    level = pyramid._Level(pyramid.Stage(12, residual), moved(gpu, subject))
+    level = pyramid.Level(pyramid.Stage(12, residual), moved(gpu, subject))
+    channels = {"band": 3, "gradient": 2}.get(residual, 1)
     with gpu, torch.no_grad():
-        level.weight, level.target = on_gpu(n_xrays, 1, 12, 12), on_gpu(n_xrays, 2 if residual == "gradient" else 1, 12, 12)
-        level.renders = on_gpu(n_xrays, dtype=torch.long)
-        fit, steps, settled = solver._descend(level, on_gpu(4, 4, 4, dtype=torch.float64), on_gpu(4, dtype=torch.long), lambda *row: None, max_rejected=1)
-    assert fit.matrix.shape == (4, 4, 4) and all(x.is_cuda for x in (fit.matrix, fit.H, steps, settled))
+        image, weight, support = (on_gpu(n_xrays, 1, 12, 12) for _ in range(3))
+        target = pyramid.Target(image, weight, support, on_gpu(n_xrays, channels, 12, 12))
+        poses, numbers = on_gpu(4, 4, 4, dtype=torch.float64), on_gpu(4, dtype=torch.long)
+        fit, *rest = solver.descend(level, target, poses, numbers, max_rejected=1)
+    assert fit.matrix.shape == (4, 4, 4) and all(x.is_cuda for x in (fit.matrix, fit.H, *rest))
 
 
 def test_waiting_would_be_noticed(subject, gpu, monkeypatch):

@@ -6,7 +6,6 @@
 __all__ = ['standardise_band', 'standardise_ncc', 'standardise_mncc', 'standardise_gradient']
 
 # %% ../../notebooks/api/15_registration_residuals.ipynb #ba1f29cb
-import functools
 import math
 from typing import Optional
 
@@ -25,18 +24,27 @@ FLOOR = 0.01  # of the mean contrast: windows with less are not blown up to nois
 REACH = max(SURROUND // 2, math.ceil(3 * SCALE))  # how far the filters see [pixels]
 
 
-@functools.lru_cache(maxsize=256)
+_BANDS = {}  # filters as matrices, made once for each length, device and precision
+
+
 def _banded(
     n: int, kernel: tuple[float, ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:  # n n
     "A filter along n pixels, with nothing beyond the ends, as a matrix."
-    reach = len(kernel) // 2
-    rows = [
-        torch.diag(torch.full((n - abs(k),), c), k)
-        for k, c in zip(range(-reach, reach + 1), kernel)
-        if abs(k) < n
-    ]
-    return sum(rows, torch.zeros(n, n)).to(device, dtype)
+    key = n, kernel, device, dtype
+    if key in _BANDS:
+        return _BANDS[key]
+    with torch.inference_mode(False):  # it serves calls of every kind
+        i = torch.arange(n, device=device)
+        k = i - i[:, None] + len(kernel) // 2
+        matrix = torch.zeros(n, n, device=device, dtype=dtype)
+        for tap, value in enumerate(kernel):  # numbers, not a tensor: nothing to bring to a GPU
+            matrix = torch.where(k == tap, value, matrix)
+    if type(matrix) is Tensor:  # and no stand-in for one
+        if len(_BANDS) > 256:
+            _BANDS.clear()
+        _BANDS[key] = matrix
+    return matrix
 
 
 def _along(x: Tensor, rows: tuple[float, ...], columns: tuple[float, ...]) -> Tensor:
