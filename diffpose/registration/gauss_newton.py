@@ -81,6 +81,9 @@ def check_poses(init: RigidTransform | PosePrior) -> RigidTransform | PosePrior:
     return init.detach().cpu().double() if isinstance(init, RigidTransform) else init
 
 # %% ../../notebooks/api/21_registration_gauss_newton.ipynb #4a4ca54a
+AT_REST_MM = 0.1  # a pose that a whole Newton step would move by less has come to rest
+
+
 class _Progress:
     "A bar over stages, and the user's callback."
 
@@ -120,7 +123,7 @@ class GaussNewton:
         bone_attenuation_multiplier: float
         | None = None,  # contrast of bone; None: as the subject was read
         restarts: int = 24,  # more starts at most, from a survey around the first, where it does not convince
-        spread: tuple[float, float] = (50.0, 40.0),  # of the survey: plus or minus degrees, mm
+        spread: tuple[float, float] = (50.0, 60.0),  # of the survey: plus or minus degrees, mm
         keep: Sequence[int] = (12, 8, 4, 2),  # how many starts survive each stage
         thresholds: Thresholds | None = None,
     ):
@@ -244,7 +247,7 @@ class GaussNewton:
             apart[0] = 0
             best = best[apart < 2 * self.thresholds.margin]
             given = mine[mine.given]
-            if (job.apart(given.fit.matrix[0], best.fit.matrix) > self.thresholds.distance_mm).all():
+            if self._contends(job, given, best):
                 best = best.join(given)
             others = job.best(mine, 8, self.thresholds.distance_mm)
             pools.append((best, others))
@@ -254,9 +257,20 @@ class GaussNewton:
         for k in range(job.local + 1, len(job.levels)):
             last = job.descend(k, last)
             tell(k + 1, last)
+        steps = [newton_step(H * s.clamp(1e-3, 1.0), g, job.points) for H, s, g in zip(last.fit.H, last.fit.similarity, last.fit.g)]
+        last.settled |= torch.tensor(steps) < AT_REST_MM
         return [
             self._result(job, last[last.fit.which == x], pools[x][1], x) for x in range(len(pools))
         ]
+
+    def _contends(self, job: Job, given: Pool, best: Pool) -> bool:
+        "Is what became of the given start another pose than the best, and at the last level not clearly worse?"
+        t = self.thresholds
+        if (job.apart(given.fit.matrix[0], best.fit.matrix) <= t.distance_mm).any():
+            return False
+        matrix = torch.cat([best.fit.matrix[:1], given.fit.matrix])
+        last = self._look(job, len(job.levels) - 1, matrix, given.fit.which[[0, 0]])
+        return bool(separation(*last.agreement) < t.margin)
 
     def _result(self, job: Job, pool: Pool, others: Pool, x: int) -> Result:
         "The best of the candidates, judged."
