@@ -81,6 +81,11 @@ def check_poses(init: RigidTransform | PosePrior) -> RigidTransform | PosePrior:
     return init.detach().cpu().double() if isinstance(init, RigidTransform) else init
 
 # %% ../../notebooks/api/21_registration_gauss_newton.ipynb #4a4ca54a
+def _curvature(fit: Fit, k: int) -> Tensor:  # 6 6
+    "Of the cost at one of the poses: Gauss and Newton's matrix, as far as the images agree."
+    return fit.H[k] * fit.similarity[k].clamp(1e-3, 1.0)
+
+
 AT_REST_MM = 0.1  # a pose that a whole Newton step would move by less has come to rest
 
 
@@ -257,7 +262,7 @@ class GaussNewton:
         for k in range(job.local + 1, len(job.levels)):
             last = job.descend(k, last)
             tell(k + 1, last)
-        steps = [newton_step(H * s.clamp(1e-3, 1.0), g, job.points) for H, s, g in zip(last.fit.H, last.fit.similarity, last.fit.g)]
+        steps = [newton_step(_curvature(last.fit, k), g, job.points) for k, g in enumerate(last.fit.g)]
         last.settled |= torch.tensor(steps) < AT_REST_MM
         return [
             self._result(job, last[last.fit.which == x], pools[x][1], x) for x in range(len(pools))
@@ -306,7 +311,7 @@ class GaussNewton:
         "Numbers that say whether the first of the candidates is right."
         fit, t = pool.fit, self.thresholds
         local = self._look(job, job.local, fit.matrix[:1], fit.which[:1])
-        curvature = fit.H[0] * fit.similarity[0].clamp(1e-3, 1.0)
+        curvature = _curvature(fit, 0)
         covariance = t.misfit**2 * pose_covariance(curvature, fit.score[0])
         apart = torch.tensor([math.inf])
         if len(others.fit.matrix):
