@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..drr import DRR
-from ..field import open_field
+from ..field import burnt_out, open_field
 from ..pose import RigidTransform
-from .pyramid import Stage, default_stages, make_level, pooling, state_of
-from .solver import Fit, evaluate
+from .pyramid import Stage, Target, default_stages, make_level, pooling, state_of
+from .solver import Fit, evaluate, refine
 from .starts import Job, Pool, PosePrior, _Track, funnel, widen
 from .uncertainty import _landmarks, default_landmarks, expected_tre, newton_step, pose_covariance
 from .verdict import Reason, Result, Thresholds, _history, judge, separation
@@ -28,6 +28,13 @@ def _shrink(mask: Tensor) -> Tensor:
     "Stay off the blurred edge of the field of view, by one per cent of the image."
     reach = max(1, round(0.01 * max(mask.shape[-2:])))
     return F.max_pool2d((~mask).float(), 2 * reach + 1, 1, reach) == 0
+
+
+def measured(xray: Tensor, mask: Tensor) -> Tensor:  # N 1 H W each, masks 0 or 1
+    "Masks without overexposed pixels, whose outline is not the patient's; a DRR's air is taken for such, unless it is most of the image."
+    left = mask * ~burnt_out(xray, mask > 0)
+    enough = left.sum((1, 2, 3), keepdim=True) >= 0.5 * mask.sum((1, 2, 3), keepdim=True)
+    return torch.where(enough, left, mask)
 
 
 def check_xray(
@@ -168,7 +175,7 @@ class GaussNewton:
                 self._kept[state, key] = make()
             return self._kept[state, key]
 
-    def _job(self, xray: Tensor, mask: Tensor, distance: float, landmarks: Tensor | None) -> Job:
+    def _job(self, xray: Tensor, masks: tuple[Tensor, Tensor], distance: float, landmarks: Tensor | None) -> Job:
         "Levels and targets for X-rays."
         drr = self.drr
         if drr.renderer.reducefn != "sum":
@@ -181,7 +188,8 @@ class GaussNewton:
         for stage in stages:
             key = (stage, pooling(drr, stage, distance), self.renderer, self.multiplier)
             levels.append(self._made(state, key, lambda: make_level(drr, *key)))
-        targets = [level.aim(xray, mask) for level in levels]
+        # a coarse level may look at the outline of what is overexposed, and has little else in noise; the last may not
+        targets = [level.aim(xray, masks[level is levels[-1]]) for level in levels]
         fewest = [int(target.support.sum((1, 2, 3)).min()) for target in targets]
         kept = [k for k in range(len(levels)) if fewest[k] >= 30]
         if not kept or kept[-1] != len(levels) - 1:
@@ -216,7 +224,9 @@ class GaussNewton:
         find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
     ) -> Result | list[Result]:  # a list for several X-rays
         "Find the pose of an X-ray, or of several at once."
-        xray, mask = check_xray(self.drr, xray, mask, find_field)
+        handed = xray, mask, find_field
+        xray, mask = check_xray(self.drr, *handed)
+        masks = mask, measured(xray, mask) if find_field else mask
         init, n = check_poses(init), len(xray)
         if n > 1 and isinstance(init, RigidTransform) and len(init) != n:
             raise ValueError(
@@ -226,7 +236,7 @@ class GaussNewton:
         starts = init.sample(n_starts, torch.Generator().manual_seed(seed)) if drawn else init
         shared = n == 1 or drawn
         each = [starts.matrix if shared else starts.matrix[k : k + 1] for k in range(n)]
-        job = self._job(xray, mask, starts.translation.norm(dim=-1).median().item(), landmarks)
+        job = self._job(xray, masks, starts.translation.norm(dim=-1).median().item(), landmarks)
         with torch.no_grad(), _Progress(len(job.levels), progress, callback) as tell:
             which = torch.arange(n).repeat_interleave(len(each[0]))
             first = torch.arange(n) * len(each[0])  # of each X-ray
@@ -239,7 +249,7 @@ class GaussNewton:
             results = self._finish(job, pool, tell)
             for x, result in enumerate(results):
                 if result.verdict == "stalled" and self.restarts:
-                    self._explain(job, result, xray[x : x + 1], mask[x : x + 1], each[x][0])
+                    self._explain(job, result, handed, x, each[x][0])
         return results[0] if n == 1 else results
 
     def _finish(self, job: Job, pool: Pool, tell: Callable) -> list[Result]:
@@ -262,8 +272,6 @@ class GaussNewton:
         for k in range(job.local + 1, len(job.levels)):
             last = job.descend(k, last)
             tell(k + 1, last)
-        steps = [newton_step(_curvature(last.fit, k), g, job.points) for k, g in enumerate(last.fit.g)]
-        last.settled |= torch.tensor(steps) < AT_REST_MM
         return [
             self._result(job, last[last.fit.which == x], pools[x][1], x) for x in range(len(pools))
         ]
@@ -277,7 +285,7 @@ class GaussNewton:
         last = self._look(job, len(job.levels) - 1, matrix, given.fit.which[[0, 0]])
         return bool(separation(*last.agreement) < t.margin)
 
-    def _result(self, job: Job, pool: Pool, others: Pool, x: int) -> Result:
+    def _result(self, job: Job, pool: Pool, others: Pool, x: int, still: bool = False) -> Result:
         "The best of the candidates, judged."
         pool = pool[pool.fit.agreement.sum(1).argsort(descending=True)]
         given, agreement = pool.given.nonzero()[:1, 0], pool.fit.agreement
@@ -285,7 +293,8 @@ class GaussNewton:
         if len(given) and separation(agreement[0], agreement[given])[0] < margin:
             rest = torch.arange(len(pool.given))
             pool = pool[torch.cat([given, rest[rest != given]])]  # others must be clearly better
-        evidence = self._evidence(job, pool, others)
+        pool, newton = self._refined(job, pool, still)
+        evidence = self._evidence(job, pool, others) | {"newton_mm": newton}
         verdict, reasons = judge(evidence, self.thresholds)
         covariance = evidence.pop("covariance")
         far = job.apart(pool.fit.matrix[0], others.fit.matrix) > self.thresholds.distance_mm
@@ -307,10 +316,32 @@ class GaussNewton:
             RigidTransform(others.fit.matrix[far]) if far.any() else None,
         )
 
+    def _refined(self, job: Job, pool: Pool, still: bool) -> tuple[Pool, float]:
+        "The first of the candidates at rest in the last stage, and how far a Newton step would move it [mm]."
+        fit, level, x = pool.fit[:1], job.levels[-1], int(pool.fit.which[0])
+        if level.stage.refine:
+            target = Target(*(part[x : x + 1] for part in job.targets[-1]))
+            job.track.ids, job.track.level = pool.ids[:1], len(job.levels) - 1
+            with torch.no_grad():
+                start = pool.fit.matrix[:1].to(level.drr.device)
+                fit, steps, settled, renders = refine(level, target, start, job.track, still)
+            fit = fit.to("cpu")
+            near = job.apart(fit.matrix[0], pool.fit.matrix[:1])[0] <= self.thresholds.distance_mm
+            if near and not still:
+                pool.fit.put(slice(0, 1), near[None], self._look(job, -1, fit.matrix, pool.fit.which[:1]))
+                pool.steps[:1] += steps.cpu()
+                pool.settled[:1] = settled.cpu()
+            job.renders[x] += int(renders)
+        newton = newton_step(_curvature(fit, 0), fit.g[0], job.points)
+        if not still:
+            pool.settled[:1] |= newton < AT_REST_MM
+        return pool, newton
+
     def _evidence(self, job: Job, pool: Pool, others: Pool) -> dict:
         "Numbers that say whether the first of the candidates is right."
         fit, t = pool.fit, self.thresholds
         local = self._look(job, job.local, fit.matrix[:1], fit.which[:1])
+        stated = local if job.stated == job.local else self._look(job, job.stated, fit.matrix[:1], fit.which[:1])
         curvature = _curvature(fit, 0)
         covariance = t.misfit**2 * pose_covariance(curvature, fit.score[0])
         apart = torch.tensor([math.inf])
@@ -324,12 +355,11 @@ class GaussNewton:
         return {
             "settled": bool(pool.settled[0]),
             "similarity": fit.similarity[0].item(),
-            "local_similarity": local.similarity[0].item(),
+            "local_similarity": stated.similarity[0].item(),
             "agreement": fit.agreement[0].sum().item(),
-            "local_agreement": local.agreement[0].sum().item(),
+            "local_agreement": stated.agreement[0].sum().item(),
             "covariance": covariance,
             "expected_tre_mm": expected_tre(covariance, job.points),
-            "newton_mm": newton_step(curvature, fit.g[0], job.points),
             "separation": apart.min().item(),
             "contrast": self._contrast(job, fit.matrix[:1]),
             "cost": fit.cost[0].item(),
@@ -350,7 +380,7 @@ class GaussNewton:
         return (image > 1e-3 * image.max().clamp(min=1e-12)).float().mean().item()
 
     def _explain(
-        self, job: Job, result: Result, xray: Tensor, mask: Tensor, around: Tensor
+        self, job: Job, result: Result, handed: tuple, x: int, around: Tensor
     ) -> None:
         "Name what is wrong with the image where trying it explains the image."
         ways = {
@@ -359,14 +389,14 @@ class GaussNewton:
             "turned": ("turned by half a turn", lambda x: x.flip(-1, -2)),
         }
         for code, (words, change) in ways.items():
-            image = change(xray)
-            m = mask if code == "polarity" else change(mask)
-            k = range(job.local + 1)
-            levels = [job.levels[i] for i in k]
+            image, m = (None if part is None else part[x : x + 1] for part in handed[:2])
+            m = m if m is None or code == "polarity" else change(m)
+            image, m = check_xray(self.drr, change(image), m, handed[2])  # its field is another, too
+            levels = job.levels[: job.stated + 1]
             trial = Job(
                 levels,
                 [level.aim(image, m) for level in levels],
-                job.local,
+                job.stated,
                 job.points,
                 _Track(),
                 torch.zeros(1, dtype=torch.long),
@@ -407,10 +437,11 @@ class GaussNewton:
                 f"one pose is assessed at a time, not {len(pose) if isinstance(pose, RigidTransform) else type(pose).__name__}"
             )
         xray, mask = check_xray(self.drr, xray, mask, find_field)
+        masks = mask, measured(xray, mask) if find_field else mask
         pose = check_poses(pose)
-        job = self._job(xray, mask, pose.translation.norm().item(), landmarks)
+        job = self._job(xray, masks, pose.translation.norm().item(), landmarks)
         zero = torch.zeros(1, dtype=torch.long)
         fit = self._look(job, len(job.levels) - 1, pose.matrix, zero)
         job.renders += 1
         pool = Pool(fit, zero, zero, torch.tensor([settled]), torch.tensor([True]))
-        return self._result(job, pool, pool[:0], 0)
+        return self._result(job, pool, pool[:0], 0, still=True)

@@ -28,18 +28,23 @@ _BANDS = {}  # filters as matrices, made once for each length, device and precis
 
 
 def _banded(
-    n: int, kernel: tuple[float, ...], device: torch.device, dtype: torch.dtype
+    n: int, kernel: tuple[float, ...], device: torch.device, dtype: torch.dtype, going_on: bool
 ) -> Tensor:  # n n
-    "A filter along n pixels, with nothing beyond the ends, as a matrix."
-    key = n, kernel, device, dtype
+    "A filter along n pixels, as a matrix; beyond the ends there is nothing, or the image turned about its last pixel: a slope goes on."
+    key = n, kernel, device, dtype, going_on
     if key in _BANDS:
         return _BANDS[key]
     with torch.inference_mode(False):  # it serves calls of every kind
         i = torch.arange(n, device=device)
-        k = i - i[:, None] + len(kernel) // 2
         matrix = torch.zeros(n, n, device=device, dtype=dtype)
         for tap, value in enumerate(kernel):  # numbers, not a tensor: nothing to bring to a GPU
-            matrix = torch.where(k == tap, value, matrix)
+            column = i[:, None] + tap - len(kernel) // 2
+            at = lambda k: torch.where(i == k, value, torch.zeros_like(matrix))
+            if going_on:
+                end = column.clamp(0, n - 1)
+                matrix = matrix + 2 * at(end) - at((2 * end - column).clamp(0, n - 1))
+            else:
+                matrix = matrix + at(column)
     if type(matrix) is Tensor:  # and no stand-in for one
         if len(_BANDS) > 256:
             _BANDS.clear()
@@ -47,9 +52,11 @@ def _banded(
     return matrix
 
 
-def _along(x: Tensor, rows: tuple[float, ...], columns: tuple[float, ...]) -> Tensor:
+def _along(
+    x: Tensor, rows: tuple[float, ...], columns: tuple[float, ...], going_on: bool = False
+) -> Tensor:
     "Filter images ... H W, separably."
-    make = lambda n, kernel: _banded(n, kernel, x.device, x.dtype)
+    make = lambda n, kernel: _banded(n, kernel, x.device, x.dtype, going_on)
     return make(x.shape[-2], rows) @ x @ make(x.shape[-1], columns).mT
 
 
@@ -66,21 +73,32 @@ def _kernels(scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _mean(size: int) -> tuple[float, ...]:
     return (1.0 / size,) * size
 
+
+def blurred(
+    x: Tensor,  # ... H W
+    scale: float,  # standard deviation of a Gaussian [pixels]; 0: as it is
+) -> Tensor:  # ... H W
+    "An image as a less sharp detector would see it."
+    if not scale:
+        return x
+    smooth, _ = _kernels(scale)
+    return _along(x, smooth, smooth) / _along(x.new_ones(x.shape[-2:]), smooth, smooth)
+
 # %% ../../notebooks/api/15_registration_residuals.ipynb #358db782
 def band_support(
     weight: Tensor,  # 1|B 1 H W, 0 or 1
 ) -> Tensor:  # 1|B 1 H W, 0 or 1
-    "Pixels at which the filters of `standardise_band` see nothing from outside."
-    outside = F.pad(1 - weight, (REACH,) * 4, value=1.0)
+    "Pixels at which the filters of `standardise_band` see nothing from outside the field; the image's border is none of its edges."
+    outside = F.pad(1 - weight, (REACH,) * 4)
     return (F.max_pool2d(outside, 2 * REACH + 1, 1) == 0).to(weight)
 
 # %% ../../notebooks/api/15_registration_residuals.ipynb #bc57b2d5
-def _band(x: Tensor, weight: Tensor, whole: Tensor) -> Tensor:  # ... H W to ... 3 H W
+def _band(x: Tensor, whole: Tensor) -> Tensor:  # ... H W to ... 3 H W
     "What stands out from its surroundings, and slopes without their trend."
     smooth, slope = _kernels(SCALE)
     mean, trend = _mean(SURROUND), _mean(TREND)
-    low = _along(x * weight, mean, mean) / _along(weight, mean, mean).clamp(min=1e-6)
-    slopes = torch.stack([_along(x, smooth, slope), _along(x, slope, smooth)], -3)
+    low = _along(x, mean, mean, True)
+    slopes = torch.stack([_along(x, smooth, slope, True), _along(x, slope, smooth, True)], -3)
     area = _along(whole, trend, trend).clamp(min=1e-6)
     slopes = slopes - (
         _along(slopes * whole[..., None, :, :], trend, trend) / area[..., None, :, :]
@@ -95,11 +113,11 @@ def standardise_band(
 ) -> tuple[Tensor, Tensor | None]:  # B 3 H W, and its derivative B 3 H W P
     "Fine structure, of the same contrast everywhere: the residual of registration by default."
     support = band_support(weight)
-    field, whole, inside = weight[:, 0], support[:, 0], support
+    whole, inside = support[:, 0], support
     mean, n = _mean(ENERGY), support.sum((1, 2, 3), keepdim=True).clamp(min=1)
     area = _along(inside, mean, mean).clamp(min=1e-6)
     local = lambda x: _along(x, mean, mean) / area
-    fine = _band(image[:, 0], field, whole) * inside
+    fine = _band(image[:, 0], whole) * inside
     energy = local(fine.square().sum(1, keepdim=True))
     floor = FLOOR * (energy * inside).sum((1, 2, 3), keepdim=True) / n + 1e-20
     scale = (energy + floor).rsqrt()
@@ -107,7 +125,7 @@ def standardise_band(
     if jacobian is None:
         return y, None
     J = (
-        _band(jacobian.movedim(-1, 1), field[:, None], whole[:, None]) * inside[:, None]
+        _band(jacobian.movedim(-1, 1), whole[:, None]) * inside[:, None]
     )  # B P 3 H W
     by_energy = local((J * fine[:, None]).sum(2))
     by_floor = FLOOR * (by_energy * inside).sum((2, 3), keepdim=True) / n

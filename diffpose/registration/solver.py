@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../notebooks/api/17_registration_solver.ipynb #259ae363
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..pose import RigidTransform, se3_exp
 from .pyramid import Level, Target
+from .residuals import _along, _mean, blurred
 
 # %% ../../notebooks/api/17_registration_solver.ipynb #22939943
 BLOCKS = 8  # an image is cut into at most this many by this many tiles
@@ -69,7 +70,7 @@ def evaluate(
     which: Tensor,  # B, number of the X-ray that each is compared with
 ) -> Fit:
     "Render poses at a level, value and Jacobian at once, and compare each with its X-ray."
-    image, J = level.drr.jacobian(RigidTransform._of(matrix))  # nothing to wait for
+    image, J = level.jacobian(RigidTransform._of(matrix))  # nothing to wait for
     weight, support, wanted = target.of(which)
     y, J = level.standardise(image, weight, J)
     residual, n = y - wanted, support.sum((1, 2, 3)).double().clamp(min=1)
@@ -174,3 +175,51 @@ def descend(
         settled[now] = settled[now] | done
         record(fit.matrix, fit.cost, fit.similarity)
     return fit, steps.long(), settled, renders.long()
+
+# %% ../../notebooks/api/17_registration_solver.ipynb #a1d0c3f2
+SHARPNESS = (0.0, 0.5, 0.7, 1.0)  # blurs of a detector that are tried [pixels]
+SURROUNDINGS = 25  # side of the square in which X-ray and DRR are correlated [pixels]
+LEAST, MOST, SOFT = 0.02, 0.99, 0.1  # correlations that count, and what keeps the weights finite
+
+
+def _huber(level: Level, residual: Tensor) -> Tensor:  # B C H W to B 1 H W
+    "The cost of each pixel."
+    size, c = residual.square().sum(1, keepdim=True).sqrt(), level.stage.robust
+    return size.square() if c is None else torch.where(size < c, size.square(), 2 * c * size - c * c)
+
+
+def adapt(
+    level: Level,
+    target: Target,  # of one X-ray
+    matrix: Tensor,  # 1 4 4 pose, nearly right
+) -> tuple[Level, Target]:
+    "A level with a DRR as sharp as the X-ray, and weights from how well each pixel's surroundings agree."
+    image = level.drr(RigidTransform._of(matrix))
+    looks = [level.standardise(blurred(image, s), target.weight)[0] for s in SHARPNESS]
+    costs = [(_huber(level, y - target.y) * target.support).sum() for y in looks]
+    k = int(torch.stack(costs).argmin())
+    y, mean = looks[k], _mean(SURROUNDINGS)
+    local = lambda a, b: _along((target.support * a * b).sum(1, keepdim=True), mean, mean)
+    scale = (local(y, y) * local(target.y, target.y)).clamp(min=1e-12).rsqrt()
+    rho = (local(y, target.y) * scale).clamp(LEAST, MOST)
+    w = target.support * rho / (1 - rho.square() + SOFT)
+    w = w * (target.support.sum() / w.sum().clamp(min=1e-12))
+    return Level(level.stage, level.drr, SHARPNESS[k]), target._replace(support=w)
+
+
+def refine(
+    level: Level,
+    target: Target,  # of one X-ray
+    matrix: Tensor,  # 1 4 4 pose, nearly right
+    record: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # as for `descend`
+    still: bool = False,  # leave the pose where it is
+) -> tuple[Fit, Tensor, Tensor, Tensor]:  # as `descend`
+    "Go on from a pose with weights, and with a DRR as sharp as the X-ray, to a tenth of the stage's tolerance."
+    stage = replace(level.stage, tolerance=0.1 * level.stage.tolerance)
+    level, target = adapt(Level(stage, level.drr), target, matrix)
+    which = torch.zeros(1, dtype=torch.long, device=matrix.device)
+    if still:
+        fit = evaluate(level, target, matrix, which)
+        return fit, torch.zeros_like(which), fit.cost < torch.inf, torch.full_like(which, 2)
+    fit, steps, settled, renders = descend(level, target, matrix, which, record)
+    return fit, steps, settled, renders + 1

@@ -249,6 +249,9 @@ class Pool:
         return Pool(Fit.cat([self.fit, other.fit]), *rest)
 
 # %% ../../notebooks/api/18_registration_starts.ipynb #dc71f16f
+STATED = 64  # pixels along the shorter side where agreement is stated
+
+
 @dataclass
 class Job:
     "The work of one call: levels that the masks can support, what to match, and what was done."
@@ -260,6 +263,11 @@ class Job:
     track: _Track
     renders: Tensor  # N, images rendered for each X-ray
     starts: int = 0  # how many were tried
+
+    @property
+    def stated(self) -> int:
+        "Number of the level at which agreement is stated: about as fine for every image, for finer ones see more noise."
+        return min(range(self.local + 1), key=lambda k: abs(min(self.levels[k].size) - STATED))
 
     def descend(self, k: int, pool: Pool) -> Pool:
         "One stage for all candidates."
