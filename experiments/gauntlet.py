@@ -43,6 +43,7 @@ METHODS = {  # options of GaussNewton, changes of its stages, options of registe
     "mncc": ({}, {"residual": "mncc"}, {}),
     "no_curvature": ({}, {"curvature": 1.0}, {}),
     "no_field": ({}, {}, {"find_field": False}),
+    "no_refine": ({}, {"refine": False}, {}),
 }
 # ----------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ __all__ = ['GaussNewton']
 import math
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -270,7 +271,10 @@ class GaussNewton:
         for best, _ in pools[1:]:
             last = last.join(best)
         for k in range(job.local + 1, len(job.levels)):
-            last = job.descend(k, last)
+            # a candidate without rivals is refined at once
+            alone = job.levels[k].stage.refine & (last.fit.which.bincount()[last.fit.which] == 1)
+            moved = [last[alone], job.descend(k, last[~alone])] if (~alone).any() else [last]
+            last = moved[0] if len(moved) == 1 else moved[0].join(moved[1])
             tell(k + 1, last)
         return [
             self._result(job, last[last.fit.which == x], pools[x][1], x) for x in range(len(pools))
@@ -324,14 +328,16 @@ class GaussNewton:
             job.track.ids, job.track.level = pool.ids[:1], len(job.levels) - 1
             with torch.no_grad():
                 start = pool.fit.matrix[:1].to(level.drr.device)
-                fit, steps, settled, renders = refine(level, target, start, job.track, still)
-            fit = fit.to("cpu")
-            near = job.apart(fit.matrix[0], pool.fit.matrix[:1])[0] <= self.thresholds.distance_mm
-            if near and not still:
-                pool.fit.put(slice(0, 1), near[None], self._look(job, -1, fit.matrix, pool.fit.which[:1]))
-                pool.steps[:1] += steps.cpu()
-                pool.settled[:1] = settled.cpu()
-            job.renders[x] += int(renders)
+                fit, plain, steps, settled, renders = refine(level, target, start, job.track, still)
+            fit, plain = fit.to("cpu"), plain.to("cpu")
+            plain.which[:] = x
+            if job.apart(fit.matrix[0], pool.fit.matrix[:1])[0] > self.thresholds.distance_mm:
+                plain, settled = self._look(job, -1, pool.fit.matrix[:1], pool.fit.which[:1]), False
+            pool = replace(pool, fit=Fit.cat([plain, pool.fit[1:]]))
+            pool.steps[0] += steps
+            if not still:
+                pool.settled[0] = settled
+            job.renders[x] += renders
         newton = newton_step(_curvature(fit, 0), fit.g[0], job.points)
         if not still:
             pool.settled[:1] |= newton < AT_REST_MM

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from ..drr import DRR
 from ..images import resize_image
-from ..pose import RigidTransform
 from diffpose.registration.residuals import (
     band_support,
-    blurred,
     standardise_band,
     standardise_gradient,
     standardise_mncc,
@@ -96,7 +94,7 @@ def default_stages(
     stages = [Stage(n, tolerance=2e-2, robust=0.5, max_steps=10) for n in sizes]
     if len(stages) > 1:
         stages[-2] = Stage(sizes[-2], tolerance=5e-3, robust=0.5)
-    last = {"tolerance": 2e-3, "max_steps": 20, "curvature": 0.1, "full_volume": True, "refine": True}
+    last = {"tolerance": 5e-4, "max_steps": 20, "curvature": 0.1, "full_volume": True, "refine": True}
     stages[-1] = Stage(sizes[-1], robust=0.5, **last)
     if len(stages) > 1:
         stages.insert(0, Stage(max(8, sizes[0] // 2), "ncc", tolerance=5e-2, robust=0.5))
@@ -121,9 +119,8 @@ class Target(NamedTuple):
 class Level:
     "A stage and the DRR that renders it."
 
-    def __init__(self, stage: Stage, drr: DRR, blur: float = 0.0):
+    def __init__(self, stage: Stage, drr: DRR):
         self.stage, self.drr = stage, drr
-        self.blur = blur  # of the DRR, so that it is as sharp as the X-ray [pixels]
         longer = max(drr.detector.height, drr.detector.width)
         self.window = max(round(stage.window * longer), 5) | 1
 
@@ -131,13 +128,6 @@ class Level:
     def size(self) -> tuple[int, int]:
         "Rows and columns."
         return self.drr.detector.height, self.drr.detector.width
-
-    def jacobian(self, pose: RigidTransform) -> tuple[Tensor, Tensor]:  # B 1 H W, B H W 6
-        "DRRs and their derivatives by the pose."
-        image, J = self.drr.jacobian(pose)
-        if not self.blur:
-            return image, J
-        return blurred(image, self.blur), blurred(J.movedim(-1, 1), self.blur).movedim(1, -1)
 
     def standardise(
         self, image: Tensor, weight: Tensor, jacobian: Tensor | None = None

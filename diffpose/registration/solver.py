@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../notebooks/api/17_registration_solver.ipynb #259ae363
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -59,18 +59,19 @@ class Fit:
 def _block_sums(x: Tensor, blocks: int = BLOCKS) -> Tensor:  # B C H W to B K C
     "Sums over a grid of at most blocks x blocks tiles."
     h, w = (-(-n // blocks) for n in x.shape[2:4])
-    x = F.pad(x.double(), (0, -x.shape[3] % w, 0, -x.shape[2] % h))
-    return F.avg_pool2d(x, (h, w)).flatten(2).mT * (h * w)
+    x = F.pad(x, (0, -x.shape[3] % w, 0, -x.shape[2] % h))
+    return F.avg_pool2d(x, (h, w)).double().flatten(2).mT * (h * w)
 
 
-def evaluate(
+def compare(
     level: Level,
     target: Target,
-    matrix: Tensor,  # B 4 4 poses, known to be rigid
+    image: Tensor,  # B 1 H W DRRs
+    J: Tensor,  # B H W 6, their derivatives
+    matrix: Tensor,  # B 4 4, the poses they were rendered from
     which: Tensor,  # B, number of the X-ray that each is compared with
 ) -> Fit:
-    "Render poses at a level, value and Jacobian at once, and compare each with its X-ray."
-    image, J = level.jacobian(RigidTransform._of(matrix))  # nothing to wait for
+    "Costs, gradients and curvatures of poses, from their DRRs."
     weight, support, wanted = target.of(which)
     y, J = level.standardise(image, weight, J)
     residual, n = y - wanted, support.sum((1, 2, 3)).double().clamp(min=1)
@@ -99,6 +100,17 @@ def evaluate(
         score.sum(1),
         score,
     )
+
+
+def evaluate(
+    level: Level,
+    target: Target,
+    matrix: Tensor,  # B 4 4 poses, known to be rigid
+    which: Tensor,  # B, number of the X-ray that each is compared with
+) -> Fit:
+    "Render poses at a level, value and Jacobian at once, and compare each with its X-ray."
+    image, J = level.drr.jacobian(RigidTransform._of(matrix))  # nothing to wait for
+    return compare(level, target, image, J, matrix, which)
 
 # %% ../../notebooks/api/17_registration_solver.ipynb #05a591c5
 ROUNDING = 1e-8  # a cost below this is float32's rounding
@@ -130,10 +142,11 @@ def descend(
     record: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # poses, costs, similarities
     max_rejected: int = 6,
     together: bool | None = None,  # move all in every step (a GPU), or only who still moves
+    look: Callable = evaluate,  # how poses are looked at
 ) -> tuple[Fit, Tensor, Tensor, Tensor]:
     # fits, accepted steps B, which stopped by themselves B, and how often each was rendered B
     "Minimise a level's cost from a batch of poses by Levenberg and Marquardt."
-    stage, fit = level.stage, evaluate(level, target, matrix.clone(), which.clone())
+    stage, fit = level.stage, look(level, target, matrix.clone(), which.clone())
     record = record or (lambda *_: None)
     together = matrix.is_cuda if together is None else together
     arrived, one = _Arrival(matrix.device), {"dtype": torch.float64, "device": matrix.device}
@@ -161,7 +174,7 @@ def descend(
         moved = se3_exp(step.roll(3, -1)) @ fit.matrix[now]
         if together:
             moved = torch.where(moving[:, None, None], moved, away)
-        trial = evaluate(level, target, moved, fit.which[now])
+        trial = look(level, target, moved, fit.which[now])
         renders[now] += moving
         better = moving & (trial.cost < fit.cost[now])
         small = better & (1 - trial.cost / fit.cost[now] < stage.tolerance)
@@ -191,10 +204,9 @@ def _huber(level: Level, residual: Tensor) -> Tensor:  # B C H W to B 1 H W
 def adapt(
     level: Level,
     target: Target,  # of one X-ray
-    matrix: Tensor,  # 1 4 4 pose, nearly right
-) -> tuple[Level, Target]:
-    "A level with a DRR as sharp as the X-ray, and weights from how well each pixel's surroundings agree."
-    image = level.drr(RigidTransform._of(matrix))
+    image: Tensor,  # 1 1 H W DRR, from a pose that is nearly right
+) -> tuple[float, Target]:  # blur [pixels], and the target with weights
+    "How sharp the X-ray is, and how well the surroundings of each pixel agree."
     looks = [level.standardise(blurred(image, s), target.weight)[0] for s in SHARPNESS]
     costs = [(_huber(level, y - target.y) * target.support).sum() for y in looks]
     k = int(torch.stack(costs).argmin())
@@ -203,8 +215,27 @@ def adapt(
     scale = (local(y, y) * local(target.y, target.y)).clamp(min=1e-12).rsqrt()
     rho = (local(y, target.y) * scale).clamp(LEAST, MOST)
     w = target.support * rho / (1 - rho.square() + SOFT)
-    w = w * (target.support.sum() / w.sum().clamp(min=1e-12))
-    return Level(level.stage, level.drr, SHARPNESS[k]), target._replace(support=w)
+    return SHARPNESS[k], target._replace(support=w * (target.support.sum() / w.sum().clamp(min=1e-12)))
+
+
+class _Blurred:
+    "A look at poses with blurred DRRs, which keeps what it has rendered."
+
+    def __init__(self):
+        self.blur, self.kept = 0.0, []
+
+    def render(self, level: Level, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        for known, image, J in self.kept:
+            if torch.equal(known, matrix):
+                return image, J
+        self.kept.append((matrix.clone(), *level.drr.jacobian(RigidTransform._of(matrix))))
+        return self.kept[-1][1:]
+
+    def __call__(self, level: Level, target: Target, matrix: Tensor, which: Tensor) -> Fit:
+        image, J = self.render(level, matrix)
+        if self.blur:
+            image, J = blurred(image, self.blur), blurred(J.movedim(-1, 1), self.blur).movedim(1, -1)
+        return compare(level, target, image, J, matrix, which)
 
 
 def refine(
@@ -213,13 +244,18 @@ def refine(
     matrix: Tensor,  # 1 4 4 pose, nearly right
     record: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # as for `descend`
     still: bool = False,  # leave the pose where it is
-) -> tuple[Fit, Tensor, Tensor, Tensor]:  # as `descend`
-    "Go on from a pose with weights, and with a DRR as sharp as the X-ray, to a tenth of the stage's tolerance."
-    stage = replace(level.stage, tolerance=0.1 * level.stage.tolerance)
-    level, target = adapt(Level(stage, level.drr), target, matrix)
-    which = torch.zeros(1, dtype=torch.long, device=matrix.device)
+) -> tuple[Fit, Fit, int, bool, int]:  # fits with and without weights, steps, did it come to rest, renders
+    "Descend, and go on with weights and with a DRR as sharp as the X-ray."
+    look, which = _Blurred(), torch.zeros(1, dtype=torch.long, device=matrix.device)
+    how, taken, settled = (which, record, 6, False, look), 0, True
+    if not still:
+        fit, steps, *_ = descend(level, target, matrix, *how)
+        matrix, taken = fit.matrix, int(steps)
+    look.blur, weighed = adapt(level, target, look.render(level, matrix)[0])
     if still:
-        fit = evaluate(level, target, matrix, which)
-        return fit, torch.zeros_like(which), fit.cost < torch.inf, torch.full_like(which, 2)
-    fit, steps, settled, renders = descend(level, target, matrix, which, record)
-    return fit, steps, settled, renders + 1
+        fit = look(level, weighed, matrix, which)
+    else:
+        fit, steps, settled, _ = descend(level, weighed, matrix, *how)
+        taken += int(steps)
+    look.blur = 0.0
+    return fit, look(level, target, fit.matrix, which), taken, bool(settled), len(look.kept)
