@@ -10,6 +10,7 @@ __all__ = ['AIR_HU', 'AIR_MAX_HU', 'BONE_MIN_HU', 'HU_MAX', 'MU_WATER', 'MU_BONE
 
 # %% ../notebooks/api/04_data.ipynb #4d73eea8
 import difflib
+import gzip
 import hashlib
 import inspect
 import math
@@ -17,7 +18,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Literal, NamedTuple
@@ -263,7 +266,100 @@ def _load_file(path, floating):
 
 
 def _unreadable(path, error):
-    return ValueError(f"cannot read {path}: damaged, truncated, or no image ({(str(error).strip().splitlines() or [type(error).__name__])[-1]})")
+    "What to say of a file that no reader understands."
+    said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
+        return ValueError(f"{path} is damaged ({said}): copy or download it again")
+    return ValueError(f"cannot read {path}: damaged, truncated, or no image ({said})")
+
+# %% ../notebooks/api/04_data.ipynb #a1c0d5e2
+_PIECE = 1 << 20  # bytes of a stream that are held at a time
+_SLACK = 1 << 24  # bytes that a stream may hold beyond its voxels (padding, tags)
+
+
+def _to_the_end(stream, path, limit=_SLACK):
+    "Read a stream on to its end, where its checksum is compared; an error if more than `limit` bytes are left."
+    count = 0
+    while piece := stream.read(_PIECE):
+        count += len(piece)
+        if count > limit:
+            raise ValueError(f"{path} unpacks to more than its header announces: it is damaged, or no image; copy or download it again")
+
+
+def _stored_voxels(image, path):
+    "Array of a nibabel image, as stored. A gzip stream is read to its end."
+    from nibabel.volumeutils import array_from_file
+
+    proxy, name = image.dataobj, image.file_map["image"].filename
+    if not name.lower().endswith("gz"):
+        return proxy.get_unscaled()
+    with gzip.open(name) as stream:
+        raw = array_from_file(proxy.shape, proxy.dtype, stream, proxy.offset, proxy.order)
+        _to_the_end(stream, path)
+    return raw
+
+
+def _scaled_voxels(image, path):
+    "Array of a nibabel image, rescaled as its header says."
+    raw, slope, inter = _stored_voxels(image, path), float(image.dataobj.slope), float(image.dataobj.inter)
+    return raw if (slope, inter) == (1.0, 0.0) else raw * slope + inter
+
+
+def _text_header(path):
+    "Fields of a NRRD or MetaImage header (names in lower case), and where in the file the header ends; nothing of other files."
+    mark = {".nrrd": ":", ".nhdr": ":", ".mha": "=", ".mhd": "="}.get(path.suffix.lower())
+    fields, end = {}, 0
+    if mark is None:
+        return fields, end
+    with open(path, "rb") as file:
+        for line in iter(lambda: file.readline(_PIECE), b""):
+            end += len(line)
+            name, found, value = (part.strip() for part in line.decode("latin-1").partition(mark))
+            if mark == ":" and not name:
+                break
+            if found and name[:1] != "#" and value[:1] != "=":  # := is a remark
+                fields[name.lower()] = value
+            if name.lower() in ("elementdatafile", "data file", "datafile") and value.upper().startswith("LIST"):
+                fields["list"] = file.read(_PIECE).decode("latin-1").split("\n")
+            if name.lower() == "elementdatafile":
+                break
+    return fields, end
+
+
+def _data_files(path, fields):
+    "Names of the files that hold the voxels of a header in text; none if they follow it in the same file."
+    name = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or "LOCAL"
+    if name.upper().startswith("LIST"):
+        return [line.strip() for line in fields["list"] if line.strip()]
+    return [] if name.upper() == "LOCAL" else [name.split(" ")[0] if "%" in name else name]
+
+
+def _check_streams(path, fields, end):
+    "Read what ITK unpacks to its end, where the checksum stands; ITK itself stops at the last voxel."
+    packed = fields.get("encoding", "").lower() in ("gz", "gzip") or fields.get("compresseddata", "").lower() == "true"
+    files = [(path.parent / name, 0) for name in _data_files(path, fields)] or [(path, end)] if packed else []
+    if path.name.lower().endswith(".gz"):
+        files.append((path, 0))
+    for name, offset in files:
+        with open(name, "rb") as file:
+            file.seek(offset)
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(offset)
+            if zipped:
+                with gzip.open(file) as stream:
+                    _to_the_end(stream, name, math.inf)
+            else:
+                _check_zlib(file, name)
+
+
+def _check_zlib(file, name):
+    "Unpack a zlib stream, as MetaImage has it, in pieces."
+    stream = zlib.decompressobj()
+    while not stream.eof:
+        piece = stream.unconsumed_tail or file.read(_PIECE)
+        if not piece:
+            raise EOFError("the compressed stream ends too early")
+        stream.decompress(piece, _PIECE)
 
 # %% ../notebooks/api/04_data.ipynb #8147ee0a
 def _load_npy(path):
@@ -277,7 +373,7 @@ def _load_nibabel(path, floating):
     import nibabel as nib
 
     image = nib.load(str(path))
-    raw = image.dataobj.get_unscaled()
+    raw = _stored_voxels(image, path)
     raw = raw[..., 0] if raw.ndim == 4 and raw.shape[3] == 1 else raw
     if raw.ndim != 3:
         raise ValueError(f"{path} has shape {raw.shape}: one 3D volume is expected")
@@ -287,6 +383,7 @@ def _load_nibabel(path, floating):
 def _load_sitk(path, floating):
     import SimpleITK as sitk
 
+    _check_streams(path, *_text_header(path))
     image = sitk.ReadImage(str(path), sitk.sitkFloat32) if floating else sitk.ReadImage(str(path))
     size = image.GetSize()
     if image.GetDimension() == 2:
@@ -722,8 +819,6 @@ def _as_hu(hu):
     "Single precision, and finite: NaN becomes air, as it does in the density."
     hu = hu.float().contiguous()
     if not torch.stack(torch.aminmax(hu)).isfinite().all():
-        import warnings
-
         warnings.warn("the volume holds NaN or infinite voxels: read as air and as the top of the CT scale", stacklevel=3)
         hu = hu.nan_to_num(nan=AIR_HU, posinf=HU_MAX, neginf=AIR_HU)
     return hu
@@ -819,10 +914,11 @@ def _picture(path):
             import nibabel as nib
 
             file = nib.load(str(path))
-            stack, pitch = np.asarray(file.dataobj).T, (float(file.header.get_zooms()[1]), float(file.header.get_zooms()[0]))
+            stack, pitch = _scaled_voxels(file, path).T, (float(file.header.get_zooms()[1]), float(file.header.get_zooms()[0]))
         else:
             import SimpleITK as sitk
 
+            _check_streams(path, *_text_header(path))
             file = sitk.ReadImage(str(path))
             stack, pitch = sitk.GetArrayFromImage(file), file.GetSpacing()[1::-1]
     except Exception as error:
@@ -834,6 +930,8 @@ def _pillow_frames(path):
     "Grey frames [F H W] of a picture."
     from PIL import Image, ImageSequence
 
+    with Image.open(path) as picture:
+        picture.verify()  # the checksums of a PNG
     with Image.open(path) as picture:
         stack = np.stack([np.asarray(f) for f in ImageSequence.Iterator(picture)])
     if stack.ndim == 4:
