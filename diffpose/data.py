@@ -231,10 +231,17 @@ def _check_affine(affine, origin):
     return affine
 
 # %% ../notebooks/api/04_data.ipynb #055f6fe5
+def _check_real(array):
+    "Is this an array of real numbers?"
+    if array.dtype.kind == "c":
+        raise TypeError(f"complex numbers ({array.dtype}) are given, one real number per voxel or pixel is expected: save the magnitude (numpy.abs) or the real part")
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"an array of real numbers (bool, integer or float) is expected, not one of {array.dtype}")
+
+
 def _to_tensor(array, floating=False, slope=1.0, intercept=0.0):
     "Copy an array into a contiguous tensor: float32 if asked for or rescaled, else a type that torch computes with."
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"an array of numbers was expected, not {array.dtype}")
+    _check_real(array)
     if floating or (slope, intercept) != (1.0, 0.0):
         dtype = np.dtype(np.float32)
     else:
@@ -257,7 +264,9 @@ def _load_file(path, floating):
     "Tensor [X Y Z] and RAS affine of an image file."
     try:
         return (_load_nibabel if path.name.lower().endswith(_NIFTI) else _load_sitk)(path, floating)
-    except (ValueError, TypeError) as error:
+    except TypeError as error:
+        raise TypeError(f"{path}: {error}") from error
+    except ValueError as error:
         if str(path) in str(error):
             raise
         raise _unreadable(path, error) from error
@@ -488,18 +497,30 @@ def _dicom_pixels(path):
 
     try:
         header = pydicom.dcmread(path)
+        _check_grey(path, header)
         stored = header.pixel_array  # of every frame
     except (pydicom.errors.InvalidDicomError, EOFError, AttributeError) as error:
         raise ValueError(f"cannot read {path}: no DICOM image, or damaged ({error})") from error
     except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
+        if str(path) in str(error):
+            raise
         import SimpleITK as sitk
 
         try:
             return header, sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat32)).squeeze()
         except RuntimeError:  # neither can
             raise ValueError(f"cannot decode the pixels of {path}: {error}") from error
+    if header.get("ModalityLUTSequence"):
+        return header, pydicom.pixels.apply_modality_lut(stored, header).astype(np.float32)
     slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
     return header, stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _check_grey(path, header):
+    "Has a DICOM image one grey value per pixel?"
+    kind, count = str(header.get("PhotometricInterpretation") or "MONOCHROME2"), int(header.get("SamplesPerPixel") or 1)
+    if count != 1 or not kind.startswith("MONOCHROME"):
+        raise ValueError(f"{path} is a colour image ({kind}, {count} values per pixel): an X-ray or a CT has one grey value per pixel (MONOCHROME1 or MONOCHROME2); export it from the scanner as such")
 
 
 def _load_dicom(folder, series, spacing):
@@ -573,6 +594,8 @@ def _load(source, floating=True, spacing=None, affine=None, series=None, like=No
             raise ValueError(f"a torchio image with one channel is expected, not {tuple(data.shape)}")
         data = data[0]
     elif isinstance(source, (np.ndarray, Tensor)):
+        if isinstance(source, Tensor) and source.is_complex():
+            raise TypeError(f"complex numbers ({source.dtype}) are given, one real number per voxel is expected: pass tensor.abs() or tensor.real")
         name, data = "the array", source.detach().cpu() if isinstance(source, Tensor) else _to_tensor(source)
         data = data[0] if data.ndim == 4 and len(data) == 1 else data
         if data.ndim != 3:
@@ -874,7 +897,7 @@ def _frame_of(stack, frame, name):
     return stack[index].astype(np.float32)
 
 
-def _xray_pixels(image, frame):
+def _xray_pixels(image, frame, calibrated):
     "Pixels [H W] (float32), DICOM header or None, pixel pitch (row, column) or None, and the top of the stored scale or None."
     name = "the image"
     if isinstance(image, (str, os.PathLike)):
@@ -883,16 +906,18 @@ def _xray_pixels(image, frame):
             raise FileNotFoundError(f"{path} is no file; an X-ray is one DICOM, PNG, TIFF, NPY or NIfTI file")
         if _is_dicom(path):
             header, stack = _dicom_pixels(path)
-            if int(header.get("SamplesPerPixel", 1)) != 1:
-                raise ValueError(f"{name} is a colour image: an X-ray has one value per pixel")
             slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
             top = (2 ** int(header.BitsStored) - 1) * slope + intercept if header.get("PixelRepresentation", 0) == 0 else None
             return _frame_of(stack.reshape(-1, header.Rows, header.Columns), frame, name), header, None, top
-        stack, pitch, top = _picture(path)
+        stack, pitch, top = _picture(path, calibrated)
     else:
-        stack, pitch, top = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image), None, None
-        if stack.dtype.kind not in "biuf":
+        if isinstance(image, Tensor):
+            image = image.detach().cpu()
+            image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+        stack, pitch, top = np.asarray(image), None, None
+        if stack.dtype.kind not in "biufc":
             raise TypeError(f"a path or an array of numbers is expected, not {type(image).__name__}")
+        _check_real(stack)
         top = float(np.iinfo(stack.dtype).max) if stack.dtype in (np.uint8, np.uint16) else None
     while stack.ndim > 3 and stack.shape[0] == 1:
         stack = stack[0]
@@ -902,14 +927,14 @@ def _xray_pixels(image, frame):
     return _frame_of(stack, frame, name), None, pitch, top
 
 # %% ../notebooks/api/04_data.ipynb #65e0487a
-def _picture(path):
+def _picture(path, calibrated=False):
     "Frames [F H W], pixel pitch (row, column) or None and the top of the scale, of a PNG, TIFF, JPEG, NPY or volume-like file."
     kind, pitch = path.suffix.lower(), None
     try:
         if kind == ".npy":
             stack = np.load(path)
         elif kind in (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"):
-            stack = _pillow_frames(path)
+            stack = _pillow_frames(path, calibrated)
         elif path.name.lower().endswith(_NIFTI):
             import nibabel as nib
 
@@ -920,25 +945,73 @@ def _picture(path):
 
             _check_streams(path, *_text_header(path))
             file = sitk.ReadImage(str(path))
+            if file.GetNumberOfComponentsPerPixel() != 1:
+                raise ValueError(f"a colour image ({file.GetNumberOfComponentsPerPixel()} values per pixel); {_GREY}")
             stack, pitch = sitk.GetArrayFromImage(file), file.GetSpacing()[1::-1]
+        _check_real(stack)
+    except TypeError as error:
+        raise TypeError(f"{path}: {error}") from error
     except Exception as error:
         raise _unreadable(path, error) from error
     return stack, pitch, float(np.iinfo(stack.dtype).max) if pitch is None and stack.dtype in (np.uint8, np.uint16) else None
 
+# %% ../notebooks/api/04_data.ipynb #c31d07ab
+_GREY = "an X-ray has one grey value per pixel: save it as grey (8 or 16 bits, or float)"
 
-def _pillow_frames(path):
-    "Grey frames [F H W] of a picture."
+
+def _pillow_frames(path, calibrated=False):
+    "Grey frames [F H W] of a picture, the way up that it is shown; refused if it is `calibrated` as it is stored."
     from PIL import Image, ImageSequence
 
     with Image.open(path) as picture:
         picture.verify()  # the checksums of a PNG
-    with Image.open(path) as picture:
-        stack = np.stack([np.asarray(f) for f in ImageSequence.Iterator(picture)])
-    if stack.ndim == 4:
-        if stack.shape[-1] > 2 and (stack[..., 1:3] != stack[..., :1]).any():
-            raise ValueError("a colour image; an X-ray has one value per pixel: convert it to grey")
-        stack = stack[..., 0]
-    return stack
+    with open(path, "rb") as file, Image.open(file) as picture:  # given a path, Pillow maps a raw TIFF with the rows and columns of the turned one
+        stack = np.stack([_grey(frame, calibrated) for frame in ImageSequence.Iterator(picture)])
+    return stack.astype(stack.dtype.newbyteorder("="), copy=False)
+
+
+def _grey(frame, calibrated):
+    "Grey values [H W] of one frame of a picture."
+    _check_bits(frame)
+    tags, mode = getattr(frame, "tag_v2", {}), frame.mode
+    inverted, unsigned = tags.get(262) == 0, mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)  # white is zero; SampleFormat
+    frame = _upright(frame, calibrated)
+    if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "CMYK", "YCbCr") or "transparency" in frame.info:
+        frame = frame.convert("RGBA")
+    elif mode not in ("1", "L", "RGB", "RGBX", "I", "F") and not mode.startswith("I;16"):
+        raise ValueError(f"a picture of mode {mode}; {_GREY}")
+    values = np.asarray(frame)
+    if values.ndim == 3:
+        if frame.mode == "RGBA" and (values[..., 3] < 255).any():
+            raise ValueError(f"a picture with transparent pixels, whose grey depends on what is behind them; {_GREY}, without an alpha channel")
+        if (values[..., 1:3] != values[..., :1]).any():
+            raise ValueError(f"a colour image; {_GREY}")
+        values = values[..., 0]
+    values = values.view(np.uint32) if unsigned else values
+    return np.iinfo(np.uint16).max - values if inverted and mode.startswith("I;16") else values  # of fewer bits Pillow does it
+
+
+def _upright(frame, calibrated):
+    "A picture turned as its orientation tag (TIFF, EXIF) says, with a word about it."
+    from PIL import ImageOps
+
+    turn = frame.getexif().get(274, 1)
+    if turn in (0, 1):
+        return frame
+    if calibrated:
+        raise ValueError(
+            f"its orientation tag ({turn}) says that it is shown turned or mirrored, and it is not said whether camera=, sdd= and spacing= belong to the pixels as stored or as shown: "
+            "save the picture without the tag, the way up that was calibrated"
+        )
+    warnings.warn(f"the picture is turned or mirrored as its orientation tag ({turn}) says; a camera= for the pixels as stored does not fit it", stacklevel=2)
+    return ImageOps.exif_transpose(frame)
+
+
+def _check_bits(frame):
+    "Of several channels of more than 8 bits, Pillow reads the upper 8."
+    bits = max([16 if ";16" in str(frame.tile) else 8, *(getattr(frame, "tag_v2", {}).get(258) or ())])
+    if bits > 8 and frame.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK"):
+        raise ValueError(f"a picture of {bits} bits in each of several channels, of which only 8 would be read; {_GREY}")
 
 # %% ../notebooks/api/04_data.ipynb #d2094c4c
 def _dicom_geometry(header):
@@ -1001,7 +1074,7 @@ def read_xray(
         raise ValueError(f"polarity={polarity!r} is not 'bone_dark', 'bone_bright' or None")
     if camera is not None and not isinstance(camera, Camera):
         raise TypeError(f"camera= must be a diffpose.calibration.Camera, not {type(camera).__name__}; a file is read with Camera.from_json(path)")
-    pixels, header, pitch, top = _xray_pixels(image, frame)
+    pixels, header, pitch, top = _xray_pixels(image, frame, not (camera is None and sdd is None and spacing is None))
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
     if camera is None:
         camera = _camera_of(pixels.shape, header, pitch, sdd, spacing, name)

@@ -5,11 +5,15 @@ is what is read; what it leaves open is said aloud, with the option that settles
 """
 
 import gzip
+import struct
+import warnings
+import zlib
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from PIL import Image
 
 from diffpose.data import _load, read_xray
@@ -101,3 +105,133 @@ def test_a_stream_that_goes_on_is_refused_in_pieces(tmp_path):
             stream.write(bytes(1 << 20))
     with pytest.raises(ValueError, match="unpacks to more than its header announces"):
         voxels(path)
+
+
+# pixels
+
+
+def png(bits, kind, values, palette=None):
+    "A PNG after its specification: bit depth, colour type, samples [H W C] as bytes."
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    colours = b"" if palette is None else chunk(b"PLTE", palette.tobytes())
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + colours + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(values, order=">", photometric=1, orientation=1):
+    "An uncompressed grey TIFF after its specification."
+    bits, data = values.dtype.itemsize * 8, values.astype(values.dtype.newbyteorder(order)).tobytes()
+    entries = [(256, values.shape[1]), (257, values.shape[0]), (258, bits), (259, 1), (262, photometric), (273, 8), (274, orientation), (277, 1), (278, values.shape[0]), (279, len(data))]
+    tags = b"".join(struct.pack(order + "HHI", tag, 4 if tag in (273, 279) else 3, 1) + struct.pack(order + ("I" if tag in (273, 279) else "HH"), *((value,) if tag in (273, 279) else (value, 0))) for tag, value in entries)
+    start = {">": b"MM", "<": b"II"}[order] + struct.pack(order + "HI", 42, 8 + len(data))
+    return start + data + struct.pack(order + "H", len(entries)) + tags + bytes(4)
+
+
+def seen(path, **how):
+    "The stored values, as `read_xray` understands them."
+    return read_xray(path, polarity="bone_bright", already_line_integral=True, **how)[0][0, 0].numpy()
+
+
+GREY = (COUNTS // 16).astype(np.uint8)
+
+
+@pytest.mark.parametrize("order, kind", [("<", np.uint8), (">", np.uint8), ("<", np.uint16), (">", np.uint16), ("<", np.uint32)])
+def test_tiff_of_either_byte_order(tmp_path, order, kind):
+    values = GREY.astype(kind) * kind(np.iinfo(kind).max // 255)
+    (tmp_path / "x.tif").write_bytes(tiff(values, order))
+    assert np.array_equal(seen(tmp_path / "x.tif"), values.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_white_may_be_zero(tmp_path, kind):
+    values = GREY.astype(kind) * kind(np.iinfo(kind).max // 255)
+    (tmp_path / "x.tif").write_bytes(tiff(values, "<", photometric=0))
+    assert np.array_equal(seen(tmp_path / "x.tif"), (np.iinfo(kind).max - values).astype(np.float32))
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    grey = RNG.permutation(256).astype(np.uint8)
+    (tmp_path / "x.png").write_bytes(png(8, 3, GREY[..., None], np.repeat(grey[:, None], 3, 1)))
+    assert np.array_equal(seen(tmp_path / "x.png"), grey[GREY].astype(np.float32))
+    (tmp_path / "y.png").write_bytes(png(8, 3, GREY[..., None], RNG.integers(0, 256, (256, 3)).astype(np.uint8)))
+    with pytest.raises(ValueError, match=r"y\.png.*a colour image; an X-ray has one grey value per pixel: save it as grey"):
+        seen(tmp_path / "y.png")
+
+
+def test_alpha_and_16_bit_channels(tmp_path):
+    opaque = np.stack([GREY, np.full_like(GREY, 255)], -1)
+    for name, kind, values in (("la", 4, opaque), ("rgba", 6, opaque[..., [0, 0, 0, 1]]), ("rgb", 2, opaque[..., [0, 0, 0]])):
+        (tmp_path / f"{name}.png").write_bytes(png(8, kind, values))
+        assert np.array_equal(seen(tmp_path / f"{name}.png"), GREY.astype(np.float32))
+        (tmp_path / f"{name}16.png").write_bytes(png(16, kind, values.astype(">u2") * 257))
+        with pytest.raises(ValueError, match="16 bits in each of several channels"):
+            seen(tmp_path / f"{name}16.png")
+    opaque[3, 4, 1] = 100
+    (tmp_path / "clear.png").write_bytes(png(8, 4, opaque))
+    with pytest.raises(ValueError, match="transparent pixels"):
+        seen(tmp_path / "clear.png")
+    (tmp_path / "deep.png").write_bytes(png(16, 0, COUNTS.astype(">u2")[..., None]))
+    assert np.array_equal(seen(tmp_path / "deep.png"), COUNTS.astype(np.float32))
+
+
+def test_one_bit_is_zero_or_one(tmp_path):
+    bits = RNG.integers(0, 2, (40, 48)).astype(bool)
+    Image.fromarray(bits).save(tmp_path / "x.png")
+    Image.fromarray(bits).save(tmp_path / "y.tif")
+    for name in ("x.png", "y.tif"):
+        assert np.array_equal(seen(tmp_path / name), bits.astype(np.float32))
+
+
+def test_cmyk_is_grey_or_refused(tmp_path):
+    black = np.zeros((40, 50, 4), np.uint8)
+    black[..., 3] = 255 - GREY
+    Image.fromarray(black, "CMYK").save(tmp_path / "x.tif")
+    assert np.array_equal(seen(tmp_path / "x.tif"), GREY.astype(np.float32))
+    smooth = np.zeros((48, 48, 4), np.uint8)
+    smooth[..., 3] = np.linspace(0, 250, 48)
+    Image.fromarray(smooth, "CMYK").save(tmp_path / "x.jpg", quality=98)
+    assert abs(seen(tmp_path / "x.jpg") - (255.0 - smooth[..., 3])).max() < 6
+    smooth[..., 1] = 90
+    Image.fromarray(smooth, "CMYK").save(tmp_path / "y.jpg", quality=98)
+    with pytest.raises(ValueError, match="a colour image"):
+        seen(tmp_path / "y.jpg")
+
+
+TURNED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose, 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T, 8: np.rot90}
+
+
+@pytest.mark.parametrize("turn", TURNED)
+def test_orientation_tags_are_followed(tmp_path, turn):
+    (tmp_path / "x.tif").write_bytes(tiff(GREY, orientation=turn))
+    tag = Image.Exif()
+    tag[274] = turn
+    Image.fromarray(GREY).save(tmp_path / "x.png", exif=tag)
+    for name in ("x.tif", "x.png"):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert np.array_equal(seen(tmp_path / name), TURNED[turn](GREY).astype(np.float32)), name
+        assert bool(said) == (turn != 1)
+        if turn != 1:
+            assert "orientation tag" in str(said[0].message) and "camera=" in str(said[0].message)
+            with pytest.raises(ValueError, match="orientation tag"):
+                seen(tmp_path / name, sdd=1000, spacing=0.3)
+
+
+def test_complex_numbers_are_refused(tmp_path):
+    np.save(tmp_path / "x.npy", COUNTS + 1j)
+    np.save(tmp_path / "v.npy", BLOCK + 1j)
+    nib.save(nib.Nifti1Image(BLOCK.astype(np.complex64), AFFINE), tmp_path / "v.nii")
+    nib.save(nib.Nifti1Image(COUNTS.astype(np.complex64), AFFINE), tmp_path / "x.nii")
+    for call in (
+        lambda: read_xray(tmp_path / "x.npy"),
+        lambda: read_xray(tmp_path / "x.nii"),
+        lambda: read_xray(COUNTS + 1j),
+        lambda: read_xray(torch.from_numpy(COUNTS + 1j)),
+        lambda: _load(tmp_path / "v.npy", spacing=1),
+        lambda: _load(tmp_path / "v.nii"),
+        lambda: _load(BLOCK + 1j, spacing=1),
+        lambda: _load(torch.from_numpy(BLOCK + 1j), spacing=1),
+    ):
+        with pytest.raises(TypeError, match="complex numbers"):
+            call()
