@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -260,10 +261,10 @@ _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NIFTI = (".nii", ".nii.gz", ".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
 
 
-def _load_file(path, floating):
-    "Tensor [X Y Z] and RAS affine of an image file."
+def _load_file(path, floating, sized=False, placed=False):
+    "Tensor [X Y Z] and RAS affine of an image file; the caller knows the voxel size (`sized`) or the whole affine (`placed`)."
     try:
-        return (_load_nibabel if path.name.lower().endswith(_NIFTI) else _load_sitk)(path, floating)
+        return (_load_nibabel if path.name.lower().endswith(_NIFTI) else _load_sitk)(path, floating, sized or placed, placed)
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except ValueError as error:
@@ -370,6 +371,80 @@ def _check_zlib(file, name):
             raise EOFError("the compressed stream ends too early")
         stream.decompress(piece, _PIECE)
 
+# %% ../notebooks/api/04_data.ipynb #d40e11a1
+_MM = {"m": 1e3, "meter": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3}  # units of length in mm
+
+
+def _nifti_header(image):
+    "The header as it stands in the file: nibabel turns a voxel size of 0 into 1."
+    holder = image.file_map.get("header") or image.file_map["image"]
+    holder = holder if holder.filename or holder.fileobj else image.file_map["image"]
+    with holder.get_prepare_fileobj("rb") as file:
+        return type(image.header).from_fileobj(file, check=False)
+
+
+def _nifti_affine(image, path, sized):
+    "RAS affine in mm of an image that nibabel has opened; says what the header leaves open."
+    affine = image.affine.astype(np.float64)
+    if "pixdim" not in image.header:  # MGH says it all
+        return affine
+    header = _nifti_header(image)
+    size, codes = header["pixdim"][1:4], [int(header[c]) for c in ("qform_code", "sform_code") if c in header]
+    if not (any(codes[1:]) or sized) and not (np.isfinite(size) & (size > 0)).all():
+        raise ValueError(f"the header of {path} gives a voxel size of {size.tolist()}: pass spacing=(x, y, z) in mm, or affine=")
+    if not any(codes):
+        warnings.warn(f"{path} does not say how its axes lie in the patient (orientation codes 0): {_axes(affine)} is assumed, other programs may show the mirror image; pass affine= (voxel to RAS, mm)", stacklevel=2)
+    elif all(codes) and (abs(header.get_qform() - header.get_sform()) @ [*image.shape[:3], 1]).max() > 0.1:  # mm
+        warnings.warn(f"{path} has two affines that differ: the sform is taken, the qform is not; pass affine= (voxel to RAS, mm) for another", stacklevel=2)
+    return _in_mm(affine, header.get_xyzt_units()[0] if "xyzt_units" in header else "mm")
+
+
+def _in_mm(affine, unit):
+    "An affine [4 4] whose lengths are in `unit` (an unknown one is mm)."
+    return np.diag([*[_MM.get(unit, 1.0)] * 3, 1.0]) @ affine
+
+
+def _axes(affine):
+    "Where the axes of an array point in the patient, in words."
+    words = (("left", "right"), ("back", "front"), ("feet", "head"))
+    rows = abs(affine[:3, :3]).argmax(0)
+    return ", ".join(f"{name} to the {words[row][int(affine[row, k] > 0)]}" for k, (name, row) in enumerate(zip("xyz", rows)))
+
+
+_NRRD_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
+
+
+def _text_lengths(path, fields):
+    "Is the size of a voxel given in a file for ITK, and how many mm is its unit of length?"
+    kind, unit = path.suffix.lower(), 1.0
+    if kind in (".nrrd", ".nhdr"):
+        size = re.findall(r"[^\s(),]+", fields.get("space directions") or fields.get("spacings") or "")
+        units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {""}
+        if len(units) > 1 or not units <= _MM.keys():
+            raise ValueError(f"{path} gives lengths in {' and '.join(sorted(units))}; {', '.join(_MM)} are known: write it again in mm")
+        unit = _MM[units.pop()] if units else 1.0
+    elif kind in (".mha", ".mhd"):
+        size = (fields.get("elementspacing") or fields.get("elementsize") or "").split()
+        size = size if all(s.strip("0.") for s in size) else []  # ITK would turn 0 into 1
+    else:
+        size = [] if kind in (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".lsm") else ["1"]  # the rest is ITK's to know
+    return bool(size) and "nan" not in map(str.lower, size), unit
+
+
+def _text_geometry(path, fields, sized):
+    "Millimetres per unit of length of a file for ITK; says what its header leaves open."
+    given, unit = _text_lengths(path, fields)
+    if not (given or sized):
+        raise ValueError(f"{path} does not give the size of its voxels: pass spacing=(x, y, z) in mm, or affine=")
+    frame = True
+    if path.suffix.lower() in (".nrrd", ".nhdr"):
+        frame = "space directions" in fields and fields.get("space", "").lower().removesuffix("-time") in _NRRD_SPACES
+    elif path.suffix.lower() in (".mha", ".mhd"):
+        frame = bool({"transformmatrix", "rotation", "orientation"} & fields.keys())
+    if not frame:
+        warnings.warn(f"{path} does not say how its axes lie in the patient: the frame of DICOM (left, back, head) is assumed; pass affine= (voxel to RAS, mm)", stacklevel=2)
+    return unit
+
 # %% ../notebooks/api/04_data.ipynb #8147ee0a
 def _load_npy(path):
     try:
@@ -378,31 +453,40 @@ def _load_npy(path):
         raise _unreadable(path, error) from error
 
 
-def _load_nibabel(path, floating):
+def _load_nibabel(path, floating, sized, placed):
     import nibabel as nib
 
     image = nib.load(str(path))
+    affine = np.eye(4) if placed else _nifti_affine(image, path, sized)
     raw = _stored_voxels(image, path)
     raw = raw[..., 0] if raw.ndim == 4 and raw.shape[3] == 1 else raw
     if raw.ndim != 3:
         raise ValueError(f"{path} has shape {raw.shape}: one 3D volume is expected")
-    return _to_tensor(raw, floating, float(image.dataobj.slope), float(image.dataobj.inter)), image.affine.astype(np.float64)
+    return _to_tensor(raw, floating, float(image.dataobj.slope), float(image.dataobj.inter)), affine
 
 
-def _load_sitk(path, floating):
+def _load_sitk(path, floating, sized, placed):
     import SimpleITK as sitk
 
-    _check_streams(path, *_text_header(path))
-    image = sitk.ReadImage(str(path), sitk.sitkFloat32) if floating else sitk.ReadImage(str(path))
-    size = image.GetSize()
-    if image.GetDimension() == 2:
+    fields, end = _text_header(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size, count = reader.GetSize(), reader.GetNumberOfComponents()
+    if len(size) == 2:
         raise ValueError(f"{path} is a 2D image of {size} pixels, not a volume; X-rays are read with read_xray")
-    if image.GetNumberOfComponentsPerPixel() != 1 or size[3:] not in ((), (1,)):
-        raise ValueError(f"{path} has shape {size} with {image.GetNumberOfComponentsPerPixel()} values per voxel: one 3D volume is expected")
+    if count != 1 or size[3:] not in ((), (1,)):
+        raise ValueError(f"{path} has shape {size} with {count} values per voxel: one 3D volume is expected")
+    unit = 1.0 if placed else _text_geometry(path, fields, sized)
+    _check_streams(path, fields, end)
+    if floating:
+        reader.SetOutputPixelType(sitk.sitkFloat32)
+    image = reader.Execute()
     image = image if image.GetDimension() == 3 else image[..., 0]
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
+    affine[:3] *= unit
     return _to_tensor(sitk.GetArrayViewFromImage(image).T, floating), _LPS @ affine
 
 # %% ../notebooks/api/04_data.ipynb #c9339dd2
@@ -570,6 +654,9 @@ def _load_multiframe(path, spacing):
     return volume, _LPS @ affine
 
 # %% ../notebooks/api/04_data.ipynb #6c3364be
+_TORCHIO_READER = inspect.signature(tio.Image).parameters["reader"].default
+
+
 def _load(source, floating=True, spacing=None, affine=None, series=None, like=None):
     "Tensor [X Y Z] and RAS affine [4 4] (float64) of a path, array or torchio image."
     if isinstance(source, (str, os.PathLike)):
@@ -583,12 +670,12 @@ def _load(source, floating=True, spacing=None, affine=None, series=None, like=No
         elif _is_dicom(path):
             data, found = _load_multiframe(path, spacing)
         else:
-            data, found = _load_file(path, floating)
+            data, found = _load_file(path, floating, spacing is not None, affine is not None)
         if spacing is not None and affine is None:
             found[:3, :3] *= _three(spacing, "spacing") / np.linalg.norm(found[:3, :3], axis=0)
     elif isinstance(source, tio.Image):
-        if tio.DATA not in source.keys() and isinstance(source.path, Path) and source.path.is_dir():
-            return _load(source.path, floating, spacing, affine, series, like)  # torchio would not notice a missing slice
+        if tio.DATA not in source.keys() and isinstance(source.path, Path) and source.reader is _TORCHIO_READER:
+            return _load(source.path, floating, spacing, affine, series, like)  # torchio would not notice a missing slice, nor a flipped bit
         name, data, found = "the torchio image", source.data, source.affine.copy()
         if len(data) != 1:
             raise ValueError(f"a torchio image with one channel is expected, not {tuple(data.shape)}")
@@ -667,7 +754,8 @@ def _antialias(data, step):
 def _target_grid(target, shape, affine):
     "Shape and affine that `resample_target` asks for."
     if isinstance(target, (str, os.PathLike)):
-        target = tio.ScalarImage(Path(target).expanduser())
+        target, grid = _load(target)
+        return tuple(target.shape), grid
     if isinstance(target, tio.Image):
         return target.spatial_shape, target.affine
     if isinstance(target, tuple) and len(target) == 2:
@@ -769,6 +857,8 @@ def read(
 
     hu, scan = _load(volume, True, spacing, affine, series)
     hu = _as_hu(hu)
+    if hu.min() >= 0:
+        warnings.warn("no voxel of the volume is below 0 HU: is it a CT in HU? Stored values are often 1024 higher; subtract that, and pass the array with affine=", stacklevel=2)
     if resample_target is not None:
         shape, target = _target_grid(resample_target, hu.shape, scan)
         hu, scan = resample(hu, scan, shape, target, fill=AIR_HU), target
@@ -939,21 +1029,32 @@ def _picture(path, calibrated=False):
             import nibabel as nib
 
             file = nib.load(str(path))
-            stack, pitch = _scaled_voxels(file, path).T, (float(file.header.get_zooms()[1]), float(file.header.get_zooms()[0]))
+            stack, pitch = _scaled_voxels(file, path).T, _nifti_pitch(file)
         else:
             import SimpleITK as sitk
 
-            _check_streams(path, *_text_header(path))
+            fields, end = _text_header(path)
+            given, unit = _text_lengths(path, fields)
+            _check_streams(path, fields, end)
             file = sitk.ReadImage(str(path))
             if file.GetNumberOfComponentsPerPixel() != 1:
                 raise ValueError(f"a colour image ({file.GetNumberOfComponentsPerPixel()} values per pixel); {_GREY}")
-            stack, pitch = sitk.GetArrayFromImage(file), file.GetSpacing()[1::-1]
+            stack, pitch = sitk.GetArrayFromImage(file), tuple(s * unit for s in file.GetSpacing()[1::-1]) if given else None
         _check_real(stack)
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except Exception as error:
         raise _unreadable(path, error) from error
     return stack, pitch, float(np.iinfo(stack.dtype).max) if pitch is None and stack.dtype in (np.uint8, np.uint16) else None
+
+# %% ../notebooks/api/04_data.ipynb #d40e11a2
+def _nifti_pitch(image):
+    "Pixel pitch (row, column) of a NIfTI file in mm, None if it gives none."
+    header = _nifti_header(image)
+    if "pixdim" not in header:
+        return tuple(float(p) for p in image.header.get_zooms()[1::-1])
+    pitch = header["pixdim"][2:0:-1] * _MM.get(header.get_xyzt_units()[0] if "xyzt_units" in header else "mm", 1.0)
+    return tuple(pitch.tolist()) if (np.isfinite(pitch) & (pitch > 0)).all() else None
 
 # %% ../notebooks/api/04_data.ipynb #c31d07ab
 _GREY = "an X-ray has one grey value per pixel: save it as grey (8 or 16 bits, or float)"

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+import torchio as tio
 from PIL import Image
 
-from diffpose.data import _load, read_xray
+from diffpose.data import _load, read, read_xray
 
 RNG = np.random.default_rng(0)
 BLOCK = RNG.integers(-1000, 1500, (12, 10, 8)).astype(np.int16)
@@ -234,4 +235,141 @@ def test_complex_numbers_are_refused(tmp_path):
         lambda: _load(torch.from_numpy(BLOCK + 1j), spacing=1),
     ):
         with pytest.raises(TypeError, match="complex numbers"):
+            call()
+
+
+# headers of volumes
+
+
+def said(call, *words):
+    "What a call returns; its warning has these words."
+    with pytest.warns(UserWarning) as caught:
+        result = call()
+    text = " ".join(str(w.message) for w in caught)
+    assert all(word in text for word in words), text
+    return result
+
+
+@pytest.fixture
+def silence():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize("unit, mm", [("meter", 1000), ("micron", 0.001), ("mm", 1), ("unknown", 1)])
+def test_units_of_nifti(tmp_path, silence, unit, mm):
+    "ITK knows the unit too: where a voxel is does not depend on the reader."
+    image = nib.Nifti1Image(BLOCK, np.diag([1 / mm] * 3 + [1]) @ AFFINE)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    affine = _load(tmp_path / "a.nii.gz")[1]
+    assert np.allclose(affine, AFFINE, atol=1e-3)
+    itk = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
+    assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), itk.GetSpacing(), rtol=1e-4)
+    nib.save(nib.Nifti1Image(COUNTS.T, None, image.header), tmp_path / "x.nii")
+    camera = read_xray(tmp_path / "x.nii", sdd=1000)[1]
+    assert np.allclose((camera.delx, camera.dely), (1.5, 2.0), rtol=1e-4)
+
+
+def nifti(path, size=(1.5, 2, 2.5), qform=0, sform=0, other=None):
+    "A NIfTI file with these voxel sizes and codes in its header, byte by byte."
+    image = nib.Nifti1Image(BLOCK, AFFINE)
+    image.set_qform(AFFINE if other is None else other, 1)
+    content = bytearray(image.to_bytes())
+    struct.pack_into("<3f", content, 80, *size)
+    struct.pack_into("<2h", content, 252, qform, sform)
+    path.write_bytes(content)
+    return path
+
+
+def test_voxel_size_zero_is_refused(tmp_path):
+    path = nifti(tmp_path / "a.nii", size=(0, 2, 2.5), qform=1)
+    with pytest.raises(ValueError, match=r"a\.nii gives a voxel size of \[0.0, 2.0, 2.5\]: pass spacing="):
+        voxels(path)
+    assert np.allclose(np.linalg.norm(_load(path, spacing=(1.5, 2, 2.5))[1][:3, :3], axis=0), (1.5, 2, 2.5))
+    assert np.allclose(_load(path, affine=AFFINE)[1], AFFINE)
+
+
+def test_nifti_without_orientation(tmp_path, silence):
+    path = nifti(tmp_path / "a.nii")
+    with warnings.catch_warnings():
+        said(lambda: voxels(path), "orientation codes 0", "x to the left, y to the front, z to the head", "affine=")
+    assert np.allclose(_load(path, affine=AFFINE)[1], AFFINE)
+    for codes in ((1, 0), (0, 1), (1, 1)):
+        assert np.allclose(_load(nifti(tmp_path / "b.nii", qform=codes[0], sform=codes[1]))[1], AFFINE, atol=1e-3)
+
+
+def test_two_affines_that_differ(tmp_path):
+    moved = AFFINE.copy()
+    moved[:3, 3] += 20
+    path = nifti(tmp_path / "a.nii", qform=1, sform=2, other=moved)
+    assert np.allclose(said(lambda: _load(path), "two affines that differ", "affine=")[1], AFFINE)
+
+
+def nrrd(path, *lines, data=None):
+    "A NRRD file after its specification."
+    head = ["NRRD0005", "type: int16", "dimension: 3", "sizes: 12 10 8", "endian: little", "encoding: raw", *lines, "", ""]
+    path.write_bytes("\n".join(head).encode() + (BLOCK.tobytes("F") if data is None else data))
+    return path
+
+
+DIRECTIONS = ("space directions: (1.5,0,0) (0,-2,0) (0,0,2.5)", "space origin: (-30,80,400)")
+
+
+def test_nrrd_says_its_size_and_frame(tmp_path, silence):
+    lps = np.diag([-1.0, -1, 1, 1])
+    path = nrrd(tmp_path / "a.nrrd", "space: left-posterior-superior", *DIRECTIONS)
+    assert np.allclose(_load(path)[1], AFFINE) and np.array_equal(voxels(path), BLOCK)
+    ras = nrrd(tmp_path / "b.nrrd", "space: right-anterior-superior", *DIRECTIONS)
+    assert np.allclose(_load(ras)[1], lps @ AFFINE)
+    bare = nrrd(tmp_path / "c.nrrd")
+    with pytest.raises(ValueError, match=r"c\.nrrd does not give the size of its voxels: pass spacing="):
+        voxels(bare)
+    assert np.allclose(_load(bare, affine=AFFINE)[1], AFFINE)
+    with warnings.catch_warnings():
+        for lines in (["spacings: 1.5 2 2.5"], ["space dimension: 3", *DIRECTIONS]):
+            affine = said(lambda: _load(nrrd(tmp_path / "d.nrrd", *lines)), "how its axes lie", "affine=")[1]
+            assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), (1.5, 2, 2.5))
+
+
+def test_units_of_nrrd(tmp_path, silence):
+    metres = nrrd(tmp_path / "a.nrrd", "space: LPS", "space directions: (0.0015,0,0) (0,-0.002,0) (0,0,0.0025)", "space origin: (-0.03,0.08,0.4)", 'space units: "m" "m" "m"')
+    assert np.allclose(_load(metres)[1], AFFINE)
+    with pytest.raises(ValueError, match="gives lengths in inch"):
+        voxels(nrrd(tmp_path / "b.nrrd", "space: LPS", *DIRECTIONS, 'space units: "inch" "inch" "inch"'))
+
+
+def meta(path, *lines):
+    "A MetaImage file after its description."
+    head = ["ObjectType = Image", "NDims = 3", "DimSize = 12 10 8", "ElementType = MET_SHORT", "BinaryDataByteOrderMSB = False", *lines, "ElementDataFile = LOCAL", ""]
+    path.write_bytes("\n".join(head).encode() + BLOCK.tobytes("F"))
+    return path
+
+
+def test_metaimage_says_its_size_and_frame(tmp_path, silence):
+    frame = ("TransformMatrix = 1 0 0 0 -1 0 0 0 1", "Offset = -30 80 400")
+    assert np.allclose(_load(meta(tmp_path / "a.mha", *frame, "ElementSpacing = 1.5 2 2.5"))[1], AFFINE)
+    for lines in (frame, (*frame, "ElementSpacing = 1.5 0 2.5")):
+        with pytest.raises(ValueError, match="does not give the size of its voxels"):
+            voxels(meta(tmp_path / "b.mha", *lines))
+    with warnings.catch_warnings():
+        said(lambda: voxels(meta(tmp_path / "c.mha", "ElementSpacing = 1.5 2 2.5")), "how its axes lie", "affine=")
+
+
+def test_a_volume_that_is_not_in_hu_is_said(tmp_path):
+    stored = (BLOCK.astype(int) + 1024).astype(np.uint16)
+    said(lambda: read(stored, spacing=1), "below 0 HU", "1024")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(BLOCK, spacing=1)
+
+
+def test_an_image_of_torchio_is_read_as_its_file_is(tmp_path):
+    path = write_nifti(tmp_path / "ct.nii.gz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    for call in (lambda: read(tio.ScalarImage(path)), lambda: read(BLOCK, tio.LabelMap(path), spacing=1), lambda: read(BLOCK, spacing=1, resample_target=path)):
+        with pytest.raises(ValueError, match=r"ct\.nii\.gz is damaged"):
             call()
