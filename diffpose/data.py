@@ -496,6 +496,7 @@ _SLICE_TAGS = [
 ]
 
 
+_CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")  # storage classes of CT slices and enhanced CT
 _NOT_HU = ("MR", "PT", "NM", "US")  # modalities that do not measure attenuation
 
 
@@ -503,13 +504,17 @@ def _dicom_series(folder):
     "Slices of a folder (or of its subfolders, if it has none itself), grouped into series: {name: [(path, header)]}."
     import pydicom
 
-    series = {}
+    series, odd = {}, []
     for files in (sorted(folder.iterdir()), sorted(folder.rglob("*"))):
+        odd.clear()
         for path in filter(Path.is_file, files):
             try:
                 header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_SLICE_TAGS)
-            except (pydicom.errors.InvalidDicomError, EOFError):
+            except Exception:  # no DICOM, or damaged in the header
+                odd.append((path, None))
                 continue
+            if "Rows" not in header:
+                odd.append((path, header))
             if "Rows" not in header or "LOCALIZER" in header.get("ImageType", []) or header.get("Modality") in _NOT_HU:
                 continue
             plane = np.array(header.get("ImageOrientationPatient") or np.zeros(6), dtype=np.float64)
@@ -518,8 +523,25 @@ def _dicom_series(folder):
             series.setdefault(key, []).append((path, header))
         if series:
             break
+    _check_odd_files(odd, series, folder)
     several = {k: v for k, v in series.items() if len(v) > 1}  # lone slices are scouts
     return several or series
+
+
+def _check_odd_files(odd, series, folder):
+    "Is any of the files without an image a damaged slice? It looks like one, or says that it is one."
+    ending = lambda path: re.sub(r"\.\d+$", ".0", path.suffix.lower())  # slices may be numbered there
+    endings = {ending(path) for slices in series.values() for path, _ in slices} | {".dcm", ".ima"}
+    damaged = []
+    for path, header in odd:
+        with open(path, "rb") as file:
+            start = file.read(132)
+        kind = str(getattr(getattr(header, "file_meta", None), "MediaStorageSOPClassUID", "") or "")
+        marked, blank = start[128:] == b"DICM", not start.strip(b"\0")
+        if marked and (header is None or kind in ("", *_CT_IMAGES)) or not marked and (path.suffix and ending(path) in endings or series and blank):
+            damaged.append(path.relative_to(folder).as_posix())
+    if damaged:
+        raise ValueError(f"{folder}: {', '.join(damaged)} cannot be read as DICOM: empty, truncated or damaged. Copy them again, or take them out of the folder if they are no slices")
 
 
 def _choose_series(series, wanted, folder):
@@ -548,10 +570,14 @@ def _slice_geometry(slices, folder, spacing):
     for tag in ("ImagePositionPatient", "ImageOrientationPatient"):
         if any(not h.get(tag) for _, h in slices):
             raise ValueError(f"{folder}: a slice has no {tag}, so its place is unknown; stack the slices yourself and pass an array with affine=")
-    pitch = {tuple(round(float(p), 4) for p in h.get("PixelSpacing") or ()) for _, h in slices}
+    pitch = {tuple(round(float(p), 4) for p in np.atleast_1d(h.get("PixelSpacing") or ())) for _, h in slices}
     if spacing is None and (len(pitch) != 1 or () in pitch):
         raise ValueError(f"{folder}: PixelSpacing is missing or differs between slices ({sorted(pitch)}); pass spacing=(x, y, z) in mm")
+    if spacing is None and (len(next(iter(pitch))) != 2 or not all(p > 0 for p in next(iter(pitch)))):
+        raise ValueError(f"{folder}: PixelSpacing is {list(next(iter(pitch)))}, two positive numbers are expected; pass spacing=(x, y, z) in mm")
     row, column = np.reshape(np.array(first.ImageOrientationPatient, dtype=np.float64), (2, 3))
+    if abs(np.array([row, column]) @ np.array([row, column]).T - np.eye(2)).max() > 0.01:
+        raise ValueError(f"{folder}: ImageOrientationPatient {[*row, *column]} is not a pair of unit vectors at right angles")
     place = np.array([h.ImagePositionPatient for _, h in slices], dtype=np.float64)
     along = place @ np.cross(row, column)
     order = np.argsort(along)
@@ -596,8 +622,22 @@ def _dicom_pixels(path):
             raise ValueError(f"cannot decode the pixels of {path}: {error}") from error
     if header.get("ModalityLUTSequence"):
         return header, pydicom.pixels.apply_modality_lut(stored, header).astype(np.float32)
-    slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
+    slope, intercept = _rescale(header, path)
     return header, stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _rescale(header, path):
+    "Slope and intercept that a header states, else 1 and 0."
+    slope, intercept = (default if header.get(tag) in (None, "") else float(header.get(tag)) for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)))
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
+        raise ValueError(f"{path} rescales its pixels with slope {slope} and intercept {intercept}: its header is damaged")
+    return slope, intercept
+
+
+def _check_scale(path, headers):
+    "Say that stored values are taken as HU where a header has no rescale tags."
+    if any(h.get("RescaleSlope") in (None, "") and not h.get("ModalityLUTSequence") for h in headers):
+        warnings.warn(f"{path} has no RescaleSlope and RescaleIntercept: its stored values are taken as HU; if they are not, rescale them and pass the array with affine=", stacklevel=2)
 
 
 def _check_grey(path, header):
@@ -612,8 +652,12 @@ def _load_dicom(folder, series, spacing):
     slices = _choose_series(_dicom_series(folder), series, folder)
     paths, affine = _slice_geometry(slices, folder, None if spacing is None else _three(spacing, "spacing"))
     volume = torch.empty(slices[0][1].Columns, slices[0][1].Rows, len(paths))
+    unscaled = None
     for k in range(0, len(paths), 16):
-        volume[:, :, k : k + 16] = torch.from_numpy(np.stack([_dicom_pixels(path)[1] for path in paths[k : k + 16]])).permute(2, 1, 0)
+        headers, pixels = zip(*map(_dicom_pixels, paths[k : k + 16]))
+        volume[:, :, k : k + 16] = torch.from_numpy(np.stack(pixels)).permute(2, 1, 0)
+        unscaled = unscaled or next((h for h in headers if h.get("RescaleSlope") in (None, "")), None)
+    _check_scale(folder, [] if unscaled is None else [unscaled])
     return volume, _LPS @ affine
 
 # %% ../notebooks/api/04_data.ipynb #c31ac887
@@ -623,13 +667,17 @@ def _is_dicom(path):
     return path.suffix.lower() in (".dcm", ".dicom", ".ima") or is_dicom(path)
 
 
-def _frame_headers(header, n):
-    "What each of n frames says of its place and scale, as one header per frame."
+_PLACE_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
+
+
+def _frame_headers(header, n, path, wanted=_PLACE_TAGS):
+    "What the functional groups say of each of n frames, as one header per frame."
     from pydicom import Dataset
 
-    wanted = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
     shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
     frames = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * n
+    if len(frames) != n:
+        raise ValueError(f"{path} has {n} frames and describes {len(frames)}: it is damaged; copy or export it again")
     found = []
     for frame in frames:
         said = Dataset()
@@ -645,11 +693,12 @@ def _load_multiframe(path, spacing):
     header, stack = _dicom_pixels(path)
     if stack.ndim != 3:
         raise ValueError(f"{path} is a single slice: pass the folder that holds all slices of the scan")
-    frames = _frame_headers(header, len(stack))
+    frames = _frame_headers(header, len(stack), path)
     order, affine = _slice_geometry(list(enumerate(frames)), path, None if spacing is None else _three(spacing, "spacing"))
     volume = torch.empty(stack.shape[::-1])
+    _check_scale(path, frames if header.get("RescaleSlope") in (None, "") else [])
     for k, i in enumerate(order):
-        slope, intercept = float(frames[i].get("RescaleSlope", 1)), float(frames[i].get("RescaleIntercept", 0))
+        slope, intercept = _rescale(frames[i], path)
         volume[:, :, k] = torch.from_numpy(stack[i]).T * slope + intercept
     return volume, _LPS @ affine
 
@@ -996,9 +1045,10 @@ def _xray_pixels(image, frame, calibrated):
             raise FileNotFoundError(f"{path} is no file; an X-ray is one DICOM, PNG, TIFF, NPY or NIfTI file")
         if _is_dicom(path):
             header, stack = _dicom_pixels(path)
-            slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
+            stack = _settle_frame(header, stack.reshape(-1, header.Rows, header.Columns), frame, name)
+            slope, intercept = _rescale(header, name)
             top = (2 ** int(header.BitsStored) - 1) * slope + intercept if header.get("PixelRepresentation", 0) == 0 else None
-            return _frame_of(stack.reshape(-1, header.Rows, header.Columns), frame, name), header, None, top
+            return _frame_of(stack, frame, name), header, None, top
         stack, pitch, top = _picture(path, calibrated)
     else:
         if isinstance(image, Tensor):
@@ -1015,6 +1065,48 @@ def _xray_pixels(image, frame, calibrated):
     if stack.ndim != 3 or 0 in stack.shape:
         raise ValueError(f"an image [H, W] or frames [F, H, W] are expected, not shape {tuple(np.shape(stack))}")
     return _frame_of(stack, frame, name), None, pitch, top
+
+# %% ../notebooks/api/04_data.ipynb #e3f90c11
+_WINDOWS = [f"{kind}{side}" for kind in ("Shutter", "Collimator") for side in ("Shape", "UpperHorizontalEdge", "LowerHorizontalEdge", "LeftVerticalEdge", "RightVerticalEdge")]
+_POSE_TAGS = ("DistanceSourceToDetector", "DistanceSourceToPatient", "PositionerPrimaryAngle", "PositionerSecondaryAngle", "ImagerPixelSpacing")
+_FRAME_TAGS = (
+    *_POSE_TAGS,
+    *("DetectorElementSpacing", "PixelSpacing", "PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor", "PatientOrientation"),
+    *("PixelIntensityRelationship", "PixelIntensityRelationshipSign", "PresentationLUTShape", "RescaleSlope", "RescaleIntercept"),
+    *_WINDOWS,
+)
+
+
+def _settle_frame(header, stack, frame, name):
+    "Bring what a header says of one frame to its top (in place); returns the frames, rescaled as the functional groups say."
+    n = len(stack)
+    said = _frame_headers(header, n, name, _FRAME_TAGS)
+    if header.get("RescaleSlope") in (None, "") and any("RescaleSlope" in s for s in said):
+        scales = np.array([_rescale(s, name) for s in said], dtype=np.float32)[:, :, None, None]
+        stack = stack * scales[:, 0] + scales[:, 1]
+    for angle in ("PositionerPrimaryAngle", "PositionerSecondaryAngle"):
+        for s, value in zip(said, _frame_angles(header, angle, n, name)):
+            if value is not None:
+                setattr(s, angle, value)
+    if frame == "mean" and any(s.get(tag) != said[0].get(tag) for s in said for tag in _POSE_TAGS):
+        raise ValueError(f"the arm moves between the frames of {name}, so that their mean is no X-ray: pass frame=0 ... {n - 1}")
+    index = frame if isinstance(frame, (int, np.integer)) and -n <= frame < n else 0
+    for element in said[index]:
+        setattr(header, element.keyword, element.value)
+    return stack
+
+
+def _frame_angles(header, angle, n, name):
+    "The positioner's angle in each of n frames of a rotational run; None where there are no increments."
+    steps = header.get(f"{angle}Increment")
+    if steps in (None, "", []) or header.get(angle) in (None, ""):
+        return [None] * n
+    steps = np.atleast_1d(np.array(steps, dtype=np.float64))
+    if len(steps) != n or not np.isfinite(steps).all():
+        raise ValueError(f"{name} has {n} frames and {len(steps)} of {angle}Increment: it contradicts itself; save the frame that you need as a file of its own, and pass camera=")
+    if n > 2 and steps[2:].any() and np.ptp(steps[1:]) < 1e-3 * abs(steps[1]):
+        warnings.warn(f"{angle}Increment of {name} is {steps[-1]:g} in every frame: taken as counted from the first frame, not from the one before; pass camera= for another angle", stacklevel=2)
+    return (float(header.get(angle)) + steps).tolist()
 
 # %% ../notebooks/api/04_data.ipynb #65e0487a
 def _picture(path, calibrated=False):
@@ -1115,18 +1207,15 @@ def _check_bits(frame):
         raise ValueError(f"a picture of {bits} bits in each of several channels, of which only 8 would be read; {_GREY}")
 
 # %% ../notebooks/api/04_data.ipynb #d2094c4c
-def _dicom_geometry(header):
-    "Geometry that a header states, as keyword arguments of a Camera."
+def _dicom_geometry(header, name, spacing):
+    "Geometry that a header states, as keyword arguments of a Camera; says what it leaves open of the pixel pitch, unless `spacing` is known."
     def number(tag):
         value = header.get(tag)
         return None if value in (None, "") else float(value)
 
     said = {"sdd": number("DistanceSourceToDetector"), "sid": number("DistanceSourceToPatient")}
     said |= {"primary_angle": number("PositionerPrimaryAngle"), "secondary_angle": number("PositionerSecondaryAngle")}
-    pitch = header.get("ImagerPixelSpacing") or header.get("DetectorElementSpacing")
-    if not pitch and header.get("PixelSpacing"):
-        scaled = number("EstimatedRadiographicMagnificationFactor") if header.get("PixelSpacingCalibrationType") else 1.0
-        pitch = scaled and [float(p) * scaled for p in header.PixelSpacing]
+    pitch = None if spacing is not None else _dicom_pitch(header, name, number("EstimatedRadiographicMagnificationFactor"))
     if pitch:
         said |= {"dely": float(pitch[0]), "delx": float(pitch[1])}
     if str((header.get("PatientOrientation") or " ")[0]).startswith("R"):
@@ -1134,9 +1223,24 @@ def _dicom_geometry(header):
     return {k: v for k, v in said.items() if v is not None and v != 0 or k.endswith("angle") and v is not None or k == "reverse_x_axis"}
 
 
+def _dicom_pitch(header, name, magnification):
+    "Pitch of the detector's pixels (row, column) in mm, None if the header does not give it."
+    tag = next((t for t in ("ImagerPixelSpacing", "DetectorElementSpacing", "PixelSpacing") if header.get(t)), None)
+    if tag is None:
+        return None
+    pitch = [float(p) for p in np.atleast_1d(header.get(tag))]
+    if len(pitch) != 2 or not all(math.isfinite(p) and p > 0 for p in pitch):
+        raise ValueError(f"{name}: {tag} is {pitch}, two positive numbers are expected; pass spacing= (detector pixel, mm: one number or (row, column))")
+    if tag == "PixelSpacing" and header.get("PixelSpacingCalibrationType"):
+        return magnification and [p * magnification for p in pitch]
+    if tag == "PixelSpacing":
+        warnings.warn(f"{name} gives PixelSpacing {pitch} and not in which plane: taken as the pitch of the detector; if it is the size in the patient, pass spacing= (detector pixel, mm)", stacklevel=2)
+    return pitch
+
+
 def _camera_of(shape, header, pitch, sdd, spacing, name):
     "Camera from the file and the arguments; None for a picture of which nothing is known."
-    said = {} if header is None else _dicom_geometry(header)
+    said = {} if header is None else _dicom_geometry(header, name, spacing)
     if pitch is not None and sdd is not None:
         said |= {"dely": pitch[0], "delx": pitch[1]}
     if sdd is not None:

@@ -11,6 +11,7 @@ import zlib
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
@@ -373,3 +374,132 @@ def test_an_image_of_torchio_is_read_as_its_file_is(tmp_path):
     for call in (lambda: read(tio.ScalarImage(path)), lambda: read(BLOCK, tio.LabelMap(path), spacing=1), lambda: read(BLOCK, spacing=1, resample_target=path)):
         with pytest.raises(ValueError, match=r"ct\.nii\.gz is damaged"):
             call()
+
+
+# DICOM
+
+
+def dicom(path, pixels, kind=pydicom.uid.CTImageStorage, **tags):
+    "A DICOM file of unsigned 16-bit pixels; a tag that is None is left out."
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = kind
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = pydicom.uid.generate_uid()
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
+    ds.Rows, ds.Columns = pixels.shape[-2:]
+    if pixels.ndim == 3:
+        ds.NumberOfFrames = len(pixels)
+    ds.PixelData = pixels.astype(np.uint16).tobytes()
+    for name, value in tags.items():
+        if value is not None:
+            setattr(ds, name, value)
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def ct_slice(path, k, z=None, **tags):
+    said = {"Modality": "CT", "SeriesInstanceUID": "1.2.3", "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [2.0, 1.5], "RescaleSlope": 1, "RescaleIntercept": -1024}
+    place = {"ImagePositionPatient": [-30, 80, 400 + 2.5 * k if z is None else z]}
+    return dicom(path, BLOCK[:, :, k].T.astype(int) + 1024, **(said | place | tags))
+
+
+def ct_folder(folder, names="IM{:04d}", **tags):
+    folder.mkdir(parents=True, exist_ok=True)
+    return [ct_slice(folder / names.format(k), k, **tags) for k in range(BLOCK.shape[2])]
+
+
+@pytest.mark.parametrize("names", ["IM{:04d}", "{:02d}.dcm", "{:02d}.ima", "1.2.840.{}"])
+@pytest.mark.parametrize("which", [0, 4, 7])
+@pytest.mark.parametrize("keep", [0, 60, 140, 250, 500, -40])
+def test_a_damaged_slice_is_named(tmp_path, names, which, keep):
+    paths = ct_folder(tmp_path / "ct", names)
+    (tmp_path / "ct" / "README").write_text("no slice")
+    assert np.array_equal(voxels(tmp_path / "ct"), BLOCK)
+    paths[which].write_bytes(paths[which].read_bytes()[:keep])
+    with pytest.raises(ValueError, match=paths[which].name):
+        voxels(tmp_path / "ct")
+
+
+@pytest.mark.parametrize("pitch", [[-2.0, 1.5], [0, 1.5], [2.0]])
+def test_pixel_spacing_is_two_positive_numbers(tmp_path, pitch):
+    ct_folder(tmp_path / "ct", PixelSpacing=pitch)
+    with pytest.raises(ValueError, match="two positive numbers are expected; pass spacing="):
+        voxels(tmp_path / "ct")
+    for tag in ("PixelSpacing", "ImagerPixelSpacing"):
+        with pytest.raises(ValueError, match=f"{tag} is .* two positive numbers are expected; pass spacing="):
+            read_xray(dicom(tmp_path / "x.dcm", COUNTS, DistanceSourceToDetector=1000, **{tag: pitch}))
+    assert read_xray(tmp_path / "x.dcm", spacing=0.3)[1].delx == 0.3
+
+
+def test_values_that_are_not_rescaled_are_said(tmp_path):
+    ct_folder(tmp_path / "ct", RescaleSlope=None, RescaleIntercept=None)
+    assert np.array_equal(said(lambda: voxels(tmp_path / "ct"), "stored values are taken as HU", "affine="), BLOCK + 1024)
+    said(lambda: read(tmp_path / "ct"), "below 0 HU", "taken as HU")
+    ct_folder(tmp_path / "zero", RescaleSlope=0)
+    with pytest.raises(ValueError, match="slope 0"):
+        voxels(tmp_path / "zero")
+
+
+def test_colours_of_dicom_are_refused(tmp_path):
+    for kind in ("PALETTE COLOR", "RGB"):
+        tags = {"PhotometricInterpretation": kind, "SamplesPerPixel": 3 if kind == "RGB" else 1}
+        with pytest.raises(ValueError, match=f"x.dcm is a colour image .{kind}"):
+            read_xray(dicom(tmp_path / "x.dcm", COUNTS, **tags))
+
+
+def test_the_plane_of_pixel_spacing_is_said(tmp_path, silence):
+    path = dicom(tmp_path / "x.dcm", COUNTS, DistanceSourceToDetector=1000, PixelSpacing=[0.4, 0.3])
+    with warnings.catch_warnings():
+        camera = said(lambda: read_xray(path), "not in which plane", "spacing=")[1]
+    assert (camera.dely, camera.delx) == (0.4, 0.3)
+    assert read_xray(path, spacing=0.2)[1].delx == 0.2
+    read_xray(dicom(tmp_path / "y.dcm", COUNTS, DistanceSourceToDetector=1000, PixelSpacing=[0.4, 0.3], ImagerPixelSpacing=[0.5, 0.5]))
+
+
+RUN = np.stack([COUNTS, COUNTS // 2, COUNTS + 7])
+XA = {"Modality": "XA", "DistanceSourceToDetector": 1000, "ImagerPixelSpacing": [0.4, 0.3]}
+
+
+def test_a_frame_of_a_rotational_run_has_its_own_angle(tmp_path):
+    tags = XA | {"PositionerPrimaryAngle": -30, "PositionerSecondaryAngle": 5, "PositionerPrimaryAngleIncrement": [0, 2.5, 6], "PositionerSecondaryAngleIncrement": [0, 0, -1]}
+    run = dicom(tmp_path / "run.dcm", RUN, **tags)
+    for frame, angles in ((0, (-30, 5)), (1, (-27.5, 5)), (2, (-24, 4)), (-1, (-24, 4))):
+        xray, camera = read_xray(run, frame=frame)
+        assert (camera.primary_angle, camera.secondary_angle) == angles
+        assert np.allclose(xray, read_xray(RUN[frame])[0])
+    with pytest.raises(ValueError, match="the arm moves between the frames"):
+        read_xray(run, frame="mean")
+    still = dicom(tmp_path / "still.dcm", RUN, **(tags | {"PositionerPrimaryAngleIncrement": [0, 0, 0], "PositionerSecondaryAngleIncrement": None}))
+    assert read_xray(still, frame="mean")[1].primary_angle == -30
+    steps = dicom(tmp_path / "steps.dcm", RUN, **(tags | {"PositionerPrimaryAngleIncrement": [0, 2, 2]}))
+    assert said(lambda: read_xray(steps, frame=2), "counted from the first frame", "camera=")[1].primary_angle == -28
+    with pytest.raises(ValueError, match="3 frames and 2 of PositionerPrimaryAngleIncrement"):
+        read_xray(dicom(tmp_path / "short.dcm", RUN, **(tags | {"PositionerPrimaryAngleIncrement": [0, 2]})), frame=1)
+
+
+def group(**sequences):
+    "Functional groups: {name of the sequence: its tags}."
+    ds = pydicom.Dataset()
+    for name, tags in sequences.items():
+        item = pydicom.Dataset()
+        for tag, value in tags.items():
+            setattr(item, tag, value)
+        setattr(ds, name, [item])
+    return ds
+
+
+def test_functional_groups_say_what_a_frame_is(tmp_path):
+    frames = [group(PositionerPositionSequence={"PositionerPrimaryAngle": a, "PositionerSecondaryAngle": 3}, PixelValueTransformationSequence={"RescaleSlope": s, "RescaleIntercept": 0}) for a, s in ((10, 1), (20, 2), (35, 4))]
+    shared = group(XRayGeometrySequence={"DistanceSourceToDetector": 1200, "DistanceSourceToPatient": 800})
+    tags = {"Modality": "XA", "ImagerPixelSpacing": [0.4, 0.3], "PerFrameFunctionalGroupsSequence": frames, "SharedFunctionalGroupsSequence": [shared]}
+    path = dicom(tmp_path / "x.dcm", RUN, **tags)
+    for frame, (angle, slope) in enumerate(((10, 1), (20, 2), (35, 4))):
+        xray, camera = read_xray(path, frame=frame, already_line_integral=True, polarity="bone_bright")
+        assert (camera.primary_angle, camera.secondary_angle, camera.sdd, camera.sid) == (angle, 3, 1200, 800)
+        assert np.array_equal(xray[0, 0], RUN[frame].astype(np.float32) * slope)
+    with pytest.raises(ValueError, match="the arm moves"):
+        read_xray(path, frame="mean")
+    with pytest.raises(ValueError, match="3 frames and describes 2"):
+        read_xray(dicom(tmp_path / "y.dcm", RUN, **(tags | {"PerFrameFunctionalGroupsSequence": frames[:2]})), frame=0)
