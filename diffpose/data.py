@@ -10,6 +10,7 @@ __all__ = ['AIR_HU', 'AIR_MAX_HU', 'BONE_MIN_HU', 'HU_MAX', 'MU_WATER', 'MU_BONE
 
 # %% ../notebooks/api/04_data.ipynb #4d73eea8
 import difflib
+import filecmp
 import gzip
 import hashlib
 import inspect
@@ -562,14 +563,14 @@ def _choose_series(series, wanted, folder):
     return next(iter(series.values()))
 
 # %% ../notebooks/api/04_data.ipynb #4adff09f
-def _slice_geometry(slices, folder, spacing):
+def _slice_geometry(slices, folder, spacing, tolerance=None):
     "Slices in order along the normal of their plane, and their LPS affine."
     first, n = slices[0][1], len(slices)
     if n < 2:
         raise ValueError(f"{folder} holds one slice: a volume needs at least two")
     for tag in ("ImagePositionPatient", "ImageOrientationPatient"):
         if any(not h.get(tag) for _, h in slices):
-            raise ValueError(f"{folder}: a slice has no {tag}, so its place is unknown; stack the slices yourself and pass an array with affine=")
+            raise ValueError(f"{folder}: a slice has no {tag}, so its place is unknown; of a multi-frame file pass affine= (voxel to RAS, mm), of single slices stack an array yourself and pass it with affine=")
     pitch = {tuple(round(float(p), 4) for p in np.atleast_1d(h.get("PixelSpacing") or ())) for _, h in slices}
     if spacing is None and (len(pitch) != 1 or () in pitch):
         raise ValueError(f"{folder}: PixelSpacing is missing or differs between slices ({sorted(pitch)}); pass spacing=(x, y, z) in mm")
@@ -581,7 +582,7 @@ def _slice_geometry(slices, folder, spacing):
     place = np.array([h.ImagePositionPatient for _, h in slices], dtype=np.float64)
     along = place @ np.cross(row, column)
     order = np.argsort(along)
-    _check_gaps(along[order], folder)
+    _check_gaps(along[order], folder, tolerance)
     affine = np.eye(4)
     dy, dx = map(float, first.PixelSpacing) if spacing is None else (spacing[1], spacing[0])
     affine[:3, :3] = np.stack([row * dx, column * dy, (place[order[-1]] - place[order[0]]) / (n - 1)], axis=1)
@@ -589,16 +590,23 @@ def _slice_geometry(slices, folder, spacing):
     return [slices[i][0] for i in order], affine
 
 
-def _check_gaps(along, folder):
-    "Are the slices, at these places along the normal [mm], one evenly spaced scan?"
+def _check_gaps(along, folder, tolerance=None):
+    "Are the slices, at these places along the normal [mm], one even stack, each within `tolerance` [mm] of its place in it?"
     gaps = np.diff(along)
     if gaps.min() < 1e-3:
-        raise ValueError(f"{folder}: two slices at {along[gaps.argmin()]:.2f} mm: several scans share this series; keep one of them in the folder")
-    step = np.median(gaps)
-    worst = int(abs(gaps - step).argmax())
-    if abs(gaps[worst] - step) > 0.02 * step + 0.01:
-        what = "slices are missing" if gaps[worst] > 1.5 * step else "slices are unevenly spaced"
-        raise ValueError(f"{folder}: {what} between {along[worst]:.2f} and {along[worst + 1]:.2f} mm (the others are {step:.2f} mm apart)")
+        at = along[gaps.argmin()]
+        raise ValueError(f"{folder}: two slices at {at:.2f} mm that differ: several scans share this series; keep one of them in the folder")
+    step, worst = np.median(gaps), int(gaps.argmax())
+    if gaps[worst] > 1.5 * step:
+        raise ValueError(f"{folder}: slices are missing between {along[worst]:.2f} and {along[worst + 1]:.2f} mm (the others are {step:.2f} mm apart)")
+    index = np.arange(len(along))
+    off = abs(along - np.polyval(np.polyfit(index, along, 1), index))
+    allowed = max(0.02 * step + 0.01, min(0.06, 0.25 * step)) if tolerance is None else tolerance
+    if off.max() > allowed:
+        raise ValueError(
+            f"{folder}: slices are unevenly spaced: the one at {along[off.argmax()]:.2f} mm is {off.max():.2f} mm off its place in an even stack ({step:.2f} mm apart), "
+            f"{allowed:.2f} mm are allowed; pass slice_tolerance= (mm) if that is good enough"
+        )
 
 # %% ../notebooks/api/04_data.ipynb #b870a3e5
 def _dicom_pixels(path):
@@ -647,10 +655,23 @@ def _check_grey(path, header):
         raise ValueError(f"{path} is a colour image ({kind}, {count} values per pixel): an X-ray or a CT has one grey value per pixel (MONOCHROME1 or MONOCHROME2); export it from the scanner as such")
 
 
-def _load_dicom(folder, series, spacing):
+def _once(slices):
+    "The slices [(path, header)] without those that are a copy, byte for byte, of another one."
+    places, kept = {}, []
+    for path, header in slices:
+        twins = places.setdefault(str(header.get("ImagePositionPatient")), [])
+        if any(filecmp.cmp(path, twin, shallow=False) for twin in twins):
+            warnings.warn(f"{path} is a copy of another slice and is passed over", stacklevel=2)
+        else:
+            twins.append(path)
+            kept.append((path, header))
+    return kept
+
+
+def _load_dicom(folder, series, spacing, tolerance):
     "Tensor [X Y Z] and RAS affine of a folder of slices."
-    slices = _choose_series(_dicom_series(folder), series, folder)
-    paths, affine = _slice_geometry(slices, folder, None if spacing is None else _three(spacing, "spacing"))
+    slices = _once(_choose_series(_dicom_series(folder), series, folder))
+    paths, affine = _slice_geometry(slices, folder, None if spacing is None else _three(spacing, "spacing"), tolerance)
     volume = torch.empty(slices[0][1].Columns, slices[0][1].Rows, len(paths))
     unscaled = None
     for k in range(0, len(paths), 16):
@@ -688,13 +709,16 @@ def _frame_headers(header, n, path, wanted=_PLACE_TAGS):
     return found
 
 
-def _load_multiframe(path, spacing):
-    "Tensor [X Y Z] and RAS affine of an enhanced (multi-frame) DICOM file."
+def _load_multiframe(path, spacing, affine, tolerance):
+    "Tensor [X Y Z] and RAS affine of an enhanced (multi-frame) DICOM file; frames without a position are in order if the caller knows the affine."
     header, stack = _dicom_pixels(path)
     if stack.ndim != 3:
         raise ValueError(f"{path} is a single slice: pass the folder that holds all slices of the scan")
     frames = _frame_headers(header, len(stack), path)
-    order, affine = _slice_geometry(list(enumerate(frames)), path, None if spacing is None else _three(spacing, "spacing"))
+    if affine is not None and not any(f.get("ImagePositionPatient") for f in frames):
+        order, affine = range(len(frames)), np.eye(4)
+    else:
+        order, affine = _slice_geometry(list(enumerate(frames)), path, None if spacing is None else _three(spacing, "spacing"), tolerance)
     volume = torch.empty(stack.shape[::-1])
     _check_scale(path, frames if header.get("RescaleSlope") in (None, "") else [])
     for k, i in enumerate(order):
@@ -706,25 +730,25 @@ def _load_multiframe(path, spacing):
 _TORCHIO_READER = inspect.signature(tio.Image).parameters["reader"].default
 
 
-def _load(source, floating=True, spacing=None, affine=None, series=None, like=None):
+def _load(source, floating=True, spacing=None, affine=None, series=None, like=None, tolerance=None):
     "Tensor [X Y Z] and RAS affine [4 4] (float64) of a path, array or torchio image."
     if isinstance(source, (str, os.PathLike)):
         name, path = f"{source}", Path(source).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
         if path.suffix.lower() == ".npy":
-            return _load(_load_npy(path), floating, spacing, affine, series, like)
+            return _load(_load_npy(path), floating, spacing, affine, series, like, tolerance)
         if path.is_dir():
-            data, found = _load_dicom(path, series, spacing)
+            data, found = _load_dicom(path, series, spacing, tolerance)
         elif _is_dicom(path):
-            data, found = _load_multiframe(path, spacing)
+            data, found = _load_multiframe(path, spacing, affine, tolerance)
         else:
             data, found = _load_file(path, floating, spacing is not None, affine is not None)
         if spacing is not None and affine is None:
             found[:3, :3] *= _three(spacing, "spacing") / np.linalg.norm(found[:3, :3], axis=0)
     elif isinstance(source, tio.Image):
         if tio.DATA not in source.keys() and isinstance(source.path, Path) and source.reader is _TORCHIO_READER:
-            return _load(source.path, floating, spacing, affine, series, like)  # torchio would not notice a missing slice, nor a flipped bit
+            return _load(source.path, floating, spacing, affine, series, like, tolerance)  # torchio would not notice a missing slice, nor a flipped bit
         name, data, found = "the torchio image", source.data, source.affine.copy()
         if len(data) != 1:
             raise ValueError(f"a torchio image with one channel is expected, not {tuple(data.shape)}")
@@ -894,6 +918,7 @@ def read(
     structures=None,  # table of labels: DataFrame or CSV with columns `structure`, `id` (and `group`)
     series=None,  # which DICOM series: UID, number or description
     hu_max: float = HU_MAX,  # HU above are clipped in the density
+    slice_tolerance: float | None = None,  # mm that a DICOM slice may be off its place in an even stack; None: 2 % of the step, at least 0.06
     **extra,  # anything else to keep in the Subject
 ) -> tio.Subject:
     "A patient, ready to be rendered."
@@ -904,7 +929,7 @@ def read(
     ids = None if labels is None else _label_ids(labels, structures)
     points = _points(fiducials)
 
-    hu, scan = _load(volume, True, spacing, affine, series)
+    hu, scan = _load(volume, True, spacing, affine, series, tolerance=slice_tolerance)
     hu = _as_hu(hu)
     if hu.min() >= 0:
         warnings.warn("no voxel of the volume is below 0 HU: is it a CT in HU? Stored values are often 1024 higher; subtract that, and pass the array with affine=", stacklevel=2)

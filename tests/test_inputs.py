@@ -18,7 +18,7 @@ import torch
 import torchio as tio
 from PIL import Image
 
-from diffpose.data import _load, read, read_xray
+from diffpose.data import _check_gaps, _load, read, read_xray
 
 RNG = np.random.default_rng(0)
 BLOCK = RNG.integers(-1000, 1500, (12, 10, 8)).astype(np.int16)
@@ -503,3 +503,46 @@ def test_functional_groups_say_what_a_frame_is(tmp_path):
         read_xray(path, frame="mean")
     with pytest.raises(ValueError, match="3 frames and describes 2"):
         read_xray(dicom(tmp_path / "y.dcm", RUN, **(tags | {"PerFrameFunctionalGroupsSequence": frames[:2]})), frame=0)
+
+
+# places of slices
+
+
+def test_rounded_positions_are_an_even_stack(tmp_path, silence):
+    (tmp_path / "ct").mkdir()
+    for k in range(8):
+        ct_slice(tmp_path / "ct" / f"{k}.dcm", k, z=round(400.3 + 0.625 * k, 1))
+    volume, affine = _load(tmp_path / "ct")
+    assert np.array_equal(volume.numpy(), BLOCK) and abs(affine[2, 2] - 0.625) < 0.1 / 7
+    places = np.round(-61.2 + 0.625 * np.arange(500), 1)
+    _check_gaps(places, "ct")
+    with pytest.raises(ValueError, match="slices are missing between"):
+        _check_gaps(np.delete(places, 250), "ct")
+
+
+def test_how_even_a_stack_must_be_can_be_said(tmp_path):
+    ct_folder(tmp_path / "ct")
+    ct_slice(tmp_path / "ct" / "IM0003", 3, z=400 + 2.5 * 3 + 0.3)
+    with pytest.raises(ValueError, match=r"the one at 407.80 mm is 0.2\d mm off its place .* pass slice_tolerance="):
+        read(tmp_path / "ct")
+    assert np.array_equal(read(tmp_path / "ct", slice_tolerance=0.4).volume.data[0].numpy(), BLOCK)
+    with pytest.raises(ValueError, match="unevenly spaced"):
+        _check_gaps(np.r_[np.arange(40.0), 40 + 1.1 * np.arange(40)], "two scans")
+
+
+def test_a_copy_of_a_slice_counts_once(tmp_path):
+    paths = ct_folder(tmp_path / "ct")
+    (tmp_path / "ct" / "copy of 3").write_bytes(paths[3].read_bytes())
+    assert np.array_equal(said(lambda: voxels(tmp_path / "ct"), "is a copy of another slice"), BLOCK)
+    ct_slice(tmp_path / "ct" / "other", 3, RescaleIntercept=-1000)
+    with pytest.raises(ValueError, match="two slices at 407.50 mm that differ.*keep one of them"):
+        said(lambda: voxels(tmp_path / "ct"), "is a copy")
+
+
+def test_frames_without_positions_need_an_affine(tmp_path, silence):
+    stack = BLOCK.transpose(2, 1, 0).astype(int) + 1024
+    path = dicom(tmp_path / "ct.dcm", stack, Modality="CT", RescaleSlope=1, RescaleIntercept=-1024)
+    with pytest.raises(ValueError, match="no ImagePositionPatient.* pass affine="):
+        voxels(path)
+    volume, affine = _load(path, affine=AFFINE)
+    assert np.array_equal(volume.numpy(), BLOCK) and np.array_equal(affine, AFFINE)
