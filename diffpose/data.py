@@ -257,6 +257,51 @@ def _to_tensor(array, floating=False, slope=1.0, intercept=0.0):
             out[block] += np.float32(intercept)
     return torch.from_numpy(out)
 
+# %% ../notebooks/api/04_data.ipynb #b7a10c21
+class _Refused(ValueError):
+    "What an image shows is not an X-ray or a CT; the file itself is sound."
+
+
+def _free_memory():
+    "Bytes that this process can still take, inf if the system does not say."
+    system, free = Path(os.sep), [math.inf]
+    try:
+        lines = (system / "proc" / "meminfo").read_text().splitlines()
+        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    except (OSError, ValueError):  # not Linux
+        pass
+    try:
+        group = system / "sys" / "fs" / "cgroup"
+        cached = next(int(line.split()[1]) for line in (group / "memory.stat").read_text().splitlines() if line.startswith("inactive_file"))
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()) + cached)
+    except (OSError, ValueError, StopIteration):  # no limit
+        pass
+    return min(free)
+
+
+def _check_memory(path, shape, itemsize):
+    "Is there room for an image of this shape, as stored and as float32?"
+    need, free = math.prod(int(s) for s in shape) * (itemsize + 4), _free_memory()
+    if need > free:
+        size = " x ".join(str(int(s)) for s in shape)
+        raise _Refused(f"{path} asks for {size} values, {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: if its header is right, crop or resample it, or read it on a larger machine")
+
+
+_PIXELS_MAX = 1 << 27  # of one X-ray; detectors have up to 2**25
+
+
+def _check_pixels(path, height, width, frames=1, itemsize=4):
+    "Has an X-ray the size of an X-ray, and is there room for all of its frames?"
+    if int(height) * int(width) > _PIXELS_MAX:
+        raise _Refused(f"{path} is an image of {height} x {width} pixels (height x width): at most {_PIXELS_MAX} are read as an X-ray; if its header is right, resize or crop it")
+    _check_memory(path, (frames, height, width), itemsize)
+
+
+def _out_of_memory(error):
+    "Did the machine run out of memory?"
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(said in text for said in ("out of memory", "allocate memory", "bad allocation"))
+
 # %% ../notebooks/api/04_data.ipynb #2f9c31a2
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NIFTI = (".nii", ".nii.gz", ".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
@@ -269,7 +314,7 @@ def _load_file(path, floating, sized=False, placed=False):
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except ValueError as error:
-        if str(path) in str(error):
+        if str(path) in str(error) or isinstance(error, _Refused):
             raise
         raise _unreadable(path, error) from error
     except Exception as error:
@@ -278,6 +323,8 @@ def _load_file(path, floating, sized=False, placed=False):
 
 def _unreadable(path, error):
     "What to say of a file that no reader understands."
+    if _out_of_memory(error):
+        return MemoryError(f"not enough memory to read {path}: crop or resample it, or close other programs")
     said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
         return ValueError(f"{path} is damaged ({said}): copy or download it again")
@@ -302,6 +349,7 @@ def _stored_voxels(image, path):
     from nibabel.volumeutils import array_from_file
 
     proxy, name = image.dataobj, image.file_map["image"].filename
+    _check_memory(path, proxy.shape, proxy.dtype.itemsize)
     if not name.lower().endswith("gz"):
         return proxy.get_unscaled()
     with gzip.open(name) as stream:
@@ -449,7 +497,11 @@ def _text_geometry(path, fields, sized):
 # %% ../notebooks/api/04_data.ipynb #8147ee0a
 def _load_npy(path):
     try:
-        return np.load(path, mmap_mode="r")
+        array = np.load(path, mmap_mode="r")
+        _check_memory(path, array.shape, array.itemsize)
+        return array
+    except _Refused:
+        raise
     except Exception as error:
         raise _unreadable(path, error) from error
 
@@ -458,11 +510,11 @@ def _load_nibabel(path, floating, sized, placed):
     import nibabel as nib
 
     image = nib.load(str(path))
+    if len(image.shape) - (image.shape[3:] == (1,)) != 3:
+        raise ValueError(f"{path} has shape {image.shape}: one 3D volume is expected")
     affine = np.eye(4) if placed else _nifti_affine(image, path, sized)
     raw = _stored_voxels(image, path)
-    raw = raw[..., 0] if raw.ndim == 4 and raw.shape[3] == 1 else raw
-    if raw.ndim != 3:
-        raise ValueError(f"{path} has shape {raw.shape}: one 3D volume is expected")
+    raw = raw[..., 0] if raw.ndim == 4 else raw
     return _to_tensor(raw, floating, float(image.dataobj.slope), float(image.dataobj.inter)), affine
 
 
@@ -479,6 +531,7 @@ def _load_sitk(path, floating, sized, placed):
     if count != 1 or size[3:] not in ((), (1,)):
         raise ValueError(f"{path} has shape {size} with {count} values per voxel: one 3D volume is expected")
     unit = 1.0 if placed else _text_geometry(path, fields, sized)
+    _check_memory(path, size, 4)
     _check_streams(path, fields, end)
     if floating:
         reader.SetOutputPixelType(sitk.sitkFloat32)
@@ -616,6 +669,7 @@ def _dicom_pixels(path):
     try:
         header = pydicom.dcmread(path)
         _check_grey(path, header)
+        _check_pixels(path, header.Rows, header.Columns, int(header.get("NumberOfFrames") or 1), int(header.get("BitsAllocated") or 16) // 8)
         stored = header.pixel_array  # of every frame
     except (pydicom.errors.InvalidDicomError, EOFError, AttributeError) as error:
         raise ValueError(f"cannot read {path}: no DICOM image, or damaged ({error})") from error
@@ -672,6 +726,7 @@ def _load_dicom(folder, series, spacing, tolerance):
     "Tensor [X Y Z] and RAS affine of a folder of slices."
     slices = _once(_choose_series(_dicom_series(folder), series, folder))
     paths, affine = _slice_geometry(slices, folder, None if spacing is None else _three(spacing, "spacing"), tolerance)
+    _check_memory(folder, (slices[0][1].Columns, slices[0][1].Rows, len(paths)), 0)
     volume = torch.empty(slices[0][1].Columns, slices[0][1].Rows, len(paths))
     unscaled = None
     for k in range(0, len(paths), 16):
@@ -842,6 +897,9 @@ def _target_grid(target, shape, affine):
     return tuple(count.tolist()), scaled
 
 # %% ../notebooks/api/04_data.ipynb #31d81df3
+_TABLE_MAX = 1 << 20  # labels up to here are looked up in a table
+
+
 def _label_ids(labels, structures):
     "Numbers of the labels asked for by number, structure or group."
     ids = set()
@@ -861,29 +919,37 @@ def _label_ids(labels, structures):
 
 def _select(mask, ids, structures):
     "Boolean [X Y Z]: voxels of the union of the labels."
-    lut = torch.zeros(max(int(mask.max()), *ids, 0) + 1, dtype=torch.bool)
-    lut[[i for i in ids if i >= 0]] = True
-    keep = torch.empty(mask.shape, dtype=torch.bool)
+    top, keep = int(mask.max()), torch.empty(mask.shape, dtype=torch.bool)
+    wanted = torch.tensor([i for i in ids if 0 <= i <= top], dtype=torch.long)
+    table = torch.zeros(min(top, _TABLE_MAX) + 1, dtype=torch.bool)
+    table[wanted[wanted <= _TABLE_MAX]] = True
     for i in range(len(mask)):
-        keep[i] = lut[mask[i].long()]
+        keep[i] = table[mask[i].long()] if top <= _TABLE_MAX else torch.isin(mask[i].long(), wanted)
     if not keep.any():
-        present = torch.bincount(mask.reshape(-1)).nonzero()[:, 0].tolist()
+        present = mask.unique().tolist()
         names = {} if structures is None else dict(zip(structures["id"].astype(int), structures["structure"]))
         listing = ", ".join(f"{i} ({names[i]})" if i in names else f"{i}" for i in present)
         raise ValueError(f"labels {ids} select no voxel; the label map has {listing}")
     return keep
 
 # %% ../notebooks/api/04_data.ipynb #abc6fcfc
+_LABEL_MAX = 2**31 - 1  # of int32
+
+
 def _load_labels(labelmap, data, affine):
     "Label map on the grid of the volume, as the smallest integer type."
     labels, own = _load(labelmap, floating=False, like=affine)
     if isinstance(labelmap, (np.ndarray, Tensor)) and labels.shape != data.shape:
         raise ValueError(f"the label array has shape {tuple(labels.shape)}, the volume {tuple(data.shape)}; pass a torchio.LabelMap with its affine")
+    if labels.is_floating_point() and not labels.isfinite().all():
+        raise ValueError("the label map holds NaN or infinity: 0 is the number of what has no label")
     if labels.is_floating_point() and not all(torch.equal(x, x.round()) for x in labels):
         raise ValueError("the label map holds fractions: are these probabilities, or the scan itself?")
     low, high = int(labels.min()), int(labels.max())
     if low < 0:
         raise ValueError(f"the label map holds negative numbers (from {low}): is it the scan itself?")
+    if high > _LABEL_MAX:
+        raise ValueError(f"the label map holds the number {high}, and labels go up to {_LABEL_MAX}: number the structures anew, or is it the scan itself?")
     labels = labels.to(torch.uint8 if high < 256 else torch.int32)
     labels = resample(labels, own, data.shape, affine, "nearest")
     if high > 0 and int(labels.max()) == 0:
@@ -923,7 +989,7 @@ def read(
 ) -> tio.Subject:
     "A patient, ready to be rendered."
     labels = [labels] if isinstance(labels, (int, str, np.integer)) else None if labels is None else list(labels)
-    _check_read(orientation, density, bone_attenuation_multiplier, labels, labelmap, extra)
+    _check_read(orientation, density, bone_attenuation_multiplier, labels, labelmap, extra, slice_tolerance)
     transform = _rigid(transform)
     structures = None if structures is None else _load_structures(structures)
     ids = None if labels is None else _label_ids(labels, structures)
@@ -960,12 +1026,14 @@ _SUBJECT_KEYS = ("volume", "density", "mask", "structures", "fiducials", "orient
 _READ_ARGUMENTS = tuple(inspect.signature(read).parameters)
 
 
-def _check_read(orientation, density, multiplier, labels, labelmap, extra):
+def _check_read(orientation, density, multiplier, labels, labelmap, extra, tolerance):
     if orientation not in ("AP", "PA", None):
         raise ValueError(f"orientation={orientation!r} is not 'AP', 'PA' or None")
     if density not in DENSITY_MODES:
         raise ValueError(f"density={density!r} is not one of {', '.join(map(repr, DENSITY_MODES))}")
     _check_multiplier(multiplier)
+    if tolerance is not None and not (0 <= float(tolerance) < math.inf):
+        raise ValueError(f"slice_tolerance={tolerance} must be a finite number >= 0, in mm")
     if labels is not None and labelmap is None:
         raise ValueError("labels= selects from a label map, but there is none: pass labelmap=")
     if labels == []:
@@ -1139,27 +1207,35 @@ def _picture(path, calibrated=False):
     kind, pitch = path.suffix.lower(), None
     try:
         if kind == ".npy":
-            stack = np.load(path)
+            stack = np.load(path, mmap_mode="r")
+            _check_pixels(path, *(stack.shape[-2:] if stack.ndim > 1 else (1, stack.size)), math.prod(stack.shape[:-2]), stack.itemsize)
         elif kind in (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"):
             stack = _pillow_frames(path, calibrated)
         elif path.name.lower().endswith(_NIFTI):
             import nibabel as nib
 
             file = nib.load(str(path))
+            _check_pixels(path, *file.shape[1::-1], math.prod(file.shape[2:]))
             stack, pitch = _scaled_voxels(file, path).T, _nifti_pitch(file)
         else:
             import SimpleITK as sitk
 
             fields, end = _text_header(path)
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(str(path))
+            reader.ReadImageInformation()
+            if reader.GetNumberOfComponents() != 1:
+                raise _Refused(f"a colour image ({reader.GetNumberOfComponents()} values per pixel); {_GREY}")
+            _check_pixels(path, *reader.GetSize()[1::-1], math.prod(reader.GetSize()[2:]))
             given, unit = _text_lengths(path, fields)
             _check_streams(path, fields, end)
-            file = sitk.ReadImage(str(path))
-            if file.GetNumberOfComponentsPerPixel() != 1:
-                raise ValueError(f"a colour image ({file.GetNumberOfComponentsPerPixel()} values per pixel); {_GREY}")
+            file = reader.Execute()
             stack, pitch = sitk.GetArrayFromImage(file), tuple(s * unit for s in file.GetSpacing()[1::-1]) if given else None
         _check_real(stack)
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
+    except _Refused as error:
+        raise _Refused(f"{path}: {error}".replace(f"{path}: {path}", f"{path}")) from error
     except Exception as error:
         raise _unreadable(path, error) from error
     return stack, pitch, float(np.iinfo(stack.dtype).max) if pitch is None and stack.dtype in (np.uint8, np.uint16) else None
@@ -1181,8 +1257,12 @@ def _pillow_frames(path, calibrated=False):
     "Grey frames [F H W] of a picture, the way up that it is shown; refused if it is `calibrated` as it is stored."
     from PIL import Image, ImageSequence
 
-    with Image.open(path) as picture:
-        picture.verify()  # the checksums of a PNG
+    try:
+        with Image.open(path) as picture:
+            _check_pixels(path, *picture.size[::-1], getattr(picture, "n_frames", 1))
+            picture.verify()  # the checksums of a PNG
+    except Image.DecompressionBombError as error:
+        raise _Refused(f"an image too large for an X-ray ({error}): at most {_PIXELS_MAX} pixels are read; if its header is right, resize or crop it") from error
     with open(path, "rb") as file, Image.open(file) as picture:  # given a path, Pillow maps a raw TIFF with the rows and columns of the turned one
         stack = np.stack([_grey(frame, calibrated) for frame in ImageSequence.Iterator(picture)])
     return stack.astype(stack.dtype.newbyteorder("="), copy=False)
@@ -1197,13 +1277,13 @@ def _grey(frame, calibrated):
     if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "CMYK", "YCbCr") or "transparency" in frame.info:
         frame = frame.convert("RGBA")
     elif mode not in ("1", "L", "RGB", "RGBX", "I", "F") and not mode.startswith("I;16"):
-        raise ValueError(f"a picture of mode {mode}; {_GREY}")
+        raise _Refused(f"a picture of mode {mode}; {_GREY}")
     values = np.asarray(frame)
     if values.ndim == 3:
         if frame.mode == "RGBA" and (values[..., 3] < 255).any():
-            raise ValueError(f"a picture with transparent pixels, whose grey depends on what is behind them; {_GREY}, without an alpha channel")
+            raise _Refused(f"a picture with transparent pixels, whose grey depends on what is behind them; {_GREY}, without an alpha channel")
         if (values[..., 1:3] != values[..., :1]).any():
-            raise ValueError(f"a colour image; {_GREY}")
+            raise _Refused(f"a colour image; {_GREY}")
         values = values[..., 0]
     values = values.view(np.uint32) if unsigned else values
     return np.iinfo(np.uint16).max - values if inverted and mode.startswith("I;16") else values  # of fewer bits Pillow does it
@@ -1217,7 +1297,7 @@ def _upright(frame, calibrated):
     if turn in (0, 1):
         return frame
     if calibrated:
-        raise ValueError(
+        raise _Refused(
             f"its orientation tag ({turn}) says that it is shown turned or mirrored, and it is not said whether camera=, sdd= and spacing= belong to the pixels as stored or as shown: "
             "save the picture without the tag, the way up that was calibrated"
         )
@@ -1229,7 +1309,7 @@ def _check_bits(frame):
     "Of several channels of more than 8 bits, Pillow reads the upper 8."
     bits = max([16 if ";16" in str(frame.tile) else 8, *(getattr(frame, "tag_v2", {}).get(258) or ())])
     if bits > 8 and frame.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK"):
-        raise ValueError(f"a picture of {bits} bits in each of several channels, of which only 8 would be read; {_GREY}")
+        raise _Refused(f"a picture of {bits} bits in each of several channels, of which only 8 would be read; {_GREY}")
 
 # %% ../notebooks/api/04_data.ipynb #d2094c4c
 def _dicom_geometry(header, name, spacing):

@@ -16,8 +16,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 import torchio as tio
+import typer
 from PIL import Image
 
+from diffpose.cli import reported
 from diffpose.data import _check_gaps, _load, read, read_xray
 
 RNG = np.random.default_rng(0)
@@ -546,3 +548,74 @@ def test_frames_without_positions_need_an_affine(tmp_path, silence):
         voxels(path)
     volume, affine = _load(path, affine=AFFINE)
     assert np.array_equal(volume.numpy(), BLOCK) and np.array_equal(affine, AFFINE)
+
+
+# sizes
+
+
+def test_sizes_are_held_against_memory(tmp_path):
+    "Before a byte of the voxels is asked for; all of these files are small."
+    nii = nifti(tmp_path / "a.nii", sform=1)
+    content = bytearray(nii.read_bytes())
+    struct.pack_into("<3h", content, 42, 30000, 30000, 30000)
+    nii.write_bytes(content)
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(content))
+    raw = nrrd(tmp_path / "c.nrrd", "space: LPS", *DIRECTIONS)
+    raw.write_bytes(raw.read_bytes().replace(b"sizes: 12 10 8", b"sizes: 30000 30000 30000"))
+    mha = meta(tmp_path / "d.mha", "TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementSpacing = 1 1 1")
+    mha.write_bytes(mha.read_bytes().replace(b"DimSize = 12 10 8", b"DimSize = 30000 30000 30000"))
+    many = dicom(tmp_path / "e.dcm", BLOCK.transpose(2, 1, 0), Rows=11000, Columns=11000, NumberOfFrames=500000, RescaleSlope=1)
+    for path in (nii, tmp_path / "b.nii.gz", raw, mha, many):
+        with pytest.raises(ValueError, match=rf"{path.name} asks for \d+ x \d+ x \d+ values, \d+\.\d GB of memory, and \d+\.\d GB are free"):
+            voxels(path)
+
+
+def test_images_of_a_billion_pixels_are_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(8, 0, np.zeros((1, 1), np.uint8)).replace(struct.pack(">II", 1, 1), struct.pack(">II", 40000, 25000)))
+    (tmp_path / "b.png").write_bytes(png(8, 0, np.zeros((1, 1), np.uint8)).replace(struct.pack(">II", 1, 1), struct.pack(">II", 13000, 12000)))
+    for name in ("a.png", "b.png"):  # the checksum of the header is put right
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:])
+    dicom(tmp_path / "c.dcm", COUNTS, Rows=40000, Columns=25000)
+    image = nib.Nifti1Image(COUNTS.T, AFFINE).to_bytes()
+    (tmp_path / "d.nii").write_bytes(image[:42] + struct.pack("<2h", 30000, 30000) + image[46:])
+    for name in ("a.png", "b.png", "c.dcm", "d.nii"):
+        with pytest.raises(ValueError, match=rf"{name}.*at most 134217728"):
+            read_xray(tmp_path / name)
+
+
+def test_numbers_of_labels(tmp_path):
+    labels = np.zeros(BLOCK.shape, np.uint32)
+    labels[3:6], labels[8:] = 614454277, 7
+    patient = read(BLOCK, labels, labels=[614454277, 3_000_000_000], spacing=1)
+    assert np.array_equal(patient.mask.data[0].numpy(), np.where(labels > 7, labels, 0).astype(np.int32))
+    with pytest.raises(ValueError, match="select no voxel; the label map has 0, 7, 614454277"):
+        read(BLOCK, labels, labels=5, spacing=1)
+    labels[0] = 3_000_000_000
+    nib.save(nib.Nifti1Image(labels, AFFINE), tmp_path / "labels.nii.gz")
+    with pytest.raises(ValueError, match="the number 3000000000, and labels go up to 2147483647"):
+        read(BLOCK, tmp_path / "labels.nii.gz", affine=AFFINE)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        read(BLOCK, np.full(BLOCK.shape, np.inf), spacing=1)
+
+
+def shortage(kind):
+    "An error of numpy, torch or ITK when memory runs out, as they raise it."
+    if kind == "numpy":
+        np.empty(1 << 62, np.uint8)
+    elif kind == "torch":
+        torch.empty(1 << 62, dtype=torch.uint8)
+    else:
+        sitk.Image(1 << 21, 1 << 21, 1 << 12, sitk.sitkFloat64)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "itk"])
+def test_a_lack_of_memory_is_no_fault_of_ours(tmp_path, capsys, monkeypatch, kind):
+    with pytest.raises(typer.Exit) as stop, reported():
+        shortage(kind)
+    text = capsys.readouterr().err
+    assert stop.value.exit_code == 2 and "not enough memory" in text and "fault of diffpose" not in text
+    path = write_nifti(tmp_path / "ct.nii.gz")
+    monkeypatch.setattr("diffpose.data._stored_voxels", lambda *given: shortage(kind))
+    with pytest.raises(MemoryError, match=r"not enough memory to read .*ct\.nii\.gz"):
+        voxels(path)
