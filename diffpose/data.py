@@ -341,7 +341,11 @@ def _to_the_end(stream, path, limit=_SLACK):
     while piece := stream.read(_PIECE):
         count += len(piece)
         if count > limit:
-            raise ValueError(f"{path} unpacks to more than its header announces: it is damaged, or no image; copy or download it again")
+            raise _too_long(path)
+
+
+def _too_long(path):
+    return ValueError(f"{path} unpacks to more than its header announces: it is damaged, or no image; copy or download it again")
 
 
 def _stored_voxels(image, path):
@@ -393,8 +397,53 @@ def _data_files(path, fields):
     return [] if name.upper() == "LOCAL" else [name.split(" ")[0] if "%" in name else name]
 
 
-def _check_streams(path, fields, end):
-    "Read what ITK unpacks to its end, where the checksum stands; ITK itself stops at the last voxel."
+def _is_outside(name, folder):
+    "Does the name of a file lead out of a folder? (Links are not followed.)"
+    folder = os.path.abspath(folder)
+    try:
+        return os.path.commonpath([folder, os.path.normpath(os.path.join(folder, name))]) != folder
+    except ValueError:  # another drive
+        return True
+
+
+def _check_inside(path, names):
+    "A header leads only to files beside it, or below: one that was sent by somebody else could name any file of this machine."
+    for name in names:
+        if _is_outside(name, path.parent):
+            raise ValueError(f"{path} takes its data from {name}, outside its folder: put the data beside it, and let the header name them so")
+
+
+def _check_hdf5(path, file):
+    "The same of an open HDF5 file: external storage, external links, virtual data sets."
+    import h5py
+
+    names = []
+
+    def look(name, info):  # at the lowest level: files have thousands of data sets
+        if info.type == h5py.h5o.TYPE_DATASET:
+            made = h5py.h5d.open(file.id, name).get_create_plist()
+            names.extend(os.path.abspath(os.fsdecode(made.get_external(k)[0])) for k in range(made.get_external_count()))
+            virtual = made.get_layout() == h5py.h5d.VIRTUAL
+            names.extend(made.get_virtual_filename(k) for k in range(made.get_virtual_count() if virtual else 0))
+
+    h5py.h5o.visit(file.id, look, info=True)
+    external = lambda name, info: names.append(os.fsdecode(file.id.links.get_val(name)[0])) if info.type == h5py.h5l.TYPE_EXTERNAL else None
+    file.id.links.visit(external, info=True)
+    _check_inside(path, names)
+
+
+def _check_leads(path, fields):
+    "Do a header in text and an HDF5 file lead only to files beside them?"
+    _check_inside(path, _data_files(path, fields))
+    if path.suffix.lower() in (".h5", ".hdf5", ".hdf", ".he5"):
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            _check_hdf5(path, file)
+
+
+def _check_streams(path, fields, end, limit):
+    "Read what ITK unpacks to its end, where the checksum stands, unless it has more than `limit` bytes; ITK itself stops at the last voxel."
     packed = fields.get("encoding", "").lower() in ("gz", "gzip") or fields.get("compresseddata", "").lower() == "true"
     files = [(path.parent / name, 0) for name in _data_files(path, fields)] or [(path, end)] if packed else []
     if path.name.lower().endswith(".gz"):
@@ -406,19 +455,21 @@ def _check_streams(path, fields, end):
             file.seek(offset)
             if zipped:
                 with gzip.open(file) as stream:
-                    _to_the_end(stream, name, math.inf)
+                    _to_the_end(stream, name, limit)
             else:
-                _check_zlib(file, name)
+                _check_zlib(file, name, limit)
 
 
-def _check_zlib(file, name):
+def _check_zlib(file, name, limit):
     "Unpack a zlib stream, as MetaImage has it, in pieces."
-    stream = zlib.decompressobj()
+    stream, count = zlib.decompressobj(), 0
     while not stream.eof:
         piece = stream.unconsumed_tail or file.read(_PIECE)
         if not piece:
             raise EOFError("the compressed stream ends too early")
-        stream.decompress(piece, _PIECE)
+        count += len(stream.decompress(piece, _PIECE))
+        if count > limit:
+            raise _too_long(name)
 
 # %% ../notebooks/api/04_data.ipynb #d40e11a1
 _MM = {"m": 1e3, "meter": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3}  # units of length in mm
@@ -522,6 +573,7 @@ def _load_sitk(path, floating, sized, placed):
     import SimpleITK as sitk
 
     fields, end = _text_header(path)
+    _check_leads(path, fields)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -532,7 +584,7 @@ def _load_sitk(path, floating, sized, placed):
         raise ValueError(f"{path} has shape {size} with {count} values per voxel: one 3D volume is expected")
     unit = 1.0 if placed else _text_geometry(path, fields, sized)
     _check_memory(path, size, 4)
-    _check_streams(path, fields, end)
+    _check_streams(path, fields, end, 8 * math.prod(size) + _SLACK)
     if floating:
         reader.SetOutputPixelType(sitk.sitkFloat32)
     image = reader.Execute()
@@ -1221,6 +1273,7 @@ def _picture(path, calibrated=False):
             import SimpleITK as sitk
 
             fields, end = _text_header(path)
+            _check_leads(path, fields)
             reader = sitk.ImageFileReader()
             reader.SetFileName(str(path))
             reader.ReadImageInformation()
@@ -1228,7 +1281,7 @@ def _picture(path, calibrated=False):
                 raise _Refused(f"a colour image ({reader.GetNumberOfComponents()} values per pixel); {_GREY}")
             _check_pixels(path, *reader.GetSize()[1::-1], math.prod(reader.GetSize()[2:]))
             given, unit = _text_lengths(path, fields)
-            _check_streams(path, fields, end)
+            _check_streams(path, fields, end, 8 * math.prod(reader.GetSize()) + _SLACK)
             file = reader.Execute()
             stack, pitch = sitk.GetArrayFromImage(file), tuple(s * unit for s in file.GetSpacing()[1::-1]) if given else None
         _check_real(stack)

@@ -9,6 +9,7 @@ import struct
 import warnings
 import zlib
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -21,6 +22,7 @@ from PIL import Image
 
 from diffpose.cli import reported
 from diffpose.data import _check_gaps, _load, read, read_xray
+from diffpose.deepfluoro import check_layout
 
 RNG = np.random.default_rng(0)
 BLOCK = RNG.integers(-1000, 1500, (12, 10, 8)).astype(np.int16)
@@ -619,3 +621,50 @@ def test_a_lack_of_memory_is_no_fault_of_ours(tmp_path, capsys, monkeypatch, kin
     monkeypatch.setattr("diffpose.data._stored_voxels", lambda *given: shortage(kind))
     with pytest.raises(MemoryError, match=r"not enough memory to read .*ct\.nii\.gz"):
         voxels(path)
+
+
+# files that lead elsewhere
+
+
+@pytest.mark.parametrize("place", ["..", "absolute", "list", "pattern"])
+def test_headers_lead_only_to_files_beside_them(tmp_path, silence, place):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.raw").write_bytes(BLOCK.tobytes("F"))
+    away = {"..": "../secret.raw", "absolute": str(tmp_path / "secret.raw"), "list": "LIST\n../secret.raw", "pattern": "../secret%d.raw 1 8 1"}[place]
+    nhdr = nrrd(tmp_path / "in" / "a.nhdr", "space: LPS", *DIRECTIONS, f"data file: {away}", data=b"")
+    mhd = meta(tmp_path / "in" / "b.mhd", "TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementSpacing = 1 1 1")
+    mhd.write_bytes(mhd.read_bytes().split(b"LOCAL")[0] + away.encode() + b"\n")
+    for path in (nhdr, mhd):
+        for reader in (voxels, pixels):
+            with pytest.raises(ValueError, match=rf"{path.name} takes its data from .*secret.*outside its folder"):
+                reader(path)
+
+
+def test_data_beside_a_header_are_read(tmp_path, silence):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.raw").write_bytes(BLOCK.tobytes("F"))
+    assert np.array_equal(voxels(nrrd(tmp_path / "a.nhdr", "space: LPS", *DIRECTIONS, "data file: data/a.raw", data=b"")), BLOCK)
+    mhd = meta(tmp_path / "b.mhd", "TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementSpacing = 1 1 1")
+    mhd.write_bytes(mhd.read_bytes().split(b"LOCAL")[0] + b"data/a.raw\n")
+    assert np.array_equal(voxels(mhd), BLOCK)
+
+
+@pytest.mark.parametrize("way", ["storage", "link", "virtual"])
+def test_hdf5_leads_only_to_files_beside_it(tmp_path, way):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.raw").write_bytes(BLOCK.tobytes())
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["a"] = BLOCK
+    path = tmp_path / "in" / "a.h5"
+    with h5py.File(path, "w") as file:
+        if way == "storage":
+            file.create_dataset("group/a", BLOCK.shape, BLOCK.dtype, external=[(str(tmp_path / "secret.raw"), 0, h5py.h5f.UNLIMITED)])
+        elif way == "link":
+            file["a"] = h5py.ExternalLink("../secret.h5", "a")
+        else:
+            layout = h5py.VirtualLayout(BLOCK.shape, BLOCK.dtype)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "a", BLOCK.shape)
+            file.create_virtual_dataset("a", layout)
+    for reader in (voxels, pixels, check_layout):
+        with pytest.raises(ValueError, match="a.h5 takes its data from .*secret.*outside its folder"):
+            reader(path)
