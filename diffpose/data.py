@@ -259,7 +259,7 @@ def _to_tensor(array, floating=False, slope=1.0, intercept=0.0):
 
 # %% ../notebooks/api/04_data.ipynb #b7a10c21
 class _Refused(ValueError):
-    "What an image shows is not an X-ray or a CT; the file itself is sound."
+    "The file is sound, and what it shows is no X-ray or CT. Whoever knows the file's name puts it before the message."
 
 
 def _free_memory():
@@ -279,12 +279,12 @@ def _free_memory():
     return min(free)
 
 
-def _check_memory(path, shape, itemsize):
+def _check_memory(path, shape, itemsize, fix="if its header is right, crop or resample it, or read it on a larger machine"):
     "Is there room for an image of this shape, as stored and as float32?"
     need, free = math.prod(int(s) for s in shape) * (itemsize + 4), _free_memory()
     if need > free:
         size = " x ".join(str(int(s)) for s in shape)
-        raise _Refused(f"{path} asks for {size} values, {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: if its header is right, crop or resample it, or read it on a larger machine")
+        raise ValueError(f"{path} asks for {size} values, {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: {fix}")
 
 
 _PIXELS_MAX = 1 << 27  # of one X-ray; detectors have up to 2**25
@@ -293,7 +293,7 @@ _PIXELS_MAX = 1 << 27  # of one X-ray; detectors have up to 2**25
 def _check_pixels(path, height, width, frames=1, itemsize=4):
     "Has an X-ray the size of an X-ray, and is there room for all of its frames?"
     if int(height) * int(width) > _PIXELS_MAX:
-        raise _Refused(f"{path} is an image of {height} x {width} pixels (height x width): at most {_PIXELS_MAX} are read as an X-ray; if its header is right, resize or crop it")
+        raise ValueError(f"{path} is an image of {height} x {width} pixels (height x width): at most {_PIXELS_MAX} are read as an X-ray; if its header is right, resize or crop it")
     _check_memory(path, (frames, height, width), itemsize)
 
 
@@ -314,7 +314,7 @@ def _load_file(path, floating, sized=False, placed=False):
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except ValueError as error:
-        if str(path) in str(error) or isinstance(error, _Refused):
+        if str(path) in str(error):
             raise
         raise _unreadable(path, error) from error
     except Exception as error:
@@ -372,9 +372,11 @@ def _text_header(path):
     "Fields of a NRRD or MetaImage header (names in lower case), and where in the file the header ends; nothing of other files."
     mark = {".nrrd": ":", ".nhdr": ":", ".mha": "=", ".mhd": "="}.get(path.suffix.lower())
     fields, end = {}, 0
-    if mark is None:
-        return fields, end
     with open(path, "rb") as file:
+        mark = ":" if file.read(4) == b"NRRD" else mark  # ITK knows it by that, whatever the file is called
+        file.seek(0)
+        if mark is None:
+            return fields, end
         for line in iter(lambda: file.readline(_PIECE), b""):
             end += len(line)
             name, found, value = (part.strip() for part in line.decode("latin-1").partition(mark))
@@ -382,7 +384,7 @@ def _text_header(path):
                 break
             if found and name[:1] != "#" and value[:1] != "=":  # := is a remark
                 fields[name.lower()] = value
-            if name.lower() in ("elementdatafile", "data file", "datafile") and value.upper().startswith("LIST"):
+            if name.lower() in ("elementdatafile", "data file", "datafile") and value.upper().split()[:1] == ["LIST"]:
                 fields["list"] = file.read(_PIECE).decode("latin-1").split("\n")
             if name.lower() == "elementdatafile":
                 break
@@ -392,7 +394,7 @@ def _text_header(path):
 def _data_files(path, fields):
     "Names of the files that hold the voxels of a header in text; none if they follow it in the same file."
     name = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or "LOCAL"
-    if name.upper().startswith("LIST"):
+    if name.upper().split()[:1] == ["LIST"]:
         return [line.strip() for line in fields["list"] if line.strip()]
     return [] if name.upper() == "LOCAL" else [name.split(" ")[0] if "%" in name else name]
 
@@ -551,9 +553,9 @@ def _load_npy(path):
         array = np.load(path, mmap_mode="r")
         _check_memory(path, array.shape, array.itemsize)
         return array
-    except _Refused:
-        raise
     except Exception as error:
+        if str(path) in str(error):
+            raise
         raise _unreadable(path, error) from error
 
 
@@ -1053,6 +1055,7 @@ def read(
         warnings.warn("no voxel of the volume is below 0 HU: is it a CT in HU? Stored values are often 1024 higher; subtract that, and pass the array with affine=", stacklevel=2)
     if resample_target is not None:
         shape, target = _target_grid(resample_target, hu.shape, scan)
+        _check_memory("resample_target=", shape, 4, "choose a coarser or a smaller grid")
         hu, scan = resample(hu, scan, shape, target, fill=AIR_HU), target
     mask = None if labelmap is None else _load_labels(labelmap, hu, scan)
     contrast = Contrast.measure(hu, bone_attenuation_multiplier, density, hu_max)
@@ -1288,8 +1291,10 @@ def _picture(path, calibrated=False):
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except _Refused as error:
-        raise _Refused(f"{path}: {error}".replace(f"{path}: {path}", f"{path}")) from error
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
         raise _unreadable(path, error) from error
     return stack, pitch, float(np.iinfo(stack.dtype).max) if pitch is None and stack.dtype in (np.uint8, np.uint16) else None
 
@@ -1315,7 +1320,7 @@ def _pillow_frames(path, calibrated=False):
             _check_pixels(path, *picture.size[::-1], getattr(picture, "n_frames", 1))
             picture.verify()  # the checksums of a PNG
     except Image.DecompressionBombError as error:
-        raise _Refused(f"an image too large for an X-ray ({error}): at most {_PIXELS_MAX} pixels are read; if its header is right, resize or crop it") from error
+        raise ValueError(f"{path} is an image too large for an X-ray ({error}): at most {_PIXELS_MAX} pixels are read; if its header is right, resize or crop it") from error
     with open(path, "rb") as file, Image.open(file) as picture:  # given a path, Pillow maps a raw TIFF with the rows and columns of the turned one
         stack = np.stack([_grey(frame, calibrated) for frame in ImageSequence.Iterator(picture)])
     return stack.astype(stack.dtype.newbyteorder("="), copy=False)
@@ -1327,7 +1332,7 @@ def _grey(frame, calibrated):
     tags, mode = getattr(frame, "tag_v2", {}), frame.mode
     inverted, unsigned = tags.get(262) == 0, mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)  # white is zero; SampleFormat
     frame = _upright(frame, calibrated)
-    if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "CMYK", "YCbCr") or "transparency" in frame.info:
+    if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "CMYK", "YCbCr") or mode in ("1", "L", "RGB") and "transparency" in frame.info:
         frame = frame.convert("RGBA")
     elif mode not in ("1", "L", "RGB", "RGBX", "I", "F") and not mode.startswith("I;16"):
         raise _Refused(f"a picture of mode {mode}; {_GREY}")
