@@ -271,6 +271,10 @@ def _free_memory():
     except (OSError, ValueError):  # not Linux
         pass
     try:
+        free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))  # all that there is
+    except (AttributeError, OSError, ValueError):  # Windows
+        pass
+    try:
         group = system / "sys" / "fs" / "cgroup"
         cached = next(int(line.split()[1]) for line in (group / "memory.stat").read_text().splitlines() if line.startswith("inactive_file"))
         free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()) + cached)
@@ -642,6 +646,8 @@ def _check_odd_files(odd, series, folder):
     endings = {ending(path) for slices in series.values() for path, _ in slices} | {".dcm", ".ima"}
     damaged = []
     for path, header in odd:
+        if path.name.startswith("."):  # hidden: what a system keeps beside a file
+            continue
         with open(path, "rb") as file:
             start = file.read(132)
         kind = str(getattr(getattr(header, "file_meta", None), "MediaStorageSOPClassUID", "") or "")
@@ -649,7 +655,7 @@ def _check_odd_files(odd, series, folder):
         if marked and (header is None or kind in ("", *_CT_IMAGES)) or not marked and (path.suffix and ending(path) in endings or series and blank):
             damaged.append(path.relative_to(folder).as_posix())
     if damaged:
-        raise ValueError(f"{folder}: {', '.join(damaged)} cannot be read as DICOM: empty, truncated or damaged. Copy them again, or take them out of the folder if they are no slices")
+        raise ValueError(f"{folder}: {', '.join(damaged)} cannot be read as DICOM: empty, truncated, damaged or without the mark DICM. Copy them again, or take them out of the folder if they are no slices")
 
 
 def _choose_series(series, wanted, folder):
@@ -767,7 +773,8 @@ def _once(slices):
     "The slices [(path, header)] without those that are a copy, byte for byte, of another one."
     places, kept = {}, []
     for path, header in slices:
-        twins = places.setdefault(str(header.get("ImagePositionPatient")), [])
+        place = header.get("ImagePositionPatient")
+        twins = places.setdefault(str(place), []) if place else []
         if any(filecmp.cmp(path, twin, shallow=False) for twin in twins):
             warnings.warn(f"{path} is a copy of another slice and is passed over", stacklevel=2)
         else:

@@ -420,6 +420,7 @@ def ct_folder(folder, names="IM{:04d}", **tags):
 def test_a_damaged_slice_is_named(tmp_path, names, which, keep):
     paths = ct_folder(tmp_path / "ct", names)
     (tmp_path / "ct" / "README").write_text("no slice")
+    (tmp_path / "ct" / ("._" + paths[0].name)).write_bytes(b"kept by a system")
     assert np.array_equal(voxels(tmp_path / "ct"), BLOCK)
     paths[which].write_bytes(paths[which].read_bytes()[:keep])
     with pytest.raises(ValueError, match=paths[which].name):
