@@ -49,9 +49,12 @@ def reported(
     except Exception as error:
         if debug:
             raise
-        expected = isinstance(error, (ValueError, OSError))
+        full = isinstance(error, MemoryError) or any(said in str(error).lower() for said in ("out of memory", "allocate memory"))  # torch and ITK raise a RuntimeError
+        expected = full or isinstance(error, (ValueError, OSError))
         text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.strerror else str(error)
-        if not expected:
+        if full:
+            text = f"not enough memory: {(str(error).strip().splitlines() or ['nothing is left'])[0]}\nA smaller CT or X-ray (cropped, resampled) needs less; so do fewer poses or a smaller batch at a time."
+        elif not expected:
             text = f"{type(error).__name__}: {text}\nThis is a fault of diffpose. The same command with --debug shows where."
         typer.echo(f"error: {text}", err=True)
         raise typer.Exit(BAD_INPUT if expected else FAULT) from None

@@ -10,14 +10,19 @@ __all__ = ['AIR_HU', 'AIR_MAX_HU', 'BONE_MIN_HU', 'HU_MAX', 'MU_WATER', 'MU_BONE
 
 # %% ../notebooks/api/04_data.ipynb #4d73eea8
 import difflib
+import filecmp
+import gzip
 import hashlib
 import inspect
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Literal, NamedTuple
@@ -228,10 +233,17 @@ def _check_affine(affine, origin):
     return affine
 
 # %% ../notebooks/api/04_data.ipynb #055f6fe5
+def _check_real(array):
+    "Is this an array of real numbers?"
+    if array.dtype.kind == "c":
+        raise TypeError(f"complex numbers ({array.dtype}) are given, one real number per voxel or pixel is expected: save the magnitude (numpy.abs) or the real part")
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"an array of real numbers (bool, integer or float) is expected, not one of {array.dtype}")
+
+
 def _to_tensor(array, floating=False, slope=1.0, intercept=0.0):
     "Copy an array into a contiguous tensor: float32 if asked for or rescaled, else a type that torch computes with."
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"an array of numbers was expected, not {array.dtype}")
+    _check_real(array)
     if floating or (slope, intercept) != (1.0, 0.0):
         dtype = np.dtype(np.float32)
     else:
@@ -245,16 +257,67 @@ def _to_tensor(array, floating=False, slope=1.0, intercept=0.0):
             out[block] += np.float32(intercept)
     return torch.from_numpy(out)
 
+# %% ../notebooks/api/04_data.ipynb #b7a10c21
+class _Refused(ValueError):
+    "The file is sound, and what it shows is no X-ray or CT. Whoever knows the file's name puts it before the message."
+
+
+def _free_memory():
+    "Bytes that this process can still take, inf if the system does not say."
+    system, free = Path(os.sep), [math.inf]
+    try:
+        lines = (system / "proc" / "meminfo").read_text().splitlines()
+        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")]
+    except (OSError, ValueError):  # not Linux
+        pass
+    try:
+        free.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))  # all that there is
+    except (AttributeError, OSError, ValueError):  # Windows
+        pass
+    try:
+        group = system / "sys" / "fs" / "cgroup"
+        cached = next(int(line.split()[1]) for line in (group / "memory.stat").read_text().splitlines() if line.startswith("inactive_file"))
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()) + cached)
+    except (OSError, ValueError, StopIteration):  # no limit
+        pass
+    return min(free)
+
+
+def _check_memory(path, shape, itemsize, fix="if its header is right, crop or resample it, or read it on a larger machine"):
+    "Is there room for an image of this shape, as stored and as float32?"
+    need, free = math.prod(int(s) for s in shape) * (itemsize + 4), _free_memory()
+    if need > free:
+        size = " x ".join(str(int(s)) for s in shape)
+        raise ValueError(f"{path} asks for {size} values, {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: {fix}")
+
+
+_PIXELS_MAX = 1 << 27  # of one X-ray; detectors have up to 2**25
+
+
+def _check_pixels(path, height, width, frames=1, itemsize=4):
+    "Has an X-ray the size of an X-ray, and is there room for all of its frames?"
+    if int(height) * int(width) > _PIXELS_MAX:
+        raise ValueError(f"{path} is an image of {height} x {width} pixels (height x width): at most {_PIXELS_MAX} are read as an X-ray; if its header is right, resize or crop it")
+    _check_memory(path, (frames, height, width), itemsize)
+
+
+def _out_of_memory(error):
+    "Did the machine run out of memory?"
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(said in text for said in ("out of memory", "allocate memory", "bad allocation"))
+
 # %% ../notebooks/api/04_data.ipynb #2f9c31a2
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NIFTI = (".nii", ".nii.gz", ".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
 
 
-def _load_file(path, floating):
-    "Tensor [X Y Z] and RAS affine of an image file."
+def _load_file(path, floating, sized=False, placed=False):
+    "Tensor [X Y Z] and RAS affine of an image file; the caller knows the voxel size (`sized`) or the whole affine (`placed`)."
     try:
-        return (_load_nibabel if path.name.lower().endswith(_NIFTI) else _load_sitk)(path, floating)
-    except (ValueError, TypeError) as error:
+        return (_load_nibabel if path.name.lower().endswith(_NIFTI) else _load_sitk)(path, floating, sized or placed, placed)
+    except TypeError as error:
+        raise TypeError(f"{path}: {error}") from error
+    except ValueError as error:
         if str(path) in str(error):
             raise
         raise _unreadable(path, error) from error
@@ -263,40 +326,279 @@ def _load_file(path, floating):
 
 
 def _unreadable(path, error):
-    return ValueError(f"cannot read {path}: damaged, truncated, or no image ({(str(error).strip().splitlines() or [type(error).__name__])[-1]})")
+    "What to say of a file that no reader understands."
+    if _out_of_memory(error):
+        return MemoryError(f"not enough memory to read {path}: crop or resample it, or close other programs")
+    said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
+        return ValueError(f"{path} is damaged ({said}): copy or download it again")
+    return ValueError(f"cannot read {path}: damaged, truncated, or no image ({said})")
+
+# %% ../notebooks/api/04_data.ipynb #a1c0d5e2
+_PIECE = 1 << 20  # bytes of a stream that are held at a time
+_SLACK = 1 << 24  # bytes that a stream may hold beyond its voxels (padding, tags)
+
+
+def _to_the_end(stream, path, limit=_SLACK):
+    "Read a stream on to its end, where its checksum is compared; an error if more than `limit` bytes are left."
+    count = 0
+    while piece := stream.read(_PIECE):
+        count += len(piece)
+        if count > limit:
+            raise _too_long(path)
+
+
+def _too_long(path):
+    return ValueError(f"{path} unpacks to more than its header announces: it is damaged, or no image; copy or download it again")
+
+
+def _stored_voxels(image, path):
+    "Array of a nibabel image, as stored. A gzip stream is read to its end."
+    from nibabel.volumeutils import array_from_file
+
+    proxy, name = image.dataobj, image.file_map["image"].filename
+    _check_memory(path, proxy.shape, proxy.dtype.itemsize)
+    if not name.lower().endswith("gz"):
+        return proxy.get_unscaled()
+    with gzip.open(name) as stream:
+        raw = array_from_file(proxy.shape, proxy.dtype, stream, proxy.offset, proxy.order)
+        _to_the_end(stream, path)
+    return raw
+
+
+def _scaled_voxels(image, path):
+    "Array of a nibabel image, rescaled as its header says."
+    raw, slope, inter = _stored_voxels(image, path), float(image.dataobj.slope), float(image.dataobj.inter)
+    return raw if (slope, inter) == (1.0, 0.0) else raw * slope + inter
+
+
+def _text_header(path):
+    "Fields of a NRRD or MetaImage header (names in lower case), and where in the file the header ends; nothing of other files."
+    mark = {".nrrd": ":", ".nhdr": ":", ".mha": "=", ".mhd": "="}.get(path.suffix.lower())
+    fields, end = {}, 0
+    with open(path, "rb") as file:
+        mark = ":" if file.read(4) == b"NRRD" else mark  # ITK knows it by that, whatever the file is called
+        file.seek(0)
+        if mark is None:
+            return fields, end
+        for line in iter(lambda: file.readline(_PIECE), b""):
+            end += len(line)
+            name, found, value = (part.strip() for part in line.decode("latin-1").partition(mark))
+            if mark == ":" and not name:
+                break
+            if found and name[:1] != "#" and value[:1] != "=":  # := is a remark
+                fields[name.lower()] = value
+            if name.lower() in ("elementdatafile", "data file", "datafile") and value.upper().split()[:1] == ["LIST"]:
+                fields["list"] = file.read(_PIECE).decode("latin-1").split("\n")
+            if name.lower() == "elementdatafile":
+                break
+    return fields, end
+
+
+def _data_files(path, fields):
+    "Names of the files that hold the voxels of a header in text; none if they follow it in the same file."
+    name = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or "LOCAL"
+    if name.upper().split()[:1] == ["LIST"]:
+        return [line.strip() for line in fields["list"] if line.strip()]
+    return [] if name.upper() == "LOCAL" else [name.split(" ")[0] if "%" in name else name]
+
+
+def _is_outside(name, folder):
+    "Does the name of a file lead out of a folder? (Links are not followed.)"
+    folder = os.path.abspath(folder)
+    try:
+        return os.path.commonpath([folder, os.path.normpath(os.path.join(folder, name))]) != folder
+    except ValueError:  # another drive
+        return True
+
+
+def _check_inside(path, names):
+    "A header leads only to files beside it, or below: one that was sent by somebody else could name any file of this machine."
+    for name in names:
+        if _is_outside(name, path.parent):
+            raise ValueError(f"{path} takes its data from {name}, outside its folder: put the data beside it, and let the header name them so")
+
+
+def _check_hdf5(path, file):
+    "The same of an open HDF5 file: external storage, external links, virtual data sets."
+    import h5py
+
+    names = []
+
+    def look(name, info):  # at the lowest level: files have thousands of data sets
+        if info.type == h5py.h5o.TYPE_DATASET:
+            made = h5py.h5d.open(file.id, name).get_create_plist()
+            names.extend(os.path.abspath(os.fsdecode(made.get_external(k)[0])) for k in range(made.get_external_count()))
+            virtual = made.get_layout() == h5py.h5d.VIRTUAL
+            names.extend(made.get_virtual_filename(k) for k in range(made.get_virtual_count() if virtual else 0))
+
+    h5py.h5o.visit(file.id, look, info=True)
+    external = lambda name, info: names.append(os.fsdecode(file.id.links.get_val(name)[0])) if info.type == h5py.h5l.TYPE_EXTERNAL else None
+    file.id.links.visit(external, info=True)
+    _check_inside(path, names)
+
+
+def _check_leads(path, fields):
+    "Do a header in text and an HDF5 file lead only to files beside them?"
+    _check_inside(path, _data_files(path, fields))
+    if path.suffix.lower() in (".h5", ".hdf5", ".hdf", ".he5"):
+        import h5py
+
+        with h5py.File(path, "r") as file:
+            _check_hdf5(path, file)
+
+
+def _check_streams(path, fields, end, limit):
+    "Read what ITK unpacks to its end, where the checksum stands, unless it has more than `limit` bytes; ITK itself stops at the last voxel."
+    packed = fields.get("encoding", "").lower() in ("gz", "gzip") or fields.get("compresseddata", "").lower() == "true"
+    files = [(path.parent / name, 0) for name in _data_files(path, fields)] or [(path, end)] if packed else []
+    if path.name.lower().endswith(".gz"):
+        files.append((path, 0))
+    for name, offset in files:
+        with open(name, "rb") as file:
+            file.seek(offset)
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(offset)
+            if zipped:
+                with gzip.open(file) as stream:
+                    _to_the_end(stream, name, limit)
+            else:
+                _check_zlib(file, name, limit)
+
+
+def _check_zlib(file, name, limit):
+    "Unpack a zlib stream, as MetaImage has it, in pieces."
+    stream, count = zlib.decompressobj(), 0
+    while not stream.eof:
+        piece = stream.unconsumed_tail or file.read(_PIECE)
+        if not piece:
+            raise EOFError("the compressed stream ends too early")
+        count += len(stream.decompress(piece, _PIECE))
+        if count > limit:
+            raise _too_long(name)
+
+# %% ../notebooks/api/04_data.ipynb #d40e11a1
+_MM = {"m": 1e3, "meter": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3}  # units of length in mm
+
+
+def _nifti_header(image):
+    "The header as it stands in the file: nibabel turns a voxel size of 0 into 1."
+    holder = image.file_map.get("header") or image.file_map["image"]
+    holder = holder if holder.filename or holder.fileobj else image.file_map["image"]
+    with holder.get_prepare_fileobj("rb") as file:
+        return type(image.header).from_fileobj(file, check=False)
+
+
+def _nifti_affine(image, path, sized):
+    "RAS affine in mm of an image that nibabel has opened; says what the header leaves open."
+    affine = image.affine.astype(np.float64)
+    if "pixdim" not in image.header:  # MGH says it all
+        return affine
+    header = _nifti_header(image)
+    size, codes = header["pixdim"][1:4], [int(header[c]) for c in ("qform_code", "sform_code") if c in header]
+    if not (any(codes[1:]) or sized) and not (np.isfinite(size) & (size > 0)).all():
+        raise ValueError(f"the header of {path} gives a voxel size of {size.tolist()}: pass spacing=(x, y, z) in mm, or affine=")
+    if not any(codes):
+        warnings.warn(f"{path} does not say how its axes lie in the patient (orientation codes 0): {_axes(affine)} is assumed, other programs may show the mirror image; pass affine= (voxel to RAS, mm)", stacklevel=2)
+    elif all(codes) and (abs(header.get_qform() - header.get_sform()) @ [*image.shape[:3], 1]).max() > 0.1:  # mm
+        warnings.warn(f"{path} has two affines that differ: the sform is taken, the qform is not; pass affine= (voxel to RAS, mm) for another", stacklevel=2)
+    return _in_mm(affine, header.get_xyzt_units()[0] if "xyzt_units" in header else "mm")
+
+
+def _in_mm(affine, unit):
+    "An affine [4 4] whose lengths are in `unit` (an unknown one is mm)."
+    return np.diag([*[_MM.get(unit, 1.0)] * 3, 1.0]) @ affine
+
+
+def _axes(affine):
+    "Where the axes of an array point in the patient, in words."
+    words = (("left", "right"), ("back", "front"), ("feet", "head"))
+    rows = abs(affine[:3, :3]).argmax(0)
+    return ", ".join(f"{name} to the {words[row][int(affine[row, k] > 0)]}" for k, (name, row) in enumerate(zip("xyz", rows)))
+
+
+_NRRD_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
+
+
+def _text_lengths(path, fields):
+    "Is the size of a voxel given in a file for ITK, and how many mm is its unit of length?"
+    kind, unit = path.suffix.lower(), 1.0
+    if kind in (".nrrd", ".nhdr"):
+        size = re.findall(r"[^\s(),]+", fields.get("space directions") or fields.get("spacings") or "")
+        units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {""}
+        if len(units) > 1 or not units <= _MM.keys():
+            raise ValueError(f"{path} gives lengths in {' and '.join(sorted(units))}; {', '.join(_MM)} are known: write it again in mm")
+        unit = _MM[units.pop()] if units else 1.0
+    elif kind in (".mha", ".mhd"):
+        size = (fields.get("elementspacing") or fields.get("elementsize") or "").split()
+        size = size if all(s.strip("0.") for s in size) else []  # ITK would turn 0 into 1
+    else:
+        size = [] if kind in (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".lsm") else ["1"]  # the rest is ITK's to know
+    return bool(size) and "nan" not in map(str.lower, size), unit
+
+
+def _text_geometry(path, fields, sized):
+    "Millimetres per unit of length of a file for ITK; says what its header leaves open."
+    given, unit = _text_lengths(path, fields)
+    if not (given or sized):
+        raise ValueError(f"{path} does not give the size of its voxels: pass spacing=(x, y, z) in mm, or affine=")
+    frame = True
+    if path.suffix.lower() in (".nrrd", ".nhdr"):
+        frame = "space directions" in fields and fields.get("space", "").lower().removesuffix("-time") in _NRRD_SPACES
+    elif path.suffix.lower() in (".mha", ".mhd"):
+        frame = bool({"transformmatrix", "rotation", "orientation"} & fields.keys())
+    if not frame:
+        warnings.warn(f"{path} does not say how its axes lie in the patient: the frame of DICOM (left, back, head) is assumed; pass affine= (voxel to RAS, mm)", stacklevel=2)
+    return unit
 
 # %% ../notebooks/api/04_data.ipynb #8147ee0a
 def _load_npy(path):
     try:
-        return np.load(path, mmap_mode="r")
+        array = np.load(path, mmap_mode="r")
+        _check_memory(path, array.shape, array.itemsize)
+        return array
     except Exception as error:
+        if str(path) in str(error):
+            raise
         raise _unreadable(path, error) from error
 
 
-def _load_nibabel(path, floating):
+def _load_nibabel(path, floating, sized, placed):
     import nibabel as nib
 
     image = nib.load(str(path))
-    raw = image.dataobj.get_unscaled()
-    raw = raw[..., 0] if raw.ndim == 4 and raw.shape[3] == 1 else raw
-    if raw.ndim != 3:
-        raise ValueError(f"{path} has shape {raw.shape}: one 3D volume is expected")
-    return _to_tensor(raw, floating, float(image.dataobj.slope), float(image.dataobj.inter)), image.affine.astype(np.float64)
+    if len(image.shape) - (image.shape[3:] == (1,)) != 3:
+        raise ValueError(f"{path} has shape {image.shape}: one 3D volume is expected")
+    affine = np.eye(4) if placed else _nifti_affine(image, path, sized)
+    raw = _stored_voxels(image, path)
+    raw = raw[..., 0] if raw.ndim == 4 else raw
+    return _to_tensor(raw, floating, float(image.dataobj.slope), float(image.dataobj.inter)), affine
 
 
-def _load_sitk(path, floating):
+def _load_sitk(path, floating, sized, placed):
     import SimpleITK as sitk
 
-    image = sitk.ReadImage(str(path), sitk.sitkFloat32) if floating else sitk.ReadImage(str(path))
-    size = image.GetSize()
-    if image.GetDimension() == 2:
+    fields, end = _text_header(path)
+    _check_leads(path, fields)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size, count = reader.GetSize(), reader.GetNumberOfComponents()
+    if len(size) == 2:
         raise ValueError(f"{path} is a 2D image of {size} pixels, not a volume; X-rays are read with read_xray")
-    if image.GetNumberOfComponentsPerPixel() != 1 or size[3:] not in ((), (1,)):
-        raise ValueError(f"{path} has shape {size} with {image.GetNumberOfComponentsPerPixel()} values per voxel: one 3D volume is expected")
+    if count != 1 or size[3:] not in ((), (1,)):
+        raise ValueError(f"{path} has shape {size} with {count} values per voxel: one 3D volume is expected")
+    unit = 1.0 if placed else _text_geometry(path, fields, sized)
+    _check_memory(path, size, 4)
+    _check_streams(path, fields, end, 8 * math.prod(size) + _SLACK)
+    if floating:
+        reader.SetOutputPixelType(sitk.sitkFloat32)
+    image = reader.Execute()
     image = image if image.GetDimension() == 3 else image[..., 0]
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
+    affine[:3] *= unit
     return _to_tensor(sitk.GetArrayViewFromImage(image).T, floating), _LPS @ affine
 
 # %% ../notebooks/api/04_data.ipynb #c9339dd2
@@ -306,6 +608,7 @@ _SLICE_TAGS = [
 ]
 
 
+_CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")  # storage classes of CT slices and enhanced CT
 _NOT_HU = ("MR", "PT", "NM", "US")  # modalities that do not measure attenuation
 
 
@@ -313,13 +616,17 @@ def _dicom_series(folder):
     "Slices of a folder (or of its subfolders, if it has none itself), grouped into series: {name: [(path, header)]}."
     import pydicom
 
-    series = {}
+    series, odd = {}, []
     for files in (sorted(folder.iterdir()), sorted(folder.rglob("*"))):
+        odd.clear()
         for path in filter(Path.is_file, files):
             try:
                 header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_SLICE_TAGS)
-            except (pydicom.errors.InvalidDicomError, EOFError):
+            except Exception:  # no DICOM, or damaged in the header
+                odd.append((path, None))
                 continue
+            if "Rows" not in header:
+                odd.append((path, header))
             if "Rows" not in header or "LOCALIZER" in header.get("ImageType", []) or header.get("Modality") in _NOT_HU:
                 continue
             plane = np.array(header.get("ImageOrientationPatient") or np.zeros(6), dtype=np.float64)
@@ -328,8 +635,27 @@ def _dicom_series(folder):
             series.setdefault(key, []).append((path, header))
         if series:
             break
+    _check_odd_files(odd, series, folder)
     several = {k: v for k, v in series.items() if len(v) > 1}  # lone slices are scouts
     return several or series
+
+
+def _check_odd_files(odd, series, folder):
+    "Is any of the files without an image a damaged slice? It looks like one, or says that it is one."
+    ending = lambda path: re.sub(r"\.\d+$", ".0", path.suffix.lower())  # slices may be numbered there
+    endings = {ending(path) for slices in series.values() for path, _ in slices} | {".dcm", ".ima"}
+    damaged = []
+    for path, header in odd:
+        if path.name.startswith("."):  # hidden: what a system keeps beside a file
+            continue
+        with open(path, "rb") as file:
+            start = file.read(132)
+        kind = str(getattr(getattr(header, "file_meta", None), "MediaStorageSOPClassUID", "") or "")
+        marked, blank = start[128:] == b"DICM", not start.strip(b"\0")
+        if marked and (header is None or kind in ("", *_CT_IMAGES)) or not marked and (path.suffix and ending(path) in endings or series and blank):
+            damaged.append(path.relative_to(folder).as_posix())
+    if damaged:
+        raise ValueError(f"{folder}: {', '.join(damaged)} cannot be read as DICOM: empty, truncated, damaged or without the mark DICM. Copy them again, or take them out of the folder if they are no slices")
 
 
 def _choose_series(series, wanted, folder):
@@ -350,22 +676,26 @@ def _choose_series(series, wanted, folder):
     return next(iter(series.values()))
 
 # %% ../notebooks/api/04_data.ipynb #4adff09f
-def _slice_geometry(slices, folder, spacing):
+def _slice_geometry(slices, folder, spacing, tolerance=None):
     "Slices in order along the normal of their plane, and their LPS affine."
     first, n = slices[0][1], len(slices)
     if n < 2:
         raise ValueError(f"{folder} holds one slice: a volume needs at least two")
     for tag in ("ImagePositionPatient", "ImageOrientationPatient"):
         if any(not h.get(tag) for _, h in slices):
-            raise ValueError(f"{folder}: a slice has no {tag}, so its place is unknown; stack the slices yourself and pass an array with affine=")
-    pitch = {tuple(round(float(p), 4) for p in h.get("PixelSpacing") or ()) for _, h in slices}
+            raise ValueError(f"{folder}: a slice has no {tag}, so its place is unknown; of a multi-frame file pass affine= (voxel to RAS, mm), of single slices stack an array yourself and pass it with affine=")
+    pitch = {tuple(round(float(p), 4) for p in np.atleast_1d(h.get("PixelSpacing") or ())) for _, h in slices}
     if spacing is None and (len(pitch) != 1 or () in pitch):
         raise ValueError(f"{folder}: PixelSpacing is missing or differs between slices ({sorted(pitch)}); pass spacing=(x, y, z) in mm")
+    if spacing is None and (len(next(iter(pitch))) != 2 or not all(p > 0 for p in next(iter(pitch)))):
+        raise ValueError(f"{folder}: PixelSpacing is {list(next(iter(pitch)))}, two positive numbers are expected; pass spacing=(x, y, z) in mm")
     row, column = np.reshape(np.array(first.ImageOrientationPatient, dtype=np.float64), (2, 3))
+    if abs(np.array([row, column]) @ np.array([row, column]).T - np.eye(2)).max() > 0.01:
+        raise ValueError(f"{folder}: ImageOrientationPatient {[*row, *column]} is not a pair of unit vectors at right angles")
     place = np.array([h.ImagePositionPatient for _, h in slices], dtype=np.float64)
     along = place @ np.cross(row, column)
     order = np.argsort(along)
-    _check_gaps(along[order], folder)
+    _check_gaps(along[order], folder, tolerance)
     affine = np.eye(4)
     dy, dx = map(float, first.PixelSpacing) if spacing is None else (spacing[1], spacing[0])
     affine[:3, :3] = np.stack([row * dx, column * dy, (place[order[-1]] - place[order[0]]) / (n - 1)], axis=1)
@@ -373,16 +703,23 @@ def _slice_geometry(slices, folder, spacing):
     return [slices[i][0] for i in order], affine
 
 
-def _check_gaps(along, folder):
-    "Are the slices, at these places along the normal [mm], one evenly spaced scan?"
+def _check_gaps(along, folder, tolerance=None):
+    "Are the slices, at these places along the normal [mm], one even stack, each within `tolerance` [mm] of its place in it?"
     gaps = np.diff(along)
     if gaps.min() < 1e-3:
-        raise ValueError(f"{folder}: two slices at {along[gaps.argmin()]:.2f} mm: several scans share this series; keep one of them in the folder")
-    step = np.median(gaps)
-    worst = int(abs(gaps - step).argmax())
-    if abs(gaps[worst] - step) > 0.02 * step + 0.01:
-        what = "slices are missing" if gaps[worst] > 1.5 * step else "slices are unevenly spaced"
-        raise ValueError(f"{folder}: {what} between {along[worst]:.2f} and {along[worst + 1]:.2f} mm (the others are {step:.2f} mm apart)")
+        at = along[gaps.argmin()]
+        raise ValueError(f"{folder}: two slices at {at:.2f} mm that differ: several scans share this series; keep one of them in the folder")
+    step, worst = np.median(gaps), int(gaps.argmax())
+    if gaps[worst] > 1.5 * step:
+        raise ValueError(f"{folder}: slices are missing between {along[worst]:.2f} and {along[worst + 1]:.2f} mm (the others are {step:.2f} mm apart)")
+    index = np.arange(len(along))
+    off = abs(along - np.polyval(np.polyfit(index, along, 1), index))
+    allowed = max(0.02 * step + 0.01, min(0.06, 0.25 * step)) if tolerance is None else tolerance
+    if off.max() > allowed:
+        raise ValueError(
+            f"{folder}: slices are unevenly spaced: the one at {along[off.argmax()]:.2f} mm is {off.max():.2f} mm off its place in an even stack ({step:.2f} mm apart), "
+            f"{allowed:.2f} mm are allowed; pass slice_tolerance= (mm) if that is good enough"
+        )
 
 # %% ../notebooks/api/04_data.ipynb #b870a3e5
 def _dicom_pixels(path):
@@ -391,27 +728,73 @@ def _dicom_pixels(path):
 
     try:
         header = pydicom.dcmread(path)
+        _check_grey(path, header)
+        _check_pixels(path, header.Rows, header.Columns, int(header.get("NumberOfFrames") or 1), int(header.get("BitsAllocated") or 16) // 8)
         stored = header.pixel_array  # of every frame
     except (pydicom.errors.InvalidDicomError, EOFError, AttributeError) as error:
         raise ValueError(f"cannot read {path}: no DICOM image, or damaged ({error})") from error
     except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
+        if str(path) in str(error):
+            raise
         import SimpleITK as sitk
 
         try:
             return header, sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat32)).squeeze()
         except RuntimeError:  # neither can
             raise ValueError(f"cannot decode the pixels of {path}: {error}") from error
-    slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
+    if header.get("ModalityLUTSequence"):
+        return header, pydicom.pixels.apply_modality_lut(stored, header).astype(np.float32)
+    slope, intercept = _rescale(header, path)
     return header, stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
-def _load_dicom(folder, series, spacing):
+def _rescale(header, path):
+    "Slope and intercept that a header states, else 1 and 0."
+    slope, intercept = (default if header.get(tag) in (None, "") else float(header.get(tag)) for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)))
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
+        raise ValueError(f"{path} rescales its pixels with slope {slope} and intercept {intercept}: its header is damaged")
+    return slope, intercept
+
+
+def _check_scale(path, headers):
+    "Say that stored values are taken as HU where a header has no rescale tags."
+    if any(h.get("RescaleSlope") in (None, "") and not h.get("ModalityLUTSequence") for h in headers):
+        warnings.warn(f"{path} has no RescaleSlope and RescaleIntercept: its stored values are taken as HU; if they are not, rescale them and pass the array with affine=", stacklevel=2)
+
+
+def _check_grey(path, header):
+    "Has a DICOM image one grey value per pixel?"
+    kind, count = str(header.get("PhotometricInterpretation") or "MONOCHROME2"), int(header.get("SamplesPerPixel") or 1)
+    if count != 1 or not kind.startswith("MONOCHROME"):
+        raise ValueError(f"{path} is a colour image ({kind}, {count} values per pixel): an X-ray or a CT has one grey value per pixel (MONOCHROME1 or MONOCHROME2); export it from the scanner as such")
+
+
+def _once(slices):
+    "The slices [(path, header)] without those that are a copy, byte for byte, of another one."
+    places, kept = {}, []
+    for path, header in slices:
+        place = header.get("ImagePositionPatient")
+        twins = places.setdefault(str(place), []) if place else []
+        if any(filecmp.cmp(path, twin, shallow=False) for twin in twins):
+            warnings.warn(f"{path} is a copy of another slice and is passed over", stacklevel=2)
+        else:
+            twins.append(path)
+            kept.append((path, header))
+    return kept
+
+
+def _load_dicom(folder, series, spacing, tolerance):
     "Tensor [X Y Z] and RAS affine of a folder of slices."
-    slices = _choose_series(_dicom_series(folder), series, folder)
-    paths, affine = _slice_geometry(slices, folder, None if spacing is None else _three(spacing, "spacing"))
+    slices = _once(_choose_series(_dicom_series(folder), series, folder))
+    paths, affine = _slice_geometry(slices, folder, None if spacing is None else _three(spacing, "spacing"), tolerance)
+    _check_memory(folder, (slices[0][1].Columns, slices[0][1].Rows, len(paths)), 0)
     volume = torch.empty(slices[0][1].Columns, slices[0][1].Rows, len(paths))
+    unscaled = None
     for k in range(0, len(paths), 16):
-        volume[:, :, k : k + 16] = torch.from_numpy(np.stack([_dicom_pixels(path)[1] for path in paths[k : k + 16]])).permute(2, 1, 0)
+        headers, pixels = zip(*map(_dicom_pixels, paths[k : k + 16]))
+        volume[:, :, k : k + 16] = torch.from_numpy(np.stack(pixels)).permute(2, 1, 0)
+        unscaled = unscaled or next((h for h in headers if h.get("RescaleSlope") in (None, "")), None)
+    _check_scale(folder, [] if unscaled is None else [unscaled])
     return volume, _LPS @ affine
 
 # %% ../notebooks/api/04_data.ipynb #c31ac887
@@ -421,13 +804,17 @@ def _is_dicom(path):
     return path.suffix.lower() in (".dcm", ".dicom", ".ima") or is_dicom(path)
 
 
-def _frame_headers(header, n):
-    "What each of n frames says of its place and scale, as one header per frame."
+_PLACE_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
+
+
+def _frame_headers(header, n, path, wanted=_PLACE_TAGS):
+    "What the functional groups say of each of n frames, as one header per frame."
     from pydicom import Dataset
 
-    wanted = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
     shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
     frames = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * n
+    if len(frames) != n:
+        raise ValueError(f"{path} has {n} frames and describes {len(frames)}: it is damaged; copy or export it again")
     found = []
     for frame in frames:
         said = Dataset()
@@ -438,44 +825,53 @@ def _frame_headers(header, n):
     return found
 
 
-def _load_multiframe(path, spacing):
-    "Tensor [X Y Z] and RAS affine of an enhanced (multi-frame) DICOM file."
+def _load_multiframe(path, spacing, affine, tolerance):
+    "Tensor [X Y Z] and RAS affine of an enhanced (multi-frame) DICOM file; frames without a position are in order if the caller knows the affine."
     header, stack = _dicom_pixels(path)
     if stack.ndim != 3:
         raise ValueError(f"{path} is a single slice: pass the folder that holds all slices of the scan")
-    frames = _frame_headers(header, len(stack))
-    order, affine = _slice_geometry(list(enumerate(frames)), path, None if spacing is None else _three(spacing, "spacing"))
+    frames = _frame_headers(header, len(stack), path)
+    if affine is not None and not any(f.get("ImagePositionPatient") for f in frames):
+        order, affine = range(len(frames)), np.eye(4)
+    else:
+        order, affine = _slice_geometry(list(enumerate(frames)), path, None if spacing is None else _three(spacing, "spacing"), tolerance)
     volume = torch.empty(stack.shape[::-1])
+    _check_scale(path, frames if header.get("RescaleSlope") in (None, "") else [])
     for k, i in enumerate(order):
-        slope, intercept = float(frames[i].get("RescaleSlope", 1)), float(frames[i].get("RescaleIntercept", 0))
+        slope, intercept = _rescale(frames[i], path)
         volume[:, :, k] = torch.from_numpy(stack[i]).T * slope + intercept
     return volume, _LPS @ affine
 
 # %% ../notebooks/api/04_data.ipynb #6c3364be
-def _load(source, floating=True, spacing=None, affine=None, series=None, like=None):
+_TORCHIO_READER = inspect.signature(tio.Image).parameters["reader"].default
+
+
+def _load(source, floating=True, spacing=None, affine=None, series=None, like=None, tolerance=None):
     "Tensor [X Y Z] and RAS affine [4 4] (float64) of a path, array or torchio image."
     if isinstance(source, (str, os.PathLike)):
         name, path = f"{source}", Path(source).expanduser()
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist")
         if path.suffix.lower() == ".npy":
-            return _load(_load_npy(path), floating, spacing, affine, series, like)
+            return _load(_load_npy(path), floating, spacing, affine, series, like, tolerance)
         if path.is_dir():
-            data, found = _load_dicom(path, series, spacing)
+            data, found = _load_dicom(path, series, spacing, tolerance)
         elif _is_dicom(path):
-            data, found = _load_multiframe(path, spacing)
+            data, found = _load_multiframe(path, spacing, affine, tolerance)
         else:
-            data, found = _load_file(path, floating)
+            data, found = _load_file(path, floating, spacing is not None, affine is not None)
         if spacing is not None and affine is None:
             found[:3, :3] *= _three(spacing, "spacing") / np.linalg.norm(found[:3, :3], axis=0)
     elif isinstance(source, tio.Image):
-        if tio.DATA not in source.keys() and isinstance(source.path, Path) and source.path.is_dir():
-            return _load(source.path, floating, spacing, affine, series, like)  # torchio would not notice a missing slice
+        if tio.DATA not in source.keys() and isinstance(source.path, Path) and source.reader is _TORCHIO_READER:
+            return _load(source.path, floating, spacing, affine, series, like, tolerance)  # torchio would not notice a missing slice, nor a flipped bit
         name, data, found = "the torchio image", source.data, source.affine.copy()
         if len(data) != 1:
             raise ValueError(f"a torchio image with one channel is expected, not {tuple(data.shape)}")
         data = data[0]
     elif isinstance(source, (np.ndarray, Tensor)):
+        if isinstance(source, Tensor) and source.is_complex():
+            raise TypeError(f"complex numbers ({source.dtype}) are given, one real number per voxel is expected: pass tensor.abs() or tensor.real")
         name, data = "the array", source.detach().cpu() if isinstance(source, Tensor) else _to_tensor(source)
         data = data[0] if data.ndim == 4 and len(data) == 1 else data
         if data.ndim != 3:
@@ -547,7 +943,8 @@ def _antialias(data, step):
 def _target_grid(target, shape, affine):
     "Shape and affine that `resample_target` asks for."
     if isinstance(target, (str, os.PathLike)):
-        target = tio.ScalarImage(Path(target).expanduser())
+        target, grid = _load(target)
+        return tuple(target.shape), grid
     if isinstance(target, tio.Image):
         return target.spatial_shape, target.affine
     if isinstance(target, tuple) and len(target) == 2:
@@ -561,6 +958,9 @@ def _target_grid(target, shape, affine):
     return tuple(count.tolist()), scaled
 
 # %% ../notebooks/api/04_data.ipynb #31d81df3
+_TABLE_MAX = 1 << 20  # labels up to here are looked up in a table
+
+
 def _label_ids(labels, structures):
     "Numbers of the labels asked for by number, structure or group."
     ids = set()
@@ -580,29 +980,37 @@ def _label_ids(labels, structures):
 
 def _select(mask, ids, structures):
     "Boolean [X Y Z]: voxels of the union of the labels."
-    lut = torch.zeros(max(int(mask.max()), *ids, 0) + 1, dtype=torch.bool)
-    lut[[i for i in ids if i >= 0]] = True
-    keep = torch.empty(mask.shape, dtype=torch.bool)
+    top, keep = int(mask.max()), torch.empty(mask.shape, dtype=torch.bool)
+    wanted = torch.tensor([i for i in ids if 0 <= i <= top], dtype=torch.long)
+    table = torch.zeros(min(top, _TABLE_MAX) + 1, dtype=torch.bool)
+    table[wanted[wanted <= _TABLE_MAX]] = True
     for i in range(len(mask)):
-        keep[i] = lut[mask[i].long()]
+        keep[i] = table[mask[i].long()] if top <= _TABLE_MAX else torch.isin(mask[i].long(), wanted)
     if not keep.any():
-        present = torch.bincount(mask.reshape(-1)).nonzero()[:, 0].tolist()
+        present = mask.unique().tolist()
         names = {} if structures is None else dict(zip(structures["id"].astype(int), structures["structure"]))
         listing = ", ".join(f"{i} ({names[i]})" if i in names else f"{i}" for i in present)
         raise ValueError(f"labels {ids} select no voxel; the label map has {listing}")
     return keep
 
 # %% ../notebooks/api/04_data.ipynb #abc6fcfc
+_LABEL_MAX = 2**31 - 1  # of int32
+
+
 def _load_labels(labelmap, data, affine):
     "Label map on the grid of the volume, as the smallest integer type."
     labels, own = _load(labelmap, floating=False, like=affine)
     if isinstance(labelmap, (np.ndarray, Tensor)) and labels.shape != data.shape:
         raise ValueError(f"the label array has shape {tuple(labels.shape)}, the volume {tuple(data.shape)}; pass a torchio.LabelMap with its affine")
+    if labels.is_floating_point() and not labels.isfinite().all():
+        raise ValueError("the label map holds NaN or infinity: 0 is the number of what has no label")
     if labels.is_floating_point() and not all(torch.equal(x, x.round()) for x in labels):
         raise ValueError("the label map holds fractions: are these probabilities, or the scan itself?")
     low, high = int(labels.min()), int(labels.max())
     if low < 0:
         raise ValueError(f"the label map holds negative numbers (from {low}): is it the scan itself?")
+    if high > _LABEL_MAX:
+        raise ValueError(f"the label map holds the number {high}, and labels go up to {_LABEL_MAX}: number the structures anew, or is it the scan itself?")
     labels = labels.to(torch.uint8 if high < 256 else torch.int32)
     labels = resample(labels, own, data.shape, affine, "nearest")
     if high > 0 and int(labels.max()) == 0:
@@ -637,20 +1045,24 @@ def read(
     structures=None,  # table of labels: DataFrame or CSV with columns `structure`, `id` (and `group`)
     series=None,  # which DICOM series: UID, number or description
     hu_max: float = HU_MAX,  # HU above are clipped in the density
+    slice_tolerance: float | None = None,  # mm that a DICOM slice may be off its place in an even stack; None: 2 % of the step, at least 0.06
     **extra,  # anything else to keep in the Subject
 ) -> tio.Subject:
     "A patient, ready to be rendered."
     labels = [labels] if isinstance(labels, (int, str, np.integer)) else None if labels is None else list(labels)
-    _check_read(orientation, density, bone_attenuation_multiplier, labels, labelmap, extra)
+    _check_read(orientation, density, bone_attenuation_multiplier, labels, labelmap, extra, slice_tolerance)
     transform = _rigid(transform)
     structures = None if structures is None else _load_structures(structures)
     ids = None if labels is None else _label_ids(labels, structures)
     points = _points(fiducials)
 
-    hu, scan = _load(volume, True, spacing, affine, series)
+    hu, scan = _load(volume, True, spacing, affine, series, tolerance=slice_tolerance)
     hu = _as_hu(hu)
+    if hu.min() >= 0:
+        warnings.warn("no voxel of the volume is below 0 HU: is it a CT in HU? Stored values are often 1024 higher; subtract that, and pass the array with affine=", stacklevel=2)
     if resample_target is not None:
         shape, target = _target_grid(resample_target, hu.shape, scan)
+        _check_memory("resample_target=", shape, 4, "choose a coarser or a smaller grid")
         hu, scan = resample(hu, scan, shape, target, fill=AIR_HU), target
     mask = None if labelmap is None else _load_labels(labelmap, hu, scan)
     contrast = Contrast.measure(hu, bone_attenuation_multiplier, density, hu_max)
@@ -676,12 +1088,14 @@ _SUBJECT_KEYS = ("volume", "density", "mask", "structures", "fiducials", "orient
 _READ_ARGUMENTS = tuple(inspect.signature(read).parameters)
 
 
-def _check_read(orientation, density, multiplier, labels, labelmap, extra):
+def _check_read(orientation, density, multiplier, labels, labelmap, extra, tolerance):
     if orientation not in ("AP", "PA", None):
         raise ValueError(f"orientation={orientation!r} is not 'AP', 'PA' or None")
     if density not in DENSITY_MODES:
         raise ValueError(f"density={density!r} is not one of {', '.join(map(repr, DENSITY_MODES))}")
     _check_multiplier(multiplier)
+    if tolerance is not None and not (0 <= float(tolerance) < math.inf):
+        raise ValueError(f"slice_tolerance={tolerance} must be a finite number >= 0, in mm")
     if labels is not None and labelmap is None:
         raise ValueError("labels= selects from a label map, but there is none: pass labelmap=")
     if labels == []:
@@ -722,8 +1136,6 @@ def _as_hu(hu):
     "Single precision, and finite: NaN becomes air, as it does in the density."
     hu = hu.float().contiguous()
     if not torch.stack(torch.aminmax(hu)).isfinite().all():
-        import warnings
-
         warnings.warn("the volume holds NaN or infinite voxels: read as air and as the top of the CT scale", stacklevel=3)
         hu = hu.nan_to_num(nan=AIR_HU, posinf=HU_MAX, neginf=AIR_HU)
     return hu
@@ -779,7 +1191,7 @@ def _frame_of(stack, frame, name):
     return stack[index].astype(np.float32)
 
 
-def _xray_pixels(image, frame):
+def _xray_pixels(image, frame, calibrated):
     "Pixels [H W] (float32), DICOM header or None, pixel pitch (row, column) or None, and the top of the stored scale or None."
     name = "the image"
     if isinstance(image, (str, os.PathLike)):
@@ -788,16 +1200,19 @@ def _xray_pixels(image, frame):
             raise FileNotFoundError(f"{path} is no file; an X-ray is one DICOM, PNG, TIFF, NPY or NIfTI file")
         if _is_dicom(path):
             header, stack = _dicom_pixels(path)
-            if int(header.get("SamplesPerPixel", 1)) != 1:
-                raise ValueError(f"{name} is a colour image: an X-ray has one value per pixel")
-            slope, intercept = float(header.get("RescaleSlope") or 1), float(header.get("RescaleIntercept") or 0)
+            stack = _settle_frame(header, stack.reshape(-1, header.Rows, header.Columns), frame, name)
+            slope, intercept = _rescale(header, name)
             top = (2 ** int(header.BitsStored) - 1) * slope + intercept if header.get("PixelRepresentation", 0) == 0 else None
-            return _frame_of(stack.reshape(-1, header.Rows, header.Columns), frame, name), header, None, top
-        stack, pitch, top = _picture(path)
+            return _frame_of(stack, frame, name), header, None, top
+        stack, pitch, top = _picture(path, calibrated)
     else:
-        stack, pitch, top = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image), None, None
-        if stack.dtype.kind not in "biuf":
+        if isinstance(image, Tensor):
+            image = image.detach().cpu()
+            image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+        stack, pitch, top = np.asarray(image), None, None
+        if stack.dtype.kind not in "biufc":
             raise TypeError(f"a path or an array of numbers is expected, not {type(image).__name__}")
+        _check_real(stack)
         top = float(np.iinfo(stack.dtype).max) if stack.dtype in (np.uint8, np.uint16) else None
     while stack.ndim > 3 and stack.shape[0] == 1:
         stack = stack[0]
@@ -806,55 +1221,171 @@ def _xray_pixels(image, frame):
         raise ValueError(f"an image [H, W] or frames [F, H, W] are expected, not shape {tuple(np.shape(stack))}")
     return _frame_of(stack, frame, name), None, pitch, top
 
+# %% ../notebooks/api/04_data.ipynb #e3f90c11
+_WINDOWS = [f"{kind}{side}" for kind in ("Shutter", "Collimator") for side in ("Shape", "UpperHorizontalEdge", "LowerHorizontalEdge", "LeftVerticalEdge", "RightVerticalEdge")]
+_POSE_TAGS = ("DistanceSourceToDetector", "DistanceSourceToPatient", "PositionerPrimaryAngle", "PositionerSecondaryAngle", "ImagerPixelSpacing")
+_FRAME_TAGS = (
+    *_POSE_TAGS,
+    *("DetectorElementSpacing", "PixelSpacing", "PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor", "PatientOrientation"),
+    *("PixelIntensityRelationship", "PixelIntensityRelationshipSign", "PresentationLUTShape", "RescaleSlope", "RescaleIntercept"),
+    *_WINDOWS,
+)
+
+
+def _settle_frame(header, stack, frame, name):
+    "Bring what a header says of one frame to its top (in place); returns the frames, rescaled as the functional groups say."
+    n = len(stack)
+    said = _frame_headers(header, n, name, _FRAME_TAGS)
+    if header.get("RescaleSlope") in (None, "") and any("RescaleSlope" in s for s in said):
+        scales = np.array([_rescale(s, name) for s in said], dtype=np.float32)[:, :, None, None]
+        stack = stack * scales[:, 0] + scales[:, 1]
+    for angle in ("PositionerPrimaryAngle", "PositionerSecondaryAngle"):
+        for s, value in zip(said, _frame_angles(header, angle, n, name)):
+            if value is not None:
+                setattr(s, angle, value)
+    if frame == "mean" and any(s.get(tag) != said[0].get(tag) for s in said for tag in _POSE_TAGS):
+        raise ValueError(f"the arm moves between the frames of {name}, so that their mean is no X-ray: pass frame=0 ... {n - 1}")
+    index = frame if isinstance(frame, (int, np.integer)) and -n <= frame < n else 0
+    for element in said[index]:
+        setattr(header, element.keyword, element.value)
+    return stack
+
+
+def _frame_angles(header, angle, n, name):
+    "The positioner's angle in each of n frames of a rotational run; None where there are no increments."
+    steps = header.get(f"{angle}Increment")
+    if steps in (None, "", []) or header.get(angle) in (None, ""):
+        return [None] * n
+    steps = np.atleast_1d(np.array(steps, dtype=np.float64))
+    if len(steps) != n or not np.isfinite(steps).all():
+        raise ValueError(f"{name} has {n} frames and {len(steps)} of {angle}Increment: it contradicts itself; save the frame that you need as a file of its own, and pass camera=")
+    if n > 2 and steps[2:].any() and np.ptp(steps[1:]) < 1e-3 * abs(steps[1]):
+        warnings.warn(f"{angle}Increment of {name} is {steps[-1]:g} in every frame: taken as counted from the first frame, not from the one before; pass camera= for another angle", stacklevel=2)
+    return (float(header.get(angle)) + steps).tolist()
+
 # %% ../notebooks/api/04_data.ipynb #65e0487a
-def _picture(path):
+def _picture(path, calibrated=False):
     "Frames [F H W], pixel pitch (row, column) or None and the top of the scale, of a PNG, TIFF, JPEG, NPY or volume-like file."
     kind, pitch = path.suffix.lower(), None
     try:
         if kind == ".npy":
-            stack = np.load(path)
+            stack = np.load(path, mmap_mode="r")
+            _check_pixels(path, *(stack.shape[-2:] if stack.ndim > 1 else (1, stack.size)), math.prod(stack.shape[:-2]), stack.itemsize)
         elif kind in (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"):
-            stack = _pillow_frames(path)
+            stack = _pillow_frames(path, calibrated)
         elif path.name.lower().endswith(_NIFTI):
             import nibabel as nib
 
             file = nib.load(str(path))
-            stack, pitch = np.asarray(file.dataobj).T, (float(file.header.get_zooms()[1]), float(file.header.get_zooms()[0]))
+            _check_pixels(path, *file.shape[1::-1], math.prod(file.shape[2:]))
+            stack, pitch = _scaled_voxels(file, path).T, _nifti_pitch(file)
         else:
             import SimpleITK as sitk
 
-            file = sitk.ReadImage(str(path))
-            stack, pitch = sitk.GetArrayFromImage(file), file.GetSpacing()[1::-1]
+            fields, end = _text_header(path)
+            _check_leads(path, fields)
+            reader = sitk.ImageFileReader()
+            reader.SetFileName(str(path))
+            reader.ReadImageInformation()
+            if reader.GetNumberOfComponents() != 1:
+                raise _Refused(f"a colour image ({reader.GetNumberOfComponents()} values per pixel); {_GREY}")
+            _check_pixels(path, *reader.GetSize()[1::-1], math.prod(reader.GetSize()[2:]))
+            given, unit = _text_lengths(path, fields)
+            _check_streams(path, fields, end, 8 * math.prod(reader.GetSize()) + _SLACK)
+            file = reader.Execute()
+            stack, pitch = sitk.GetArrayFromImage(file), tuple(s * unit for s in file.GetSpacing()[1::-1]) if given else None
+        _check_real(stack)
+    except TypeError as error:
+        raise TypeError(f"{path}: {error}") from error
+    except _Refused as error:
+        raise ValueError(f"{path}: {error}") from error
     except Exception as error:
+        if isinstance(error, ValueError) and str(path) in str(error):
+            raise
         raise _unreadable(path, error) from error
     return stack, pitch, float(np.iinfo(stack.dtype).max) if pitch is None and stack.dtype in (np.uint8, np.uint16) else None
 
+# %% ../notebooks/api/04_data.ipynb #d40e11a2
+def _nifti_pitch(image):
+    "Pixel pitch (row, column) of a NIfTI file in mm, None if it gives none."
+    header = _nifti_header(image)
+    if "pixdim" not in header:
+        return tuple(float(p) for p in image.header.get_zooms()[1::-1])
+    pitch = header["pixdim"][2:0:-1] * _MM.get(header.get_xyzt_units()[0] if "xyzt_units" in header else "mm", 1.0)
+    return tuple(pitch.tolist()) if (np.isfinite(pitch) & (pitch > 0)).all() else None
 
-def _pillow_frames(path):
-    "Grey frames [F H W] of a picture."
+# %% ../notebooks/api/04_data.ipynb #c31d07ab
+_GREY = "an X-ray has one grey value per pixel: save it as grey (8 or 16 bits, or float)"
+
+
+def _pillow_frames(path, calibrated=False):
+    "Grey frames [F H W] of a picture, the way up that it is shown; refused if it is `calibrated` as it is stored."
     from PIL import Image, ImageSequence
 
-    with Image.open(path) as picture:
-        stack = np.stack([np.asarray(f) for f in ImageSequence.Iterator(picture)])
-    if stack.ndim == 4:
-        if stack.shape[-1] > 2 and (stack[..., 1:3] != stack[..., :1]).any():
-            raise ValueError("a colour image; an X-ray has one value per pixel: convert it to grey")
-        stack = stack[..., 0]
-    return stack
+    try:
+        with Image.open(path) as picture:
+            _check_pixels(path, *picture.size[::-1], getattr(picture, "n_frames", 1))
+            picture.verify()  # the checksums of a PNG
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is an image too large for an X-ray ({error}): at most {_PIXELS_MAX} pixels are read; if its header is right, resize or crop it") from error
+    with open(path, "rb") as file, Image.open(file) as picture:  # given a path, Pillow maps a raw TIFF with the rows and columns of the turned one
+        stack = np.stack([_grey(frame, calibrated) for frame in ImageSequence.Iterator(picture)])
+    return stack.astype(stack.dtype.newbyteorder("="), copy=False)
+
+
+def _grey(frame, calibrated):
+    "Grey values [H W] of one frame of a picture."
+    _check_bits(frame)
+    tags, mode = getattr(frame, "tag_v2", {}), frame.mode
+    inverted, unsigned = tags.get(262) == 0, mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)  # white is zero; SampleFormat
+    frame = _upright(frame, calibrated)
+    if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "CMYK", "YCbCr") or mode in ("1", "L", "RGB") and "transparency" in frame.info:
+        frame = frame.convert("RGBA")
+    elif mode not in ("1", "L", "RGB", "RGBX", "I", "F") and not mode.startswith("I;16"):
+        raise _Refused(f"a picture of mode {mode}; {_GREY}")
+    values = np.asarray(frame)
+    if values.ndim == 3:
+        if frame.mode == "RGBA" and (values[..., 3] < 255).any():
+            raise _Refused(f"a picture with transparent pixels, whose grey depends on what is behind them; {_GREY}, without an alpha channel")
+        if (values[..., 1:3] != values[..., :1]).any():
+            raise _Refused(f"a colour image; {_GREY}")
+        values = values[..., 0]
+    values = values.view(np.uint32) if unsigned else values
+    return np.iinfo(np.uint16).max - values if inverted and mode.startswith("I;16") else values  # of fewer bits Pillow does it
+
+
+def _upright(frame, calibrated):
+    "A picture turned as its orientation tag (TIFF, EXIF) says, with a word about it."
+    from PIL import ImageOps
+
+    turn = frame.getexif().get(274, 1)
+    if turn in (0, 1):
+        return frame
+    if calibrated:
+        raise _Refused(
+            f"its orientation tag ({turn}) says that it is shown turned or mirrored, and it is not said whether camera=, sdd= and spacing= belong to the pixels as stored or as shown: "
+            "save the picture without the tag, the way up that was calibrated"
+        )
+    warnings.warn(f"the picture is turned or mirrored as its orientation tag ({turn}) says; a camera= for the pixels as stored does not fit it", stacklevel=2)
+    return ImageOps.exif_transpose(frame)
+
+
+def _check_bits(frame):
+    "Of several channels of more than 8 bits, Pillow reads the upper 8."
+    bits = max([16 if ";16" in str(frame.tile) else 8, *(getattr(frame, "tag_v2", {}).get(258) or ())])
+    if bits > 8 and frame.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK"):
+        raise _Refused(f"a picture of {bits} bits in each of several channels, of which only 8 would be read; {_GREY}")
 
 # %% ../notebooks/api/04_data.ipynb #d2094c4c
-def _dicom_geometry(header):
-    "Geometry that a header states, as keyword arguments of a Camera."
+def _dicom_geometry(header, name, spacing):
+    "Geometry that a header states, as keyword arguments of a Camera; says what it leaves open of the pixel pitch, unless `spacing` is known."
     def number(tag):
         value = header.get(tag)
         return None if value in (None, "") else float(value)
 
     said = {"sdd": number("DistanceSourceToDetector"), "sid": number("DistanceSourceToPatient")}
     said |= {"primary_angle": number("PositionerPrimaryAngle"), "secondary_angle": number("PositionerSecondaryAngle")}
-    pitch = header.get("ImagerPixelSpacing") or header.get("DetectorElementSpacing")
-    if not pitch and header.get("PixelSpacing"):
-        scaled = number("EstimatedRadiographicMagnificationFactor") if header.get("PixelSpacingCalibrationType") else 1.0
-        pitch = scaled and [float(p) * scaled for p in header.PixelSpacing]
+    pitch = None if spacing is not None else _dicom_pitch(header, name, number("EstimatedRadiographicMagnificationFactor"))
     if pitch:
         said |= {"dely": float(pitch[0]), "delx": float(pitch[1])}
     if str((header.get("PatientOrientation") or " ")[0]).startswith("R"):
@@ -862,9 +1393,24 @@ def _dicom_geometry(header):
     return {k: v for k, v in said.items() if v is not None and v != 0 or k.endswith("angle") and v is not None or k == "reverse_x_axis"}
 
 
+def _dicom_pitch(header, name, magnification):
+    "Pitch of the detector's pixels (row, column) in mm, None if the header does not give it."
+    tag = next((t for t in ("ImagerPixelSpacing", "DetectorElementSpacing", "PixelSpacing") if header.get(t)), None)
+    if tag is None:
+        return None
+    pitch = [float(p) for p in np.atleast_1d(header.get(tag))]
+    if len(pitch) != 2 or not all(math.isfinite(p) and p > 0 for p in pitch):
+        raise ValueError(f"{name}: {tag} is {pitch}, two positive numbers are expected; pass spacing= (detector pixel, mm: one number or (row, column))")
+    if tag == "PixelSpacing" and header.get("PixelSpacingCalibrationType"):
+        return magnification and [p * magnification for p in pitch]
+    if tag == "PixelSpacing":
+        warnings.warn(f"{name} gives PixelSpacing {pitch} and not in which plane: taken as the pitch of the detector; if it is the size in the patient, pass spacing= (detector pixel, mm)", stacklevel=2)
+    return pitch
+
+
 def _camera_of(shape, header, pitch, sdd, spacing, name):
     "Camera from the file and the arguments; None for a picture of which nothing is known."
-    said = {} if header is None else _dicom_geometry(header)
+    said = {} if header is None else _dicom_geometry(header, name, spacing)
     if pitch is not None and sdd is not None:
         said |= {"dely": pitch[0], "delx": pitch[1]}
     if sdd is not None:
@@ -903,7 +1449,7 @@ def read_xray(
         raise ValueError(f"polarity={polarity!r} is not 'bone_dark', 'bone_bright' or None")
     if camera is not None and not isinstance(camera, Camera):
         raise TypeError(f"camera= must be a diffpose.calibration.Camera, not {type(camera).__name__}; a file is read with Camera.from_json(path)")
-    pixels, header, pitch, top = _xray_pixels(image, frame)
+    pixels, header, pitch, top = _xray_pixels(image, frame, not (camera is None and sdd is None and spacing is None))
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
     if camera is None:
         camera = _camera_of(pixels.shape, header, pitch, sdd, spacing, name)

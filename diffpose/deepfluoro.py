@@ -36,7 +36,7 @@ from jaxtyping import Float, Float64, UInt8, jaxtyped
 from torch import Tensor
 
 from .calibration import Camera, Detector, reorientation
-from .data import cache_dir, read
+from .data import _check_hdf5, cache_dir, read
 from .drr import DRR
 from .images import resize_image
 from .metrics import RegistrationErrors, registration_errors
@@ -406,7 +406,13 @@ def _open(path: Path):  # h5py.File
 
     for how in ({}, {"locking": False}, {"locking": True}):  # a file system may know no locks; and within a process all must open it alike
         try:
-            return h5py.File(path, "r", **how)
+            file = h5py.File(path, "r", **how)
+            try:
+                _check_hdf5(Path(path), file)
+            except ValueError:
+                file.close()
+                raise
+            return file
         except OSError as error:
             problem = error
         locked = "locking" in str(problem) or "lock file" in str(problem)

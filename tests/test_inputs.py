@@ -1,0 +1,675 @@
+"""What the readers do with files that are damaged, leave something open or contradict themselves.
+
+Every file is written by somebody else's writer, or byte by byte after the format's own description. The law is the same throughout: what a file says
+is what is read; what it leaves open is said aloud, with the option that settles it; what contradicts itself is refused before any work, by name.
+"""
+
+import gzip
+import struct
+import warnings
+import zlib
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+import torch
+import torchio as tio
+import typer
+from PIL import Image
+
+from diffpose.cli import reported
+from diffpose.data import _check_gaps, _load, read, read_xray
+from diffpose.deepfluoro import check_layout
+
+RNG = np.random.default_rng(0)
+BLOCK = RNG.integers(-1000, 1500, (12, 10, 8)).astype(np.int16)
+AFFINE = np.array([[-1.5, 0, 0, 30.0], [0, 2, 0, -80], [0, 0, 2.5, 400], [0, 0, 0, 1]])
+COUNTS = RNG.integers(100, 4000, (40, 50)).astype(np.uint16)
+
+
+def voxels(path, **how):
+    return _load(path, **how)[0].numpy()
+
+
+# damage
+
+
+def write_nifti(path):
+    nib.save(nib.Nifti1Image(BLOCK, AFFINE), path)
+    return path
+
+
+def write_mgh(path):
+    nib.save(nib.MGHImage(BLOCK, AFFINE), path)
+    return path
+
+
+def write_itk(path):
+    sitk.WriteImage(sitk.GetImageFromArray(BLOCK.T), str(path), useCompression=True)
+    return path.with_suffix(".raw.gz" if path.suffix == ".nhdr" else ".zraw") if path.suffix in (".nhdr", ".mhd") else path
+
+
+def write_png(path):
+    Image.fromarray(COUNTS).save(path)
+    return path
+
+
+def pixels(path):
+    return read_xray(path)[0].numpy()
+
+
+@pytest.mark.parametrize(
+    "name, write, reader",
+    [
+        ("a.nii.gz", write_nifti, voxels),
+        ("a.mgz", write_mgh, voxels),
+        ("a.nrrd", write_itk, voxels),
+        ("a.nhdr", write_itk, voxels),
+        ("a.mha", write_itk, voxels),
+        ("a.mhd", write_itk, voxels),
+        ("a.png", write_png, pixels),
+        ("x.nii.gz", lambda path: nib.save(nib.Nifti1Image(COUNTS.T, np.eye(4)), path) or path, pixels),
+    ],
+)
+def test_a_flipped_bit_is_never_taken(tmp_path, name, write, reader):
+    path = tmp_path / name
+    holder = write(path)
+    sound, content = reader(path), bytearray(holder.read_bytes())
+    taken = 0
+    for at in np.linspace(len(content) // 4, len(content) - 1, 60).astype(int):
+        flipped = content.copy()
+        flipped[at] ^= 1 << int(at % 8)
+        holder.write_bytes(flipped)
+        try:
+            assert np.array_equal(reader(path), sound), f"bit flipped in byte {at} of {len(content)}"
+            taken += 1
+        except ValueError as error:
+            assert name in str(error)
+    assert taken < 8  # a length or a number of padding that no reader needs
+    holder.write_bytes(content)
+    assert np.array_equal(reader(path), sound)
+
+
+def test_damage_is_said_with_what_to_do(tmp_path):
+    path = write_nifti(tmp_path / "ct.nii.gz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"ct\.nii\.gz is damaged \(.*\): copy or download it again"):
+        voxels(path)
+
+
+def test_a_stream_that_goes_on_is_refused_in_pieces(tmp_path):
+    path = write_nifti(tmp_path / "bomb.nii.gz")
+    content = gzip.decompress(path.read_bytes())
+    with gzip.open(path, "wb", compresslevel=9) as stream:
+        stream.write(content)
+        for _ in range(64):
+            stream.write(bytes(1 << 20))
+    with pytest.raises(ValueError, match="unpacks to more than its header announces"):
+        voxels(path)
+
+
+# pixels
+
+
+def png(bits, kind, values, palette=None):
+    "A PNG after its specification: bit depth, colour type, samples [H W C] as bytes."
+    chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    colours = b"" if palette is None else chunk(b"PLTE", palette.tobytes())
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + colours + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tiff(values, order=">", photometric=1, orientation=1):
+    "An uncompressed grey TIFF after its specification."
+    bits, data = values.dtype.itemsize * 8, values.astype(values.dtype.newbyteorder(order)).tobytes()
+    entries = [(256, values.shape[1]), (257, values.shape[0]), (258, bits), (259, 1), (262, photometric), (273, 8), (274, orientation), (277, 1), (278, values.shape[0]), (279, len(data))]
+    tags = b"".join(struct.pack(order + "HHI", tag, 4 if tag in (273, 279) else 3, 1) + struct.pack(order + ("I" if tag in (273, 279) else "HH"), *((value,) if tag in (273, 279) else (value, 0))) for tag, value in entries)
+    start = {">": b"MM", "<": b"II"}[order] + struct.pack(order + "HI", 42, 8 + len(data))
+    return start + data + struct.pack(order + "H", len(entries)) + tags + bytes(4)
+
+
+def seen(path, **how):
+    "The stored values, as `read_xray` understands them."
+    return read_xray(path, polarity="bone_bright", already_line_integral=True, **how)[0][0, 0].numpy()
+
+
+GREY = (COUNTS // 16).astype(np.uint8)
+
+
+@pytest.mark.parametrize("order, kind", [("<", np.uint8), (">", np.uint8), ("<", np.uint16), (">", np.uint16), ("<", np.uint32)])
+def test_tiff_of_either_byte_order(tmp_path, order, kind):
+    values = GREY.astype(kind) * kind(np.iinfo(kind).max // 255)
+    (tmp_path / "x.tif").write_bytes(tiff(values, order))
+    assert np.array_equal(seen(tmp_path / "x.tif"), values.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_white_may_be_zero(tmp_path, kind):
+    values = GREY.astype(kind) * kind(np.iinfo(kind).max // 255)
+    (tmp_path / "x.tif").write_bytes(tiff(values, "<", photometric=0))
+    assert np.array_equal(seen(tmp_path / "x.tif"), (np.iinfo(kind).max - values).astype(np.float32))
+
+
+def test_a_palette_is_looked_up(tmp_path):
+    grey = RNG.permutation(256).astype(np.uint8)
+    (tmp_path / "x.png").write_bytes(png(8, 3, GREY[..., None], np.repeat(grey[:, None], 3, 1)))
+    assert np.array_equal(seen(tmp_path / "x.png"), grey[GREY].astype(np.float32))
+    (tmp_path / "y.png").write_bytes(png(8, 3, GREY[..., None], RNG.integers(0, 256, (256, 3)).astype(np.uint8)))
+    with pytest.raises(ValueError, match=r"y\.png.*a colour image; an X-ray has one grey value per pixel: save it as grey"):
+        seen(tmp_path / "y.png")
+
+
+def test_alpha_and_16_bit_channels(tmp_path):
+    opaque = np.stack([GREY, np.full_like(GREY, 255)], -1)
+    for name, kind, values in (("la", 4, opaque), ("rgba", 6, opaque[..., [0, 0, 0, 1]]), ("rgb", 2, opaque[..., [0, 0, 0]])):
+        (tmp_path / f"{name}.png").write_bytes(png(8, kind, values))
+        assert np.array_equal(seen(tmp_path / f"{name}.png"), GREY.astype(np.float32))
+        (tmp_path / f"{name}16.png").write_bytes(png(16, kind, values.astype(">u2") * 257))
+        with pytest.raises(ValueError, match="16 bits in each of several channels"):
+            seen(tmp_path / f"{name}16.png")
+    opaque[3, 4, 1] = 100
+    (tmp_path / "clear.png").write_bytes(png(8, 4, opaque))
+    with pytest.raises(ValueError, match="transparent pixels"):
+        seen(tmp_path / "clear.png")
+    (tmp_path / "deep.png").write_bytes(png(16, 0, COUNTS.astype(">u2")[..., None]))
+    assert np.array_equal(seen(tmp_path / "deep.png"), COUNTS.astype(np.float32))
+
+
+def test_one_bit_is_zero_or_one(tmp_path):
+    bits = RNG.integers(0, 2, (40, 48)).astype(bool)
+    Image.fromarray(bits).save(tmp_path / "x.png")
+    Image.fromarray(bits).save(tmp_path / "y.tif")
+    for name in ("x.png", "y.tif"):
+        assert np.array_equal(seen(tmp_path / name), bits.astype(np.float32))
+
+
+def test_cmyk_is_grey_or_refused(tmp_path):
+    black = np.zeros((40, 50, 4), np.uint8)
+    black[..., 3] = 255 - GREY
+    Image.fromarray(black, "CMYK").save(tmp_path / "x.tif")
+    assert np.array_equal(seen(tmp_path / "x.tif"), GREY.astype(np.float32))
+    smooth = np.zeros((48, 48, 4), np.uint8)
+    smooth[..., 3] = np.linspace(0, 250, 48)
+    Image.fromarray(smooth, "CMYK").save(tmp_path / "x.jpg", quality=98)
+    assert abs(seen(tmp_path / "x.jpg") - (255.0 - smooth[..., 3])).max() < 6
+    smooth[..., 1] = 90
+    Image.fromarray(smooth, "CMYK").save(tmp_path / "y.jpg", quality=98)
+    with pytest.raises(ValueError, match="a colour image"):
+        seen(tmp_path / "y.jpg")
+
+
+TURNED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose, 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).T, 8: np.rot90}
+
+
+@pytest.mark.parametrize("turn", TURNED)
+def test_orientation_tags_are_followed(tmp_path, turn):
+    (tmp_path / "x.tif").write_bytes(tiff(GREY, orientation=turn))
+    tag = Image.Exif()
+    tag[274] = turn
+    Image.fromarray(GREY).save(tmp_path / "x.png", exif=tag)
+    for name in ("x.tif", "x.png"):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            assert np.array_equal(seen(tmp_path / name), TURNED[turn](GREY).astype(np.float32)), name
+        assert bool(said) == (turn != 1)
+        if turn != 1:
+            assert "orientation tag" in str(said[0].message) and "camera=" in str(said[0].message)
+            with pytest.raises(ValueError, match="orientation tag"):
+                seen(tmp_path / name, sdd=1000, spacing=0.3)
+
+
+def test_complex_numbers_are_refused(tmp_path):
+    np.save(tmp_path / "x.npy", COUNTS + 1j)
+    np.save(tmp_path / "v.npy", BLOCK + 1j)
+    nib.save(nib.Nifti1Image(BLOCK.astype(np.complex64), AFFINE), tmp_path / "v.nii")
+    nib.save(nib.Nifti1Image(COUNTS.astype(np.complex64), AFFINE), tmp_path / "x.nii")
+    for call in (
+        lambda: read_xray(tmp_path / "x.npy"),
+        lambda: read_xray(tmp_path / "x.nii"),
+        lambda: read_xray(COUNTS + 1j),
+        lambda: read_xray(torch.from_numpy(COUNTS + 1j)),
+        lambda: _load(tmp_path / "v.npy", spacing=1),
+        lambda: _load(tmp_path / "v.nii"),
+        lambda: _load(BLOCK + 1j, spacing=1),
+        lambda: _load(torch.from_numpy(BLOCK + 1j), spacing=1),
+    ):
+        with pytest.raises(TypeError, match="complex numbers"):
+            call()
+
+
+# headers of volumes
+
+
+def said(call, *words):
+    "What a call returns; its warning has these words."
+    with pytest.warns(UserWarning) as caught:
+        result = call()
+    text = " ".join(str(w.message) for w in caught)
+    assert all(word in text for word in words), text
+    return result
+
+
+@pytest.fixture
+def silence():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize("unit, mm", [("meter", 1000), ("micron", 0.001), ("mm", 1), ("unknown", 1)])
+def test_units_of_nifti(tmp_path, silence, unit, mm):
+    "ITK knows the unit too: where a voxel is does not depend on the reader."
+    image = nib.Nifti1Image(BLOCK, np.diag([1 / mm] * 3 + [1]) @ AFFINE)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "a.nii.gz")
+    affine = _load(tmp_path / "a.nii.gz")[1]
+    assert np.allclose(affine, AFFINE, atol=1e-3)
+    itk = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
+    assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), itk.GetSpacing(), rtol=1e-4)
+    nib.save(nib.Nifti1Image(COUNTS.T, None, image.header), tmp_path / "x.nii")
+    camera = read_xray(tmp_path / "x.nii", sdd=1000)[1]
+    assert np.allclose((camera.delx, camera.dely), (1.5, 2.0), rtol=1e-4)
+
+
+def nifti(path, size=(1.5, 2, 2.5), qform=0, sform=0, other=None):
+    "A NIfTI file with these voxel sizes and codes in its header, byte by byte."
+    image = nib.Nifti1Image(BLOCK, AFFINE)
+    image.set_qform(AFFINE if other is None else other, 1)
+    content = bytearray(image.to_bytes())
+    struct.pack_into("<3f", content, 80, *size)
+    struct.pack_into("<2h", content, 252, qform, sform)
+    path.write_bytes(content)
+    return path
+
+
+def test_voxel_size_zero_is_refused(tmp_path):
+    path = nifti(tmp_path / "a.nii", size=(0, 2, 2.5), qform=1)
+    with pytest.raises(ValueError, match=r"a\.nii gives a voxel size of \[0.0, 2.0, 2.5\]: pass spacing="):
+        voxels(path)
+    assert np.allclose(np.linalg.norm(_load(path, spacing=(1.5, 2, 2.5))[1][:3, :3], axis=0), (1.5, 2, 2.5))
+    assert np.allclose(_load(path, affine=AFFINE)[1], AFFINE)
+
+
+def test_nifti_without_orientation(tmp_path, silence):
+    path = nifti(tmp_path / "a.nii")
+    with warnings.catch_warnings():
+        said(lambda: voxels(path), "orientation codes 0", "x to the left, y to the front, z to the head", "affine=")
+    assert np.allclose(_load(path, affine=AFFINE)[1], AFFINE)
+    for codes in ((1, 0), (0, 1), (1, 1)):
+        assert np.allclose(_load(nifti(tmp_path / "b.nii", qform=codes[0], sform=codes[1]))[1], AFFINE, atol=1e-3)
+
+
+def test_two_affines_that_differ(tmp_path):
+    moved = AFFINE.copy()
+    moved[:3, 3] += 20
+    path = nifti(tmp_path / "a.nii", qform=1, sform=2, other=moved)
+    assert np.allclose(said(lambda: _load(path), "two affines that differ", "affine=")[1], AFFINE)
+
+
+def nrrd(path, *lines, data=None):
+    "A NRRD file after its specification."
+    head = ["NRRD0005", "type: int16", "dimension: 3", "sizes: 12 10 8", "endian: little", "encoding: raw", *lines, "", ""]
+    path.write_bytes("\n".join(head).encode() + (BLOCK.tobytes("F") if data is None else data))
+    return path
+
+
+DIRECTIONS = ("space directions: (1.5,0,0) (0,-2,0) (0,0,2.5)", "space origin: (-30,80,400)")
+
+
+def test_nrrd_says_its_size_and_frame(tmp_path, silence):
+    lps = np.diag([-1.0, -1, 1, 1])
+    path = nrrd(tmp_path / "a.nrrd", "space: left-posterior-superior", *DIRECTIONS)
+    assert np.allclose(_load(path)[1], AFFINE) and np.array_equal(voxels(path), BLOCK)
+    ras = nrrd(tmp_path / "b.nrrd", "space: right-anterior-superior", *DIRECTIONS)
+    assert np.allclose(_load(ras)[1], lps @ AFFINE)
+    bare = nrrd(tmp_path / "c.nrrd")
+    with pytest.raises(ValueError, match=r"c\.nrrd does not give the size of its voxels: pass spacing="):
+        voxels(bare)
+    assert np.allclose(_load(bare, affine=AFFINE)[1], AFFINE)
+    with warnings.catch_warnings():
+        for lines in (["spacings: 1.5 2 2.5"], ["space dimension: 3", *DIRECTIONS]):
+            affine = said(lambda: _load(nrrd(tmp_path / "d.nrrd", *lines)), "how its axes lie", "affine=")[1]
+            assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), (1.5, 2, 2.5))
+
+
+def test_units_of_nrrd(tmp_path, silence):
+    metres = nrrd(tmp_path / "a.nrrd", "space: LPS", "space directions: (0.0015,0,0) (0,-0.002,0) (0,0,0.0025)", "space origin: (-0.03,0.08,0.4)", 'space units: "m" "m" "m"')
+    assert np.allclose(_load(metres)[1], AFFINE)
+    with pytest.raises(ValueError, match="gives lengths in inch"):
+        voxels(nrrd(tmp_path / "b.nrrd", "space: LPS", *DIRECTIONS, 'space units: "inch" "inch" "inch"'))
+
+
+def meta(path, *lines):
+    "A MetaImage file after its description."
+    head = ["ObjectType = Image", "NDims = 3", "DimSize = 12 10 8", "ElementType = MET_SHORT", "BinaryDataByteOrderMSB = False", *lines, "ElementDataFile = LOCAL", ""]
+    path.write_bytes("\n".join(head).encode() + BLOCK.tobytes("F"))
+    return path
+
+
+def test_metaimage_says_its_size_and_frame(tmp_path, silence):
+    frame = ("TransformMatrix = 1 0 0 0 -1 0 0 0 1", "Offset = -30 80 400")
+    assert np.allclose(_load(meta(tmp_path / "a.mha", *frame, "ElementSpacing = 1.5 2 2.5"))[1], AFFINE)
+    for lines in (frame, (*frame, "ElementSpacing = 1.5 0 2.5")):
+        with pytest.raises(ValueError, match="does not give the size of its voxels"):
+            voxels(meta(tmp_path / "b.mha", *lines))
+    with warnings.catch_warnings():
+        said(lambda: voxels(meta(tmp_path / "c.mha", "ElementSpacing = 1.5 2 2.5")), "how its axes lie", "affine=")
+
+
+def test_a_volume_that_is_not_in_hu_is_said(tmp_path):
+    stored = (BLOCK.astype(int) + 1024).astype(np.uint16)
+    said(lambda: read(stored, spacing=1), "below 0 HU", "1024")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read(BLOCK, spacing=1)
+
+
+def test_an_image_of_torchio_is_read_as_its_file_is(tmp_path):
+    path = write_nifti(tmp_path / "ct.nii.gz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    for call in (lambda: read(tio.ScalarImage(path)), lambda: read(BLOCK, tio.LabelMap(path), spacing=1), lambda: read(BLOCK, spacing=1, resample_target=path)):
+        with pytest.raises(ValueError, match=r"ct\.nii\.gz is damaged"):
+            call()
+
+
+# DICOM
+
+
+def dicom(path, pixels, kind=pydicom.uid.CTImageStorage, **tags):
+    "A DICOM file of unsigned 16-bit pixels; a tag that is None is left out."
+    ds = pydicom.Dataset()
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = kind
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = pydicom.uid.generate_uid()
+    ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PixelRepresentation = 1, "MONOCHROME2", 0
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit = 16, 16, 15
+    ds.Rows, ds.Columns = pixels.shape[-2:]
+    if pixels.ndim == 3:
+        ds.NumberOfFrames = len(pixels)
+    ds.PixelData = pixels.astype(np.uint16).tobytes()
+    for name, value in tags.items():
+        if value is not None:
+            setattr(ds, name, value)
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def ct_slice(path, k, z=None, **tags):
+    said = {"Modality": "CT", "SeriesInstanceUID": "1.2.3", "ImageOrientationPatient": [1, 0, 0, 0, 1, 0], "PixelSpacing": [2.0, 1.5], "RescaleSlope": 1, "RescaleIntercept": -1024}
+    place = {"ImagePositionPatient": [-30, 80, 400 + 2.5 * k if z is None else z]}
+    return dicom(path, BLOCK[:, :, k].T.astype(int) + 1024, **(said | place | tags))
+
+
+def ct_folder(folder, names="IM{:04d}", **tags):
+    folder.mkdir(parents=True, exist_ok=True)
+    return [ct_slice(folder / names.format(k), k, **tags) for k in range(BLOCK.shape[2])]
+
+
+@pytest.mark.parametrize("names", ["IM{:04d}", "{:02d}.dcm", "{:02d}.ima", "1.2.840.{}"])
+@pytest.mark.parametrize("which", [0, 4, 7])
+@pytest.mark.parametrize("keep", [0, 60, 140, 250, 500, -40])
+def test_a_damaged_slice_is_named(tmp_path, names, which, keep):
+    paths = ct_folder(tmp_path / "ct", names)
+    (tmp_path / "ct" / "README").write_text("no slice")
+    (tmp_path / "ct" / ("._" + paths[0].name)).write_bytes(b"kept by a system")
+    assert np.array_equal(voxels(tmp_path / "ct"), BLOCK)
+    paths[which].write_bytes(paths[which].read_bytes()[:keep])
+    with pytest.raises(ValueError, match=paths[which].name):
+        voxels(tmp_path / "ct")
+
+
+@pytest.mark.parametrize("pitch", [[-2.0, 1.5], [0, 1.5], [2.0]])
+def test_pixel_spacing_is_two_positive_numbers(tmp_path, pitch):
+    ct_folder(tmp_path / "ct", PixelSpacing=pitch)
+    with pytest.raises(ValueError, match="two positive numbers are expected; pass spacing="):
+        voxels(tmp_path / "ct")
+    for tag in ("PixelSpacing", "ImagerPixelSpacing"):
+        with pytest.raises(ValueError, match=f"{tag} is .* two positive numbers are expected; pass spacing="):
+            read_xray(dicom(tmp_path / "x.dcm", COUNTS, DistanceSourceToDetector=1000, **{tag: pitch}))
+    assert read_xray(tmp_path / "x.dcm", spacing=0.3)[1].delx == 0.3
+
+
+def test_values_that_are_not_rescaled_are_said(tmp_path):
+    ct_folder(tmp_path / "ct", RescaleSlope=None, RescaleIntercept=None)
+    assert np.array_equal(said(lambda: voxels(tmp_path / "ct"), "stored values are taken as HU", "affine="), BLOCK + 1024)
+    said(lambda: read(tmp_path / "ct"), "below 0 HU", "taken as HU")
+    ct_folder(tmp_path / "zero", RescaleSlope=0)
+    with pytest.raises(ValueError, match="slope 0"):
+        voxels(tmp_path / "zero")
+
+
+def test_colours_of_dicom_are_refused(tmp_path):
+    for kind in ("PALETTE COLOR", "RGB"):
+        tags = {"PhotometricInterpretation": kind, "SamplesPerPixel": 3 if kind == "RGB" else 1}
+        with pytest.raises(ValueError, match=f"x.dcm is a colour image .{kind}"):
+            read_xray(dicom(tmp_path / "x.dcm", COUNTS, **tags))
+
+
+def test_the_plane_of_pixel_spacing_is_said(tmp_path, silence):
+    path = dicom(tmp_path / "x.dcm", COUNTS, DistanceSourceToDetector=1000, PixelSpacing=[0.4, 0.3])
+    with warnings.catch_warnings():
+        camera = said(lambda: read_xray(path), "not in which plane", "spacing=")[1]
+    assert (camera.dely, camera.delx) == (0.4, 0.3)
+    assert read_xray(path, spacing=0.2)[1].delx == 0.2
+    read_xray(dicom(tmp_path / "y.dcm", COUNTS, DistanceSourceToDetector=1000, PixelSpacing=[0.4, 0.3], ImagerPixelSpacing=[0.5, 0.5]))
+
+
+RUN = np.stack([COUNTS, COUNTS // 2, COUNTS + 7])
+XA = {"Modality": "XA", "DistanceSourceToDetector": 1000, "ImagerPixelSpacing": [0.4, 0.3]}
+
+
+def test_a_frame_of_a_rotational_run_has_its_own_angle(tmp_path):
+    tags = XA | {"PositionerPrimaryAngle": -30, "PositionerSecondaryAngle": 5, "PositionerPrimaryAngleIncrement": [0, 2.5, 6], "PositionerSecondaryAngleIncrement": [0, 0, -1]}
+    run = dicom(tmp_path / "run.dcm", RUN, **tags)
+    for frame, angles in ((0, (-30, 5)), (1, (-27.5, 5)), (2, (-24, 4)), (-1, (-24, 4))):
+        xray, camera = read_xray(run, frame=frame)
+        assert (camera.primary_angle, camera.secondary_angle) == angles
+        assert np.allclose(xray, read_xray(RUN[frame])[0])
+    with pytest.raises(ValueError, match="the arm moves between the frames"):
+        read_xray(run, frame="mean")
+    still = dicom(tmp_path / "still.dcm", RUN, **(tags | {"PositionerPrimaryAngleIncrement": [0, 0, 0], "PositionerSecondaryAngleIncrement": None}))
+    assert read_xray(still, frame="mean")[1].primary_angle == -30
+    steps = dicom(tmp_path / "steps.dcm", RUN, **(tags | {"PositionerPrimaryAngleIncrement": [0, 2, 2]}))
+    assert said(lambda: read_xray(steps, frame=2), "counted from the first frame", "camera=")[1].primary_angle == -28
+    with pytest.raises(ValueError, match="3 frames and 2 of PositionerPrimaryAngleIncrement"):
+        read_xray(dicom(tmp_path / "short.dcm", RUN, **(tags | {"PositionerPrimaryAngleIncrement": [0, 2]})), frame=1)
+
+
+def group(**sequences):
+    "Functional groups: {name of the sequence: its tags}."
+    ds = pydicom.Dataset()
+    for name, tags in sequences.items():
+        item = pydicom.Dataset()
+        for tag, value in tags.items():
+            setattr(item, tag, value)
+        setattr(ds, name, [item])
+    return ds
+
+
+def test_functional_groups_say_what_a_frame_is(tmp_path):
+    frames = [group(PositionerPositionSequence={"PositionerPrimaryAngle": a, "PositionerSecondaryAngle": 3}, PixelValueTransformationSequence={"RescaleSlope": s, "RescaleIntercept": 0}) for a, s in ((10, 1), (20, 2), (35, 4))]
+    shared = group(XRayGeometrySequence={"DistanceSourceToDetector": 1200, "DistanceSourceToPatient": 800})
+    tags = {"Modality": "XA", "ImagerPixelSpacing": [0.4, 0.3], "PerFrameFunctionalGroupsSequence": frames, "SharedFunctionalGroupsSequence": [shared]}
+    path = dicom(tmp_path / "x.dcm", RUN, **tags)
+    for frame, (angle, slope) in enumerate(((10, 1), (20, 2), (35, 4))):
+        xray, camera = read_xray(path, frame=frame, already_line_integral=True, polarity="bone_bright")
+        assert (camera.primary_angle, camera.secondary_angle, camera.sdd, camera.sid) == (angle, 3, 1200, 800)
+        assert np.array_equal(xray[0, 0], RUN[frame].astype(np.float32) * slope)
+    with pytest.raises(ValueError, match="the arm moves"):
+        read_xray(path, frame="mean")
+    with pytest.raises(ValueError, match="3 frames and describes 2"):
+        read_xray(dicom(tmp_path / "y.dcm", RUN, **(tags | {"PerFrameFunctionalGroupsSequence": frames[:2]})), frame=0)
+
+
+# places of slices
+
+
+def test_rounded_positions_are_an_even_stack(tmp_path, silence):
+    (tmp_path / "ct").mkdir()
+    for k in range(8):
+        ct_slice(tmp_path / "ct" / f"{k}.dcm", k, z=round(400.3 + 0.625 * k, 1))
+    volume, affine = _load(tmp_path / "ct")
+    assert np.array_equal(volume.numpy(), BLOCK) and abs(affine[2, 2] - 0.625) < 0.1 / 7
+    places = np.round(-61.2 + 0.625 * np.arange(500), 1)
+    _check_gaps(places, "ct")
+    with pytest.raises(ValueError, match="slices are missing between"):
+        _check_gaps(np.delete(places, 250), "ct")
+
+
+def test_how_even_a_stack_must_be_can_be_said(tmp_path):
+    ct_folder(tmp_path / "ct")
+    ct_slice(tmp_path / "ct" / "IM0003", 3, z=400 + 2.5 * 3 + 0.3)
+    with pytest.raises(ValueError, match=r"the one at 407.80 mm is 0.2\d mm off its place .* pass slice_tolerance="):
+        read(tmp_path / "ct")
+    assert np.array_equal(read(tmp_path / "ct", slice_tolerance=0.4).volume.data[0].numpy(), BLOCK)
+    with pytest.raises(ValueError, match="unevenly spaced"):
+        _check_gaps(np.r_[np.arange(40.0), 40 + 1.1 * np.arange(40)], "two scans")
+
+
+def test_a_copy_of_a_slice_counts_once(tmp_path):
+    paths = ct_folder(tmp_path / "ct")
+    (tmp_path / "ct" / "copy of 3").write_bytes(paths[3].read_bytes())
+    assert np.array_equal(said(lambda: voxels(tmp_path / "ct"), "is a copy of another slice"), BLOCK)
+    ct_slice(tmp_path / "ct" / "other", 3, RescaleIntercept=-1000)
+    with pytest.raises(ValueError, match="two slices at 407.50 mm that differ.*keep one of them"):
+        said(lambda: voxels(tmp_path / "ct"), "is a copy")
+
+
+def test_frames_without_positions_need_an_affine(tmp_path, silence):
+    stack = BLOCK.transpose(2, 1, 0).astype(int) + 1024
+    path = dicom(tmp_path / "ct.dcm", stack, Modality="CT", RescaleSlope=1, RescaleIntercept=-1024)
+    with pytest.raises(ValueError, match="no ImagePositionPatient.* pass affine="):
+        voxels(path)
+    volume, affine = _load(path, affine=AFFINE)
+    assert np.array_equal(volume.numpy(), BLOCK) and np.array_equal(affine, AFFINE)
+
+
+# sizes
+
+
+def test_sizes_are_held_against_memory(tmp_path):
+    "Before a byte of the voxels is asked for; all of these files are small."
+    nii = nifti(tmp_path / "a.nii", sform=1)
+    content = bytearray(nii.read_bytes())
+    struct.pack_into("<3h", content, 42, 30000, 30000, 30000)
+    nii.write_bytes(content)
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(content))
+    raw = nrrd(tmp_path / "c.nrrd", "space: LPS", *DIRECTIONS)
+    raw.write_bytes(raw.read_bytes().replace(b"sizes: 12 10 8", b"sizes: 30000 30000 30000"))
+    mha = meta(tmp_path / "d.mha", "TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementSpacing = 1 1 1")
+    mha.write_bytes(mha.read_bytes().replace(b"DimSize = 12 10 8", b"DimSize = 30000 30000 30000"))
+    many = dicom(tmp_path / "e.dcm", BLOCK.transpose(2, 1, 0), Rows=11000, Columns=11000, NumberOfFrames=500000, RescaleSlope=1)
+    for path in (nii, tmp_path / "b.nii.gz", raw, mha, many):
+        with pytest.raises(ValueError, match=rf"{path.name} asks for \d+ x \d+ x \d+ values, \d+\.\d GB of memory, and \d+\.\d GB are free"):
+            voxels(path)
+
+
+@pytest.mark.filterwarnings("ignore:Image size")  # Pillow's own word on the smaller one
+def test_images_of_a_billion_pixels_are_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(8, 0, np.zeros((1, 1), np.uint8)).replace(struct.pack(">II", 1, 1), struct.pack(">II", 40000, 25000)))
+    (tmp_path / "b.png").write_bytes(png(8, 0, np.zeros((1, 1), np.uint8)).replace(struct.pack(">II", 1, 1), struct.pack(">II", 13000, 12000)))
+    for name in ("a.png", "b.png"):  # the checksum of the header is put right
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:29] + struct.pack(">I", zlib.crc32(content[12:29])) + content[33:])
+    dicom(tmp_path / "c.dcm", COUNTS, Rows=40000, Columns=25000)
+    image = nib.Nifti1Image(COUNTS.T, AFFINE).to_bytes()
+    (tmp_path / "d.nii").write_bytes(image[:42] + struct.pack("<2h", 30000, 30000) + image[46:])
+    for name in ("a.png", "b.png", "c.dcm", "d.nii"):
+        with pytest.raises(ValueError, match=rf"{name} is an image .*at most 134217728"):
+            read_xray(tmp_path / name)
+    with pytest.raises(ValueError, match="resample_target= asks for .* choose a coarser"):
+        read(BLOCK, affine=AFFINE, resample_target=1e-4)
+
+
+def test_numbers_of_labels(tmp_path):
+    labels = np.zeros(BLOCK.shape, np.uint32)
+    labels[3:6], labels[8:] = 614454277, 7
+    patient = read(BLOCK, labels, labels=[614454277, 3_000_000_000], spacing=1)
+    assert np.array_equal(patient.mask.data[0].numpy(), np.where(labels > 7, labels, 0).astype(np.int32))
+    with pytest.raises(ValueError, match="select no voxel; the label map has 0, 7, 614454277"):
+        read(BLOCK, labels, labels=5, spacing=1)
+    labels[0] = 3_000_000_000
+    nib.save(nib.Nifti1Image(labels, AFFINE), tmp_path / "labels.nii.gz")
+    with pytest.raises(ValueError, match="the number 3000000000, and labels go up to 2147483647"):
+        read(BLOCK, tmp_path / "labels.nii.gz", affine=AFFINE)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        read(BLOCK, np.full(BLOCK.shape, np.inf), spacing=1)
+
+
+def shortage(kind):
+    "An error of numpy, torch or ITK when memory runs out, as they raise it."
+    if kind == "numpy":
+        np.empty(1 << 62, np.uint8)
+    elif kind == "torch":
+        torch.empty(1 << 62, dtype=torch.uint8)
+    else:
+        sitk.Image(1 << 21, 1 << 21, 1 << 12, sitk.sitkFloat64)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "itk"])
+def test_a_lack_of_memory_is_no_fault_of_ours(tmp_path, capsys, monkeypatch, kind):
+    with pytest.raises(typer.Exit) as stop, reported():
+        shortage(kind)
+    text = capsys.readouterr().err
+    assert stop.value.exit_code == 2 and "not enough memory" in text and "fault of diffpose" not in text
+    path = write_nifti(tmp_path / "ct.nii.gz")
+    monkeypatch.setattr("diffpose.data._stored_voxels", lambda *given: shortage(kind))
+    with pytest.raises(MemoryError, match=r"not enough memory to read .*ct\.nii\.gz"):
+        voxels(path)
+
+
+# files that lead elsewhere
+
+
+@pytest.mark.parametrize("place", ["..", "absolute", "list", "pattern"])
+def test_headers_lead_only_to_files_beside_them(tmp_path, silence, place):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.raw").write_bytes(BLOCK.tobytes("F"))
+    away = {"..": "../secret.raw", "absolute": str(tmp_path / "secret.raw"), "list": "LIST\n../secret.raw", "pattern": "../secret%d.raw 1 8 1"}[place]
+    nhdr = nrrd(tmp_path / "in" / "a.nhdr", "space: LPS", *DIRECTIONS, f"data file: {away}", data=b"")
+    mhd = meta(tmp_path / "in" / "b.mhd", "TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementSpacing = 1 1 1")
+    mhd.write_bytes(mhd.read_bytes().split(b"LOCAL")[0] + away.encode() + b"\n")
+    (tmp_path / "in" / "c.dat").write_bytes(nhdr.read_bytes())  # ITK would know it all the same
+    for path in (nhdr, mhd, tmp_path / "in" / "c.dat"):
+        for reader in (voxels, pixels):
+            with pytest.raises(ValueError, match=rf"{path.name} takes its data from .*secret.*outside its folder"):
+                reader(path)
+
+
+def test_data_beside_a_header_are_read(tmp_path, silence):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.raw").write_bytes(BLOCK.tobytes("F"))
+    assert np.array_equal(voxels(nrrd(tmp_path / "a.nhdr", "space: LPS", *DIRECTIONS, "data file: data/a.raw", data=b"")), BLOCK)
+    mhd = meta(tmp_path / "b.mhd", "TransformMatrix = 1 0 0 0 1 0 0 0 1", "ElementSpacing = 1 1 1")
+    mhd.write_bytes(mhd.read_bytes().split(b"LOCAL")[0] + b"data/a.raw\n")
+    assert np.array_equal(voxels(mhd), BLOCK)
+
+
+@pytest.mark.parametrize("way", ["storage", "link", "virtual"])
+def test_hdf5_leads_only_to_files_beside_it(tmp_path, way):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.raw").write_bytes(BLOCK.tobytes())
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["a"] = BLOCK
+    path = tmp_path / "in" / "a.h5"
+    with h5py.File(path, "w") as file:
+        if way == "storage":
+            file.create_dataset("group/a", BLOCK.shape, BLOCK.dtype, external=[(str(tmp_path / "secret.raw"), 0, h5py.h5f.UNLIMITED)])
+        elif way == "link":
+            file["a"] = h5py.ExternalLink("../secret.h5", "a")
+        else:
+            layout = h5py.VirtualLayout(BLOCK.shape, BLOCK.dtype)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "a", BLOCK.shape)
+            file.create_virtual_dataset("a", layout)
+    for reader in (voxels, pixels, check_layout):
+        with pytest.raises(ValueError, match="a.h5 takes its data from .*secret.*outside its folder"):
+            reader(path)
