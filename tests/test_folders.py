@@ -4,6 +4,7 @@ Each test is a law for one kind of trouble; the notebooks teach the rest.
 """
 
 import contextlib
+import gzip
 import json
 import os
 import resource
@@ -286,6 +287,36 @@ def test_a_full_disk_is_named_and_leaves_nothing_half(network, patient, ct, tmp_
         assert not list((tmp_path / "images").iterdir())
 
 
+@pytest.fixture
+def full(tmp_path):
+    "A file system with 100 kB left."
+    folder = tmp_path / "full"
+    folder.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        (folder / "others").write_bytes(bytes(200_000))
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_file_system_without_room_is_named(patient, ct, full):
+    def commands():
+        for name in ("a.png", "a.npy", "a.tif", "a.nii", "a.nii.gz"):
+            yield name, ("render", ct, "--out", full / name, "--height", 400)
+        yield "t.h5", ("data", "twin", "--out", full / "t.h5", "--specimens", 1, "--xrays", 1, "--size", 64, "--spacing", 8)
+
+    for name, words in commands():
+        code, text = call(*words)
+        assert code == 2 and f"{full / name}: cannot be written (No space left on device)" in text, text
+        assert [p.name for p in full.iterdir()] == ["others"]
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        Trainer(**options(patient, full / "network")).run(progress=False)
+    assert caught.value.filename == str(full / "network" / "model.pt")
+    assert {p.name for p in (full / "network").iterdir()} <= {"config.json", "log.csv", "validation.csv"}
+
+
 def test_no_output_is_an_input(ct, tmp_path):
     camera, link, hard = tmp_path / "camera.json", tmp_path / "link.json", tmp_path / "hard.json"
     Camera(1020.0, 32, 32, 9.0, 9.0).to_json(camera)
@@ -389,10 +420,10 @@ def test_odd_paths_are_said_for_what_they_are(ct, tmp_path):
 
 
 def test_capitals_do_not_matter(ct, tmp_path):
-    for name in ("CT.NII.GZ", "CT.nii.GZ"):
-        shutil.copy(ct, tmp_path / name)
+    for name in ("CT.NII.GZ", "CT.nii.GZ", "CT.NII"):
+        (tmp_path / name).write_bytes(ct.read_bytes() if name.endswith("GZ") else gzip.decompress(ct.read_bytes()))
         code, text = call("render", tmp_path / name, "--out", tmp_path / f"{name}.png", "--height", 16)
-        assert code in (0, 2) and "fault of diffpose" not in text, text
+        assert code == 0, text
 
 
 def test_numbers_that_no_c_arm_has_are_refused_by_their_option(ct, tmp_path):
