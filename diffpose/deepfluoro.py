@@ -935,6 +935,7 @@ def fetch(
     if path.exists():
         return path
     archived = _ask_archive(url, doi)
+    folder.mkdir(parents=True, exist_ok=True)
     let_in = keep_out(folder)  # two downloads into one file would make neither
     try:
         return _fetched(path, part, archived, f"{url}/api/access/datafile/:persistentId/?persistentId={doi}", url, progress, attempts, wait, xrays)
