@@ -35,7 +35,7 @@ from beartype import beartype
 from jaxtyping import Float, Float64, UInt8, jaxtyped
 from torch import Tensor
 
-from .calibration import Camera, Detector, reorientation
+from .calibration import Camera, Detector, keep_out, reorientation, save_atomically
 from .data import _check_hdf5, cache_dir, read
 from .drr import DRR
 from .images import resize_image
@@ -362,17 +362,15 @@ def write_twin(
 
     path = Path(filename).expanduser()
     camera, physics, finer, tool = _twin_options(path, specimens, xrays, size, spacing, finer, physics, rotated, tool, seed, camera, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with h5py.File(partial, "w") as file, tqdm(total=xrays * len(specimens), unit="X-ray", disable=not progress) as bar:
+
+    def write(part: Path) -> None:
+        with h5py.File(part, "w") as file, tqdm(total=xrays * len(specimens), unit="X-ray", disable=not progress) as bar:
             file.attrs["synthetic"] = f"diffpose.deepfluoro.write_twin, seed {seed}, voxels {spacing} and {finer} mm, {physics}"
             _write_params(file.create_group("proj-params"), camera)
             for number in specimens:
                 _write_specimen(file.create_group(SPECIMENS[number]), 6 * seed + number - 1, xrays, camera, spacing, finer, physics, rotated, tool, bar.update)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    save_atomically(path, write)
     return path
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #c4a7710b
@@ -937,20 +935,30 @@ def fetch(
     wait: float = 2.0,  # before the second; doubles each time [s]
     xrays: Optional[dict] = XRAYS_PER_SPECIMEN,  # what must be in it
 ) -> Path:
-    "Fetch the benchmark's file (2.5 GB, CC BY-NC 4.0) unless it is there."
-    from tqdm import tqdm
-
+    "Fetch the benchmark's file (2.5 GB, CC BY-NC 4.0) unless it is there. Raises BlockingIOError where another process is fetching it."
     folder = cache_dir() / "deepfluoro" if folder is None else Path(folder).expanduser()
     path, part = folder / FILE_NAME, folder / f"{FILE_NAME}.part"
     if path.exists():
         return path
     archived = _ask_archive(url, doi)
     folder.mkdir(parents=True, exist_ok=True)
+    let_in = keep_out(folder)  # two downloads into one file would make neither
+    try:
+        return _fetched(path, part, archived, f"{url}/api/access/datafile/:persistentId/?persistentId={doi}", url, progress, attempts, wait, xrays)
+    finally:
+        let_in()
+
+
+def _fetched(path: Path, part: Path, archived: _Archived, address: str, url: str, progress: bool, attempts: int, wait: float, xrays: Optional[dict]) -> Path:
+    "Go on with what is there of the file, and give it its name when it is complete and right."
+    from tqdm import tqdm
+
+    folder = path.parent
     have = part.stat().st_size if part.exists() else 0
     if shutil.disk_usage(folder).free < archived.size - have:
         raise OSError(f"{folder} has {shutil.disk_usage(folder).free / 1e9:.1f} GB left, {(archived.size - have) / 1e9:.1f} GB are needed: choose another folder")
     with tqdm(total=archived.size, unit="B", unit_scale=True, desc=FILE_NAME, disable=not progress) as bar:
-        error = _persist(f"{url}/api/access/datafile/:persistentId/?persistentId={doi}", part, archived.size, attempts, wait, lambda n: bar.update(n - bar.n))
+        error = _persist(address, part, archived.size, attempts, wait, lambda n: bar.update(n - bar.n))
     if part.stat().st_size != archived.size:
         raise ConnectionError(f"{part.stat().st_size} of {archived.size} bytes have arrived and are kept in {part}; the same command goes on from there ({error or 'the connection ended'})")
     if _digest(part, archived.kind) != archived.checksum:
@@ -970,6 +978,8 @@ def _persist(address: str, part: Path, size: int, attempts: int, wait: float, te
         try:
             _download(address, part, size, tell)
         except (OSError, http.client.HTTPException) as problem:
+            if getattr(problem, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):  # trying again makes no room
+                raise OSError(problem.errno, f"cannot be written ({os.strerror(problem.errno)}): make room; what has arrived is kept, and the same command goes on from there", str(part)) from problem
             error = problem
         if part.exists() and part.stat().st_size >= size:
             break

@@ -36,7 +36,7 @@ from jaxtyping import Float, jaxtyped
 from matplotlib.colors import to_hex, to_rgb
 from torch import Tensor
 
-from .calibration import Camera
+from .calibration import Camera, save_atomically
 from .drr import DRR
 from .pose import RigidTransform
 
@@ -553,7 +553,8 @@ class Scene:
             raise ValueError(f"a scene is saved as {', '.join(contents)}, not as {path.name!r}")
         if not path.parent.is_dir():
             raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} into")
-        path.write_bytes(contents[path.suffix.lower()]())
+        content = contents[path.suffix.lower()]()
+        save_atomically(path, lambda part: part.write_bytes(content))
         return path
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:

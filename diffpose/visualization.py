@@ -26,6 +26,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, to_rgb
 from torch import Tensor
 
+from .calibration import save_atomically
 from .metrics import geodesic_so3, geodesic_translation, sobel
 from .pose import PARAMETERIZATIONS, RigidTransform, convert
 from .scenes import Scene, add_image, drr_to_mesh, fiducials_to_mesh, freeze, img_to_mesh, labelmap_to_mesh, trajectory_to_mesh, visualize_scene
@@ -333,7 +334,7 @@ def animate(
         content = _encode(frames, extension, duration, save_kwargs)
     if in_memory:
         return content
-    Path(out).write_bytes(content)
+    save_atomically(out, lambda part: part.write_bytes(content))
 
 
 def _device_of(drr: object) -> torch.device | None:
