@@ -9,16 +9,18 @@ __all__ = ['reorientation', 'CArm', 'carm_pose', 'carm_angles', 'Camera', 'persp
 # %% ../notebooks/api/01_calibration.ipynb #1290a49f
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
-from .pose import RigidTransform, _assemble, _require, _unseen, convert
+from .pose import RigidTransform, _assemble, _require, _unseen, convert, so3_exp
 
 # %% ../notebooks/api/01_calibration.ipynb #e0fe1545
 _REORIENT = {
@@ -602,9 +604,9 @@ def to_kornia(
 
 # %% ../notebooks/api/01_calibration.ipynb #697e4f88
 def from_opencv(
-    K: Tensor,  # 3 3 intrinsics [pixels]; negative focal lengths mirror
-    R: Tensor,  # b 3 3 (or 3 3) rotations, world to camera
-    t: Tensor,  # b 3 (or 3) [mm]
+    K: Tensor | np.ndarray,  # 3 3 intrinsics [pixels]; negative focal lengths mirror
+    R: Tensor | np.ndarray | Sequence,  # b 3 3 (or 3 3) rotations, world to camera, or rotation vectors b 3 1 (or 3, 3 1, 1 3) [rad]
+    t: Tensor | np.ndarray | Sequence,  # b 3 (or 3, 3 1, b 3 1) [mm]
     height: int,  # rows
     width: int,  # columns
     sdd: float | None = None,  # source to detector [mm]
@@ -612,8 +614,8 @@ def from_opencv(
     orientation: str | None = "AP",  # of the Detector that will use the pose
     first_pixel: float = 0.0,  # coordinate of the centre of the first pixel
 ) -> tuple[RigidTransform, Camera]:
-    "Pose and camera whose Detector, with this orientation, sees what the other camera sees."
-    extrinsics = RigidTransform(_assemble(R, t)).check_rigid()  # a mirror belongs into K
+    "Pose and camera whose Detector, with this orientation, sees what the other camera sees. Takes what OpenCV returns, as it is."
+    extrinsics = RigidTransform(_assemble(*_world_to_camera(R, t))).check_rigid()  # a mirror belongs into K
     reorient = reorientation(orientation, extrinsics.dtype, extrinsics.device)
     s = round(torch.linalg.det(reorient).item())
     K = torch.as_tensor(K, dtype=torch.float64).detach().cpu().clone()
@@ -626,3 +628,20 @@ def from_opencv(
     flip = torch.tensor([-s * b, -b, 1, 1], dtype=extrinsics.dtype, device=extrinsics.device)
     world = RigidTransform._of(flip[:, None] * extrinsics.matrix).inverse()
     return RigidTransform._of(world.matrix @ reorient.mT), camera
+
+
+def _world_to_camera(R, t) -> tuple[Tensor, Tensor]:  # b 3 3 and b 3, of one dtype
+    "Rotations and translations in whichever of OpenCV's shapes they come."
+    R, t = (x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x, dtype=np.float64)) for x in (R, t))
+    dtype, given = torch.promote_types(R.dtype, t.dtype), f"R of shape {tuple(R.shape)} and t of shape {tuple(t.shape)}"
+    R, t = R.to(dtype), t.to(dtype)
+    if R.shape in ((3,), (3, 1), (1, 3)):
+        R = so3_exp(R.reshape(1, 3))
+    elif R.ndim == 3 and R.shape[1:] in ((3, 1), (1, 3)):
+        R = so3_exp(R.reshape(-1, 3))
+    t = t.reshape(1, 3) if t.shape in ((3,), (3, 1)) else t[..., 0] if t.ndim == 3 and t.shape[1:] == (3, 1) else t
+    R = R[None] if R.ndim == 2 else R
+    if R.shape[1:] != (3, 3) or t.shape[1:] != (3,) or len({len(R), len(t), 1}) > 2:
+        raise ValueError(f"{given} are no extrinsics: rotations are 3 3, b 3 3, or rotation vectors 3, 3 1, b 3 1 [rad]; translations 3, 3 1, b 3, b 3 1 [mm], one for each rotation.")
+    b = len(R) if len(t) == 1 else len(t)
+    return R.expand(b, 3, 3), t.expand(b, 3)

@@ -10,14 +10,33 @@ __all__ = ['PARAMETERIZATIONS', 'so3_exp', 'so3_log', 'se3_exp', 'se3_log', 'Rig
            'random_rigid_transform']
 
 # %% ../notebooks/api/00_pose.ipynb #8dd71785
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import roma
 import torch
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
+
+# %% ../notebooks/api/00_pose.ipynb #a260bb73
+def _exactly(function: Callable) -> Callable:
+    "Decorator: outside of autocast."
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+            return function(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _widened(x):
+    "A tensor in half precision as float32; anything else as it is."
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
 
 # %% ../notebooks/api/00_pose.ipynb #e7f37b51
 @jaxtyped(typechecker=beartype)
@@ -54,6 +73,7 @@ def _smooth(x: Tensor, *functions: tuple[list[float], object]) -> list[Tensor]:
     return out
 
 # %% ../notebooks/api/00_pose.ipynb #1c0a4fd1
+@_exactly
 @jaxtyped(typechecker=beartype)
 def se3_exp(
     twist: Float[Tensor, "*b 6"],  # [v, omega]: translation part [mm], then rotation part [rad]
@@ -73,6 +93,7 @@ def _assemble(R: Tensor, t: Tensor) -> Tensor:
     return torch.cat([top, torch.cat([last, torch.ones_like(last[..., :1])], -1)], -2)
 
 # %% ../notebooks/api/00_pose.ipynb #b896a408
+@_exactly
 @jaxtyped(typechecker=beartype)
 def se3_log(
     T: Float[Tensor, "*b 4 4"],  # rigid transforms
@@ -205,12 +226,14 @@ class _Rigid(_Movable):
     rotation = property(lambda self: self.matrix[:, :3, :3], doc="b 3 3: the linear part R.")
     translation = property(lambda self: self.matrix[:, :3, 3], doc="b 3: the last column t [mm].")
 
+    @_exactly
     def check_rigid(
         self,
         atol: float = 1e-3,  # allowed error of each entry of RᵀR, and of the determinant
     ) -> "RigidTransform":  # itself
         "Raise a ValueError unless every R is a rotation and every t is finite."
-        R = self.rotation.detach()
+        R = _widened(self.rotation.detach())  # LAPACK knows no half precision
+        atol = max(atol, 8 * torch.finfo(self.dtype).eps)  # no more than rounding can hold
         off = (R.mT @ R - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((-2, -1))
         det = torch.linalg.det(R)
         good = (off <= atol) & ((det - 1).abs() <= atol) & self.translation.detach().isfinite().all(-1)
@@ -239,19 +262,26 @@ class RigidTransform(_Rigid):
             raise ValueError(f"the last row of a rigid transform is (0, 0, 0, 1), not {matrix[0, 3].tolist()}. A row-vector matrix (translation in the last row) must be transposed first.")
         self.matrix = matrix
 
+    @_exactly
     def __call__(
         self,
         points: Tensor,  # b n 3 [mm]; a batch of one serves every transform
     ) -> Tensor:  # b n 3 [mm]
         "R x + t for every point."
+        if self.dtype in (torch.float16, torch.bfloat16):
+            self = self.float()
+        points = _widened(points)
         _require(points, "points", (None, 3), self.matrix)
         return points @ self.rotation.mT + self.translation[:, None]
 
+    @_exactly
     def compose(self, other: "RigidTransform") -> "RigidTransform":
         "First this transform, then the other: x -> other(self(x)), the matrix other @ self."
-        _require(other.matrix, "the transform to compose with", (4, 4), self.matrix)
-        return self._of(other.matrix @ self.matrix)
+        one, two = _widened(self.matrix), _widened(other.matrix)
+        _require(two, "the transform to compose with", (4, 4), one)
+        return self._of(two @ one)
 
+    @_exactly
     def inverse(self) -> "RigidTransform":
         "The way back, in closed form: exact whenever R is orthogonal, so for reflections too."
         Rt = self.rotation.mT
@@ -259,7 +289,7 @@ class RigidTransform(_Rigid):
 
     def get_se3_log(self) -> Tensor:  # b 6
         "The twists [v, omega] [mm, rad] that lead here, see `se3_log`."
-        return se3_log(self.check_rigid().matrix)
+        return se3_log(_widened(self.check_rigid().matrix))
 
     def convert(self, parameterization: str, convention: str | None = None, degrees: bool = False) -> tuple[Tensor, Tensor]:
         "(rotation, translation): what the function `convert`, given the same options, takes to build this transform."
@@ -287,6 +317,7 @@ def _turn(axis: int, c: Tensor, s: Tensor) -> Tensor:
     return torch.stack(rows[axis], -1).unflatten(-1, (3, 3))
 
 # %% ../notebooks/api/00_pose.ipynb #6c4cd43d
+@_exactly
 @jaxtyped(typechecker=beartype)
 def euler_angles_to_matrix(
     angles: Float[Tensor, "*b 3"],  # [rad]
@@ -473,6 +504,7 @@ def _lookup(parameterization: str, convention: str | None, degrees: bool) -> int
     return PARAMETERIZATIONS[parameterization]
 
 # %% ../notebooks/api/00_pose.ipynb #6831c4e5
+@_exactly
 def convert(
     rotation: Tensor,  # b n, or n: numbers of the parameterization; b 3 3 or b 4 4 for "matrix"
     translation: Tensor | None = None,  # b 3, or 3: in the rotated frame [mm]; v of the twist for "se3_log_map"
@@ -481,8 +513,9 @@ def convert(
     convention: str | None = None,  # for "euler_angles", such as "ZXY"; the others do not look at it
     degrees: bool = False,  # whether angles and rotation vectors are in degrees
 ) -> RigidTransform:  # camera to world: [R | R t]
-    "Poses from rotations and translations; either may be a batch of one."
+    "Poses from rotations and translations; either may be a batch of one. Half precision, as a network under autocast returns it, becomes float32."
     n = _lookup(parameterization, convention, degrees)
+    rotation, translation = _widened(rotation), _widened(translation)
     if parameterization == "matrix" and translation is None:
         return RigidTransform(rotation)
     fix = f"See `convert`, parameterization={parameterization!r}."
@@ -495,7 +528,7 @@ def convert(
     _require(translation, "translation", (3,), rotation, fix=fix)
     if degrees:
         rotation = rotation.deg2rad()
-    b = max(len(rotation), len(translation))
+    b = len(rotation) if len(translation) == 1 else len(translation)
     rotation, translation = rotation.expand(b, *tail), translation.expand(b, 3)
     if parameterization == "se3_log_map":
         return RigidTransform._of(se3_exp(torch.cat([translation, rotation], -1)))
@@ -504,9 +537,12 @@ def convert(
     return RigidTransform._of(_assemble(R, (R @ translation[..., None])[..., 0]))
 
 # %% ../notebooks/api/00_pose.ipynb #90525db1
+@_exactly
 def _unconvert(pose: RigidTransform, parameterization: str, convention: str | None, degrees: bool) -> tuple[Tensor, Tensor]:
     "The inverse of `convert`; a method of RigidTransform."
     _lookup(parameterization, convention, degrees)
+    if pose.dtype in (torch.float16, torch.bfloat16):
+        pose = pose.float()
     if parameterization == "se3_log_map":
         t, r = pose.get_se3_log().split(3, -1)
     else:

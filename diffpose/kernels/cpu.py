@@ -97,9 +97,11 @@ _TURN = threading.Lock()
 
 
 def _leave_threads_behind() -> None:
-    "In a child that was just forked: remember whether its parent had started threads."
+    "In a child that was just forked: remember whether its parent had started threads, and ask torch for none either."
     global _FORKED
     _FORKED = _FORKED or parallel._is_initialized
+    if _FORKED:
+        torch.set_num_threads(1)  # it would wait for them for ever
 
 
 if hasattr(os, "register_at_fork"):
