@@ -20,6 +20,67 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
+# %% ../notebooks/api/00_pose.ipynb #64c33311
+_PAGE = "https://diffpose.github.io/diffpose/notebooks/tutorials/coming_from.html"
+_OLD = {  # old name: the call that does the same here
+    "get_random_poses": "diffpose.deepfluoro.get_random_offset(batch_size), composed with isocenter_pose(sdd)",
+    "N_ANGULAR_COMPONENTS": "diffpose.pose.PARAMETERIZATIONS",
+    "se3_exp_map": 'diffpose.pose.se3_exp(twist), or convert(rotation, translation, parameterization="se3_log_map")',
+    "se3_log_map": "pose.get_se3_log()",
+    "so3_exp_map": "diffpose.pose.so3_exp(w)",
+    "Transform3d": "diffpose.pose.RigidTransform(matrix), which acts on column vectors",
+    "make_xrays": "source, target = drr.detector(pose)",
+    "siddon_raycast": "drr.render(drr.density, source, target), or DRR(..., renderer='siddon')",
+    "WarmupCosineSchedule": "diffpose.training.TrainConfig(warmup=...), which `train` follows",
+    "get_2d_groundtruth": "there, predicted = dataset.get_2d_fiducials(idx, pose)",
+    "GeodesicTransl": "diffpose.metrics.GeodesicTranslation()",
+    "get_matrix": "pose.matrix, which acts on column vectors; pose.matrix.mT is the old one",
+    "get_rotation": "pose.convert(parameterization, convention)[0], or the matrices pose.rotation",
+    "get_translation": "pose.translation, or pose.convert(...)[1] in the rotated frame",
+    "get_current_pose": "registration.pose",
+    "set_bone_attenuation_multiplier": "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)",
+    "bone_attenuation_multiplier": "drr(pose, bone_attenuation_multiplier=...)",
+    "spacing": "subject.density.spacing",
+    "volume": "subject.volume.data[0]; a DRR holds drr.density",
+    "focal_len": "dataset.camera.sdd",
+    "source": "source, target = detector(pose)",
+    "target": "source, target = detector(pose)",
+    "x0": "dataset.camera.x0",
+    "y0": "dataset.camera.y0",
+    "sdr": "detector.sdd / 2",
+    "fx": "camera.K[:, 0, 0]",
+    "fy": "camera.K[:, 1, 1]",
+    "cx": "camera.K[:, 0, 2]",
+    "cy": "camera.K[:, 1, 2]",
+    "rotation_matrix": "camera.R",
+    "translation_vector": "camera.t",
+}
+
+
+def _new_call(name: str, new: str | None = None) -> str:
+    "What to say of an old name or call."
+    return f"`{name}` is from an earlier package. Here: {new or _OLD[name]}. Every old call beside the new one: {_PAGE}"
+
+
+def _without(owner: str, *names: str) -> Callable:
+    "A `__getattr__` for a module that has names no longer."
+
+    def __getattr__(name: str):
+        if name in names:
+            raise ImportError(_new_call(name))  # an AttributeError would be replaced by `from ... import`
+        raise AttributeError(f"module {owner!r} has no attribute {name!r}")
+
+    return __getattr__
+
+
+def _lacking(self, name: str):
+    "The `__getattr__` of an object: an AttributeError, with the new call for an old name."
+    raise AttributeError(_new_call(name) if name in _OLD else f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+__getattr__ = _without(__name__, "N_ANGULAR_COMPONENTS", "se3_exp_map", "se3_log_map", "so3_exp_map", "Transform3d")
+
+
 # %% ../notebooks/api/00_pose.ipynb #a260bb73
 def _exactly(function: Callable) -> Callable:
     "Decorator: outside of autocast."
@@ -141,6 +202,7 @@ class _Batch:
     "A tensor `matrix` of 4x4 matrices that can be indexed, stacked and moved like a tensor."
 
     matrix: Tensor
+    __getattr__ = _lacking
 
     @classmethod
     def _of(cls, matrix: Tensor):
@@ -253,7 +315,11 @@ class RigidTransform(_Rigid):
     def __init__(
         self,
         matrix: Tensor,  # b 4 4 or 4 4, float32 or float64: [R | t; 0 0 0 1], acting on column vectors
+        *old,  # refused: translation, parameterization and so on, as they were once given here
+        **more,
     ):
+        if old or more:
+            raise TypeError(_new_call("RigidTransform(R, t, parameterization, convention)", "convert(rotation, translation, parameterization=..., convention=...), whose translation is in the rotated frame"))
         if isinstance(matrix, Tensor) and matrix.ndim == 2:
             matrix = matrix[None]
         _require(matrix, "the matrix of a RigidTransform", (4, 4), fix="From a rotation and a translation, use `convert`.")
@@ -495,6 +561,8 @@ PARAMETERIZATIONS = {name: n for name, (n, _, _) in _ROTATIONS.items()}  # name 
 
 def _lookup(parameterization: str, convention: str | None, degrees: bool) -> int:
     "How many numbers a parameterization has, after its options have been checked."
+    if parameterization == "se3_exp_map":
+        raise ValueError(_new_call(parameterization, 'parameterization="se3_log_map", rotation and translation parts of the twist as two tensors'))
     if parameterization not in PARAMETERIZATIONS:
         raise ValueError(f"parameterization={parameterization!r} is unknown; it is one of {', '.join(PARAMETERIZATIONS)}.")
     if parameterization == "euler_angles":
@@ -508,12 +576,17 @@ def _lookup(parameterization: str, convention: str | None, degrees: bool) -> int
 def convert(
     rotation: Tensor,  # b n, or n: numbers of the parameterization; b 3 3 or b 4 4 for "matrix"
     translation: Tensor | None = None,  # b 3, or 3: in the rotated frame [mm]; v of the twist for "se3_log_map"
-    *,
-    parameterization: str,  # a key of PARAMETERIZATIONS
+    *old,  # refused: what was once given in this order
+    parameterization: str = "",  # a key of PARAMETERIZATIONS: it has to be named
     convention: str | None = None,  # for "euler_angles", such as "ZXY"; the others do not look at it
     degrees: bool = False,  # whether angles and rotation vectors are in degrees
+    **more,  # refused: input_parameterization and the like
 ) -> RigidTransform:  # camera to world: [R | R t]
     "Poses from rotations and translations; either may be a batch of one. Half precision, as a network under autocast returns it, becomes float32."
+    if old or more or isinstance(rotation, (list, tuple, _Batch)) or isinstance(translation, str):
+        given = ", ".join(more) or "a list, a pose or a name in the place of a tensor"
+        new = "convert(rotation, translation, parameterization=..., convention=...) makes a pose of two tensors, pose.convert(parameterization, convention) takes it apart"
+        raise TypeError(_new_call(f"convert({given})", new))
     n = _lookup(parameterization, convention, degrees)
     rotation, translation = _widened(rotation), _widened(translation)
     if parameterization == "matrix" and translation is None:
