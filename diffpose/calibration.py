@@ -5,26 +5,31 @@
 # %% auto #0
 __all__ = ['reorientation', 'CArm', 'carm_pose', 'carm_angles', 'read_text', 'load_json', 'write_error', 'save_atomically',
            'keep_out', 'Camera', 'perspective_projection', 'inverse_projection', 'Detector', 'PinholeCamera',
-           'get_pinhole_camera', 'OpenCV', 'to_opencv', 'to_kornia', 'from_opencv']
+           'get_pinhole_camera', 'OpenCV', 'to_opencv', 'to_kornia', 'from_opencv', 'read_opencv', 'MayaCam',
+           'read_mayacam']
 
 # %% ../notebooks/api/01_calibration.ipynb #1290a49f
 import collections
 import errno
 import json
+import math
 import os
 import platform
+import re
 import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
+import numpy as np
 import torch
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
-from .pose import RigidTransform, _assemble, _require, _unseen, convert
+from .pose import RigidTransform, _assemble, _lacking, _require, _unseen, _without, convert, so3_exp
 
 # %% ../notebooks/api/01_calibration.ipynb #e0fe1545
 _REORIENT = {
@@ -682,6 +687,9 @@ class Detector(_Imaging):
         source, target = self.rays(pose, calibration)
         return source.to(self.dtype), target.to(self.dtype)
 
+
+__getattr__ = _without(__name__, "make_xrays")
+
 # %% ../notebooks/api/01_calibration.ipynb #ad67d22d
 @dataclass(frozen=True)
 class PinholeCamera:
@@ -692,6 +700,8 @@ class PinholeCamera:
     t: Tensor  # b 3 [mm]
     pose: RigidTransform  # world from C-arm frame, a rotation: for a Detector of `camera` with no orientation
     camera: Camera  # size, distances and the axis flags that go with `pose`
+
+    __getattr__ = _lacking
 
     height = property(lambda self: self.camera.height, doc="Rows of the image.")
     width = property(lambda self: self.camera.width, doc="Columns of the image.")
@@ -775,9 +785,9 @@ def to_kornia(
 
 # %% ../notebooks/api/01_calibration.ipynb #697e4f88
 def from_opencv(
-    K: Tensor,  # 3 3 intrinsics [pixels]; negative focal lengths mirror
-    R: Tensor,  # b 3 3 (or 3 3) rotations, world to camera
-    t: Tensor,  # b 3 (or 3) [mm]
+    K: Tensor | np.ndarray,  # 3 3 intrinsics [pixels]; negative focal lengths mirror
+    R: Tensor | np.ndarray | Sequence,  # b 3 3 (or 3 3) rotations, world to camera, or rotation vectors b 3 1 (or 3, 3 1, 1 3) [rad]
+    t: Tensor | np.ndarray | Sequence,  # b 3 (or 3, 3 1, b 3 1) [mm]
     height: int,  # rows
     width: int,  # columns
     sdd: float | None = None,  # source to detector [mm]
@@ -785,8 +795,8 @@ def from_opencv(
     orientation: str | None = "AP",  # of the Detector that will use the pose
     first_pixel: float = 0.0,  # coordinate of the centre of the first pixel
 ) -> tuple[RigidTransform, Camera]:
-    "Pose and camera whose Detector, with this orientation, sees what the other camera sees."
-    extrinsics = RigidTransform(_assemble(R, t)).check_rigid()  # a mirror belongs into K
+    "Pose and camera whose Detector, with this orientation, sees what the other camera sees. Takes what OpenCV returns, as it is."
+    extrinsics = RigidTransform(_assemble(*_world_to_camera(R, t))).check_rigid()  # a mirror belongs into K
     reorient = reorientation(orientation, extrinsics.dtype, extrinsics.device)
     s = round(torch.linalg.det(reorient).item())
     K = torch.as_tensor(K, dtype=torch.float64).detach().cpu().clone()
@@ -799,3 +809,80 @@ def from_opencv(
     flip = torch.tensor([-s * b, -b, 1, 1], dtype=extrinsics.dtype, device=extrinsics.device)
     world = RigidTransform._of(flip[:, None] * extrinsics.matrix).inverse()
     return RigidTransform._of(world.matrix @ reorient.mT), camera
+
+
+def _world_to_camera(R, t) -> tuple[Tensor, Tensor]:  # b 3 3 and b 3, of one dtype
+    "Rotations and translations in whichever of OpenCV's shapes they come."
+    R, t = (x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x, dtype=np.float64)) for x in (R, t))
+    dtype, given = torch.promote_types(R.dtype, t.dtype), f"R of shape {tuple(R.shape)} and t of shape {tuple(t.shape)}"
+    R, t = R.to(dtype), t.to(dtype)
+    if R.shape in ((3,), (3, 1), (1, 3)):
+        R = so3_exp(R.reshape(1, 3))
+    elif R.ndim == 3 and R.shape[1:] in ((3, 1), (1, 3)):
+        R = so3_exp(R.reshape(-1, 3))
+    t = t.reshape(1, 3) if t.shape in ((3,), (3, 1)) else t[..., 0] if t.ndim == 3 and t.shape[1:] == (3, 1) else t
+    R = R[None] if R.ndim == 2 else R
+    if R.shape[1:] != (3, 3) or t.shape[1:] != (3,) or len({len(R), len(t), 1}) > 2:
+        raise ValueError(f"{given} are no extrinsics: rotations are 3 3, b 3 3, or rotation vectors 3, 3 1, b 3 1 [rad]; translations 3, 3 1, b 3, b 3 1 [mm], one for each rotation.")
+    b = len(R) if len(t) == 1 else len(t)
+    return R.expand(b, 3, 3), t.expand(b, 3)
+
+# %% ../notebooks/api/01_calibration.ipynb #afb35a2d
+_MATRIX = re.compile(r"^[ \t]*(\w+):(?:[ \t]*!!opencv-matrix)?[ \t]*\r?\n[ \t]+rows:[ \t]*(\d+)\s+cols:[ \t]*(\d+)\s+dt:[ \t]*\W?(\w+)\W?\s+data:\s*\[([^\]]*)\]", re.MULTILINE)
+_SCALAR = re.compile(r"^(\w+):[ \t]*([-+]?[.\d]\S*)[ \t]*\r?$", re.MULTILINE)
+
+
+def read_opencv(
+    path: str | Path,  # .yml, .yaml or .json of cv::FileStorage
+) -> dict[str, np.ndarray | float]:  # float64: matrices (rows, columns), and numbers
+    "The matrices and numbers of a file of OpenCV, by name. Raises a ValueError where there is no matrix."
+    text, found = Path(path).read_text(), {}
+    if text.lstrip().startswith("{"):
+        for name, value in json.loads(text).items():
+            if isinstance(value, dict) and {"rows", "cols", "data"} <= value.keys():
+                found[name] = _filled(path, name, value["data"], value["rows"], value["cols"])
+            elif isinstance(value, (int, float)):
+                found[name] = float(value)
+    else:
+        found |= {name: float(value) for name, value in _SCALAR.findall(text) if re.fullmatch(r"[-+]?[.\d]+(e[-+]?\d+)?", value, re.I) and value.count(".") < 2}
+        found |= {name: _filled(path, name, re.split(r"[,\s]+", data.strip(", \t\r\n")), int(rows), int(columns)) for name, rows, columns, _, data in _MATRIX.findall(text)}
+    if not any(isinstance(x, np.ndarray) for x in found.values()):
+        raise ValueError(f"{path} holds no matrix with rows, cols and data, as cv::FileStorage writes them in YAML or JSON.")
+    return found
+
+
+def _filled(path, name: str, data: Sequence, rows: int, columns: int) -> np.ndarray:  # rows columns
+    "Numbers as a matrix of the size that goes with them."
+    numbers = np.array([float(str(x).lower().replace(".nan", "nan").replace(".inf", "inf")) for x in data])
+    if len(numbers) != rows * columns:
+        raise ValueError(f"{path}: {name} says that it is {rows} x {columns}, and holds {len(numbers)} numbers.")
+    return numbers.reshape(rows, columns)
+
+
+class MayaCam(NamedTuple):
+    "What a MayaCam 2.0 file holds, in the order of `from_opencv`."
+
+    K: np.ndarray  # 3 3 [pixels]
+    R: np.ndarray  # 3 3, world to camera
+    t: np.ndarray  # 3, in the unit of the calibration object, usually mm
+    height: int  # rows
+    width: int  # columns
+
+
+def read_mayacam(
+    path: str | Path,  # of a text file
+) -> MayaCam:
+    "A MayaCam 2.0 file: `from_opencv(*read_mayacam(path), sdd=...)`. Raises a ValueError that names what is missing."
+    sizes, parts = {"image size": 2, "camera matrix": 9, "rotation": 9, "translation": 3}, {}
+    heading = None
+    for line in Path(path).read_text().splitlines():
+        if re.search("[a-z]{3}", line, re.I):
+            heading = line.strip().lower()
+        elif heading in sizes:
+            parts.setdefault(heading, []).extend(float(x) for x in re.split(r"[,;\s]+", line.strip(" ,;\t")) if x)
+    wrong = [f"{name} ({len(parts.get(name, []))} of {n} numbers)" for name, n in sizes.items() if len(parts.get(name, [])) != n]
+    if wrong:
+        raise ValueError(f"{path} is no MayaCam 2.0 file: it lacks {', '.join(wrong)}. Each stands under its heading: {', '.join(sizes)}.")
+    width, height = (int(x) for x in parts["image size"])
+    K, R, t = (np.array(parts[name]) for name in ("camera matrix", "rotation", "translation"))
+    return MayaCam(K.reshape(3, 3), R.reshape(3, 3), t, height, width)

@@ -41,7 +41,7 @@ from .drr import DRR
 from .images import resize_image
 from .metrics import RegistrationErrors, registration_errors
 from .phantom import LABELS, bounds, phantom_volume, soft_tissue, specimen
-from .pose import RigidTransform, convert, se3_exp
+from .pose import RigidTransform, _lacking, _without, convert, se3_exp
 from .simulation import Physics, simulate_xray
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #0b367979
@@ -177,6 +177,9 @@ def get_random_offset(
         shift.matrix[0, :3, 3] = pivot.detach().float().cpu()
         offset = shift.inverse().compose(offset).compose(shift)
     return offset.to(device)
+
+
+__getattr__ = _without(__name__, "get_random_poses", "get_2d_groundtruth")
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #93855142
 def isocenter_pose(
@@ -776,6 +779,8 @@ class _Posed(_Anatomy):
 # %% ../notebooks/api/14_deepfluoro.ipynb #79aefc25
 class _Imaged(_Posed):
     "Pixels of X-rays, and what is known in pixels."
+
+    __getattr__ = _lacking
 
     def _upright(self, idx: int, name: str) -> Tensor:  # H W, in the file's type
         "An image of the file with the patient's head up."

@@ -6,7 +6,9 @@
 __all__ = ['beer_lambert', 'DRR']
 
 # %% ../notebooks/api/11_drr.ipynb #d201b473
+import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Optional, Sequence, Union
 
 import torch
@@ -18,8 +20,8 @@ from torch import Tensor
 from .calibration import Camera, Detector
 from .data import Contrast
 from .kernels.reference import bounding_box, occupancy
-from .pose import RigidTransform, _capturing, convert
-from .renderers import Siddon, Trilinear, View, choose_backend
+from .pose import RigidTransform, _capturing, _new_call, convert
+from .renderers import Siddon, Trilinear, View, choose_backend, refuse_transforms
 
 # %% ../notebooks/api/11_drr.ipynb #ae1ae256
 def _density_of(subject: torchio.Subject) -> Tensor:  # X Y Z, at bone multiplier 1 if the subject knows its contrast
@@ -69,6 +71,12 @@ class _Projector(torch.nn.Module):
     dtype = property(lambda self: self.density.dtype, doc="Of the volume and the images.")
     camera = property(lambda self: self.detector.camera, doc="Intrinsics as a Camera.")
 
+    spacing = property(lambda self: self.affine[:3, :3].norm(dim=0), doc="3: size of a voxel [mm].")
+
+    def set_bone_attenuation_multiplier(self, multiplier: float) -> None:
+        "Refused, with what to do instead."
+        raise TypeError(_new_call("set_bone_attenuation_multiplier"))
+
     @property
     def n_patches(self) -> int:
         "Into how many chunks of rays an image is cut."
@@ -87,6 +95,8 @@ class _Filled(_Projector):
         return self
 
     def _apply(self, fn, recurse=True):
+        if fn(self.density.new_zeros(())).device.type == "mps":
+            raise ValueError("a DRR's rays are made in double precision, which Apple's GPUs (MPS) do not have: leave the DRR on the CPU, whose kernels use all cores, and move its images with .to('mps')")
         super(_Filled, self.volume_changed_())._apply(fn, recurse)
         self._world_from_index, self._index_from_world = self.affine, self.affine_inverse  # beside the volume, so that no call has to bring them there
         return self
@@ -197,13 +207,27 @@ class _Posed(_Casting):
         **options,  # n_points, reducefn
     ) -> Tensor:  # B C H W
         "Render the volume from a batch of poses."
+        _check_call(args, options)
+        if self.renderer.backend != "torch":
+            refuse_transforms()
         pose = self._pose(args, parameterization, convention, degrees)
         view = self._view(pose, calibration)
         rest = self._rest(self.density, len(view.pose), mask_to_channels, bone_attenuation_multiplier)
         parts = [view] if self.n_patches == 1 else view.chunk(self.n_patches)
         out = [self.renderer.project(self.density, part, *rest, **options) for part in parts]
         out = out[0] if len(out) == 1 else torch.cat(out, -1)
+        self._look(out)
         return self.reshape_transform(self._light(out, beer_lambert))
+
+    _seen = False  # has an image shown something, or was it said that none does?
+
+    def _look(self, out: Tensor) -> None:
+        "Say once that nothing of the patient is seen; on the CPU, where looking costs nothing."
+        if self._seen or out.device.type != "cpu" or torch.compiler.is_compiling() or not out.numel():
+            return
+        self._seen = True
+        if not out.detach().any() and self.density.detach().any():
+            warnings.warn("nothing of the patient is in this image: all of its pixels are zero. Is the pose a camera-to-world transform in mm, about the isocentre, for the orientation that the subject was read with? The source belongs some 500 to 1000 mm from the origin, the patient between it and the detector (sdd).", stacklevel=3)
 
     def _pose(self, args, parameterization, convention, degrees) -> RigidTransform:
         if len(args) == 1 and isinstance(args[0], RigidTransform):
@@ -213,8 +237,12 @@ class _Posed(_Casting):
         else:
             given = ", ".join(type(a).__name__ for a in args) or "nothing"
             raise TypeError(f"a DRR takes a RigidTransform, or rotation and translation with parameterization=...; it was given {given}")
+        if not len(pose):
+            raise ValueError("a DRR makes an image per pose, and this batch of poses is empty: leave the call out")
         if pose.device.type == "cpu":
             pose.check_rigid(1e-3)
+        if pose.dtype in (torch.float16, torch.bfloat16):
+            pose = pose.float()  # after the check, which allows for their rounding
         return pose
 
     def _rays(self, pose: RigidTransform, calibration=None) -> tuple[Tensor, Tensor]:
@@ -298,6 +326,38 @@ class _Adjustable(_Differentiated):
         "World points [mm] on the detector plane, behind pixels B N 2 (column, row)."
         return self.detector.unproject(pose, pixels, calibration)
 
+# %% ../notebooks/api/11_drr.ipynb #b960c888
+_SINGLE_ANGLES = {"theta", "phi", "gamma", "bx", "by", "bz", "sdr"}
+
+
+def _check_subject(subject, sdd, options: dict) -> None:
+    "Refuse what an earlier package took in the place of a subject."
+    new = "DRR(read(volume, spacing=spacing, orientation=...), sdd=2 * sdr, height=..., delx=...), with diffpose.data.read"
+    if isinstance(subject, str) and isinstance(sdd, str):
+        raise TypeError(_new_call("volume, spacing = load_example_ct()", "subject = load_example_ct(), and DRR(subject, sdd=..., height=..., delx=...)"))
+    if isinstance(subject, (str, Path)):
+        raise TypeError(f"a DRR takes a subject, not a file: DRR(read({str(subject)!r}), sdd=..., ...), with diffpose.data.read")
+    if not isinstance(subject, torchio.Subject):
+        raise TypeError(_new_call(f"DRR({type(subject).__name__}, ...)", new))
+    missing = [name for name in ("density", "reorient") if not hasattr(subject, name)]
+    if missing:
+        raise TypeError(f"this subject has no {' and no '.join(missing)}: it holds {', '.join(subject) or 'nothing'}. Make it with diffpose.data.read(file, or tensor with spacing), which finds the densities, the isocentre and the view")
+    if "sdr" in options or "bone_attenuation_multiplier" in options:
+        name = "sdr" if "sdr" in options else "bone_attenuation_multiplier"
+        raise TypeError(_new_call(f"DRR(..., {name}=...)", "sdd=2 * sdr" if name == "sdr" else "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)"))
+    if isinstance(sdd, (int, float)) and sdd < 0:
+        raise ValueError(_new_call(f"DRR(subject, sdd={sdd})", "sdd is a distance and positive; a view from behind is read(..., orientation='PA'), and the detector of a pinhole camera DRR.from_camera(subject, camera.camera)"))
+
+
+def _check_call(args: tuple, options: dict) -> None:
+    "Refuse the arguments that an earlier package took in the place of a pose."
+    if "pose" in options:
+        raise TypeError(_new_call("drr(None, None, None, pose=pose)", "drr(pose)"))
+    old = sorted(_SINGLE_ANGLES & set(options))
+    if old:
+        raise TypeError(_new_call(f"drr({'=..., '.join(old)}=...)", 'drr(rotation, translation, parameterization="euler_angles", convention="ZXY"), or drr(carm_pose(primary, secondary, sid)) in degrees'))
+
+
 # %% ../notebooks/api/11_drr.ipynb #1d49e075
 class DRR(_Adjustable):
     "Digitally reconstructed radiographs of a subject: a pose in, an image B C H W out, exactly differentiable. Units: mm, and mm x density for pixels."
@@ -325,12 +385,14 @@ class DRR(_Adjustable):
         generator: Optional[torch.Generator] = None,  # for the subset of p_subsample
         **renderer_kwargs,  # reducefn, n_points, backend, ...
     ):
+        _check_subject(subject, sdd, renderer_kwargs)
         camera = Camera(sdd, height, width or height, delx, dely or delx, x0, y0, reverse_x_axis, reverse_y_axis)
         self._assemble(subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs)
 
     @classmethod
     def from_camera(cls, subject: torchio.Subject, camera: Camera, *, renderer: str = "siddon", voxel_shift: float = 0.5, p_subsample=None, reshape=True, patch_size=None, persistent=True, generator=None, **renderer_kwargs) -> "DRR":
         "The DRR of a calibrated camera, such as `read_xray` returns. Keyword arguments as for the constructor."
+        _check_subject(subject, camera.sdd, renderer_kwargs)
         self = cls.__new__(cls)
         self._assemble(subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs)
         return self

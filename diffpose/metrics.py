@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ncc', 'multiscale_ncc', 'sobel', 'gradient_ncc', 'mutual_information', 'NormalizedCrossCorrelation2d',
            'MultiscaleNormalizedCrossCorrelation2d', 'GradientNormalizedCrossCorrelation2d', 'MutualInformation',
-           'geodesic_so3', 'geodesic_translation', 'geodesic_se3', 'DoubleGeodesic', 'double_geodesic_se3',
-           'GeodesicSO3', 'GeodesicTranslation', 'LogGeodesicSE3', 'DoubleGeodesicSE3', 'mtre', 'mpe', 'mrpe', 'dgeo',
-           'RegistrationErrors', 'registration_errors']
+           'geodesic_so3', 'geodesic_translation', 'geodesic_se3', 'DoubleGeodesicErrors', 'double_geodesic_se3',
+           'GeodesicSO3', 'GeodesicTranslation', 'LogGeodesicSE3', 'DoubleGeodesicSE3', 'GeodesicSE3', 'DoubleGeodesic',
+           'mtre', 'mpe', 'mrpe', 'dgeo', 'RegistrationErrors', 'registration_errors']
 
 # %% ../notebooks/api/13_metrics.ipynb #14f162e3
 import math
@@ -392,6 +392,11 @@ def _pair(name: str, pose_1: RigidTransform, pose_2: RigidTransform) -> tuple[Ri
     return pose_1.to(dtype), pose_2.to(dtype)
 
 
+def _batch(*batched) -> int:
+    "Size of the batch that batches of one join: it may be empty."
+    return next((len(x) for x in batched if len(x) != 1), 1)
+
+
 @jaxtyped(typechecker=beartype)
 def geodesic_se3(
     pose_1: RigidTransform,  # B poses, or 1
@@ -402,7 +407,7 @@ def geodesic_se3(
     return pose_2.compose(pose_1.inverse()).get_se3_log().norm(dim=-1)
 
 # %% ../notebooks/api/13_metrics.ipynb #22ae3a0d
-class DoubleGeodesic(NamedTuple):
+class DoubleGeodesicErrors(NamedTuple):
     "The three lengths [mm] of `double_geodesic_se3`, one per pair of poses."
 
     angular: Tensor  # arc that the rotation error sweeps at sdd/2 [mm]
@@ -416,17 +421,17 @@ def double_geodesic_se3(
     pose_2: RigidTransform,  # B poses, or 1
     sdd: float | int,  # source-to-detector distance [mm]
     eps: float | int = 0.0,  # added under the root [mm²]; 1e-6 is what the predecessor did
-) -> DoubleGeodesic:
+) -> DoubleGeodesicErrors:
     "Rotation and translation error between two poses, both as lengths, and both together."
     pose_1, pose_2 = _pair("double_geodesic_se3", pose_1, pose_2)
     if not (sdd > 0 and math.isfinite(sdd) and eps >= 0):
         raise ValueError(f"sdd is a distance in mm and must be positive, eps must not be negative, got sdd={sdd}, eps={eps}")
     (R1, t1), (R2, t2) = ((pose.rotation, pose.convert("matrix")[1]) for pose in (pose_1, pose_2))
-    n = max(len(pose_1), len(pose_2))
+    n = _batch(pose_1, pose_2)
     angular = sdd / 2 * geodesic_so3(R1.expand(n, 3, 3), R2.expand(n, 3, 3))
     translational = geodesic_translation(t1.expand(n, 3), t2.expand(n, 3))
     both = torch.stack([angular, translational, torch.full_like(angular, math.sqrt(eps))], -1)
-    return DoubleGeodesic(angular, translational, both.norm(dim=-1))
+    return DoubleGeodesicErrors(angular, translational, both.norm(dim=-1))
 
 # %% ../notebooks/api/13_metrics.ipynb #ebff92fd
 class GeodesicSO3(torch.nn.Module):
@@ -464,12 +469,27 @@ class DoubleGeodesicSE3(torch.nn.Module):
         super().__init__()
         self.sdd, self.eps = sdd, eps
 
-    def forward(self, pose_1: RigidTransform, pose_2: RigidTransform) -> DoubleGeodesic:
+    def forward(self, pose_1: RigidTransform, pose_2: RigidTransform) -> DoubleGeodesicErrors:
         "Angular, translational and double distance [mm] per pair of poses."
         return double_geodesic_se3(pose_1, pose_2, self.sdd, self.eps)
 
     def extra_repr(self) -> str:
         return f"sdd={self.sdd}, eps={self.eps}"
+
+# %% ../notebooks/api/13_metrics.ipynb #589ed115
+class GeodesicSE3(LogGeodesicSE3):
+    "`LogGeodesicSE3` by its name in DiffPose."
+
+
+class DoubleGeodesic(DoubleGeodesicSE3):
+    "`DoubleGeodesicSE3` with the arguments of DiffPose."
+
+    def __init__(
+        self,
+        sdr: float | int,  # half of the source-to-detector distance [mm]
+        eps: float | int = 0.0,  # added under the root [mm²]; 1e-4 is what DiffPose did
+    ):
+        super().__init__(2 * sdr, eps)
 
 # %% ../notebooks/api/13_metrics.ipynb #cc0f5778
 @jaxtyped(typechecker=beartype)
@@ -513,7 +533,7 @@ def mpe(
 def _image_shift(pose_true: RigidTransform, pose_pred: RigidTransform, points: Tensor, camera: object) -> Tensor:
     "Difference of the points' pixels (column, row) under the two poses, B N 2."
     project = _projection(camera)
-    n = max(len(pose_true), len(pose_pred), len(points))
+    n = _batch(pose_true, pose_pred, points)
     true, pred = (project(p.expand(n) if len(p) != n else p, points.expand(n, -1, -1)) for p in (pose_true, pose_pred))
     return pred - true
 

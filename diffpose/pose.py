@@ -10,14 +10,94 @@ __all__ = ['PARAMETERIZATIONS', 'so3_exp', 'so3_log', 'se3_exp', 'se3_log', 'Rig
            'random_rigid_transform']
 
 # %% ../notebooks/api/00_pose.ipynb #8dd71785
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import roma
 import torch
 from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
+
+# %% ../notebooks/api/00_pose.ipynb #64c33311
+_PAGE = "https://diffpose.github.io/diffpose/notebooks/tutorials/coming_from.html"
+_OLD = {  # old name: the call that does the same here
+    "get_random_poses": "diffpose.deepfluoro.get_random_offset(batch_size), composed with isocenter_pose(sdd)",
+    "N_ANGULAR_COMPONENTS": "diffpose.pose.PARAMETERIZATIONS",
+    "se3_exp_map": 'diffpose.pose.se3_exp(twist), or convert(rotation, translation, parameterization="se3_log_map")',
+    "se3_log_map": "pose.get_se3_log()",
+    "so3_exp_map": "diffpose.pose.so3_exp(w)",
+    "Transform3d": "diffpose.pose.RigidTransform(matrix), which acts on column vectors",
+    "make_xrays": "source, target = drr.detector(pose)",
+    "siddon_raycast": "drr.render(drr.density, source, target), or DRR(..., renderer='siddon')",
+    "WarmupCosineSchedule": "diffpose.training.TrainConfig(warmup=...), which `train` follows",
+    "get_2d_groundtruth": "there, predicted = dataset.get_2d_fiducials(idx, pose)",
+    "GeodesicTransl": "diffpose.metrics.GeodesicTranslation()",
+    "get_matrix": "pose.matrix, which acts on column vectors; pose.matrix.mT is the old one",
+    "get_rotation": "pose.convert(parameterization, convention)[0], or the matrices pose.rotation",
+    "get_translation": "pose.translation, or pose.convert(...)[1] in the rotated frame",
+    "get_current_pose": "registration.pose",
+    "set_bone_attenuation_multiplier": "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)",
+    "bone_attenuation_multiplier": "drr(pose, bone_attenuation_multiplier=...)",
+    "spacing": "subject.density.spacing",
+    "volume": "subject.volume.data[0]; a DRR holds drr.density",
+    "focal_len": "dataset.camera.sdd",
+    "source": "source, target = detector(pose)",
+    "target": "source, target = detector(pose)",
+    "x0": "dataset.camera.x0",
+    "y0": "dataset.camera.y0",
+    "sdr": "detector.sdd / 2",
+    "fx": "camera.K[:, 0, 0]",
+    "fy": "camera.K[:, 1, 1]",
+    "cx": "camera.K[:, 0, 2]",
+    "cy": "camera.K[:, 1, 2]",
+    "rotation_matrix": "camera.R",
+    "translation_vector": "camera.t",
+}
+
+
+def _new_call(name: str, new: str | None = None) -> str:
+    "What to say of an old name or call."
+    return f"`{name}` is from an earlier package. Here: {new or _OLD[name]}. Every old call beside the new one: {_PAGE}"
+
+
+def _without(owner: str, *names: str) -> Callable:
+    "A `__getattr__` for a module that has names no longer."
+
+    def __getattr__(name: str):
+        if name in names:
+            raise ImportError(_new_call(name))  # an AttributeError would be replaced by `from ... import`
+        raise AttributeError(f"module {owner!r} has no attribute {name!r}")
+
+    return __getattr__
+
+
+def _lacking(self, name: str):
+    "The `__getattr__` of an object: an AttributeError, with the new call for an old name."
+    raise AttributeError(_new_call(name) if name in _OLD else f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+__getattr__ = _without(__name__, "N_ANGULAR_COMPONENTS", "se3_exp_map", "se3_log_map", "so3_exp_map", "Transform3d")
+
+
+# %% ../notebooks/api/00_pose.ipynb #a260bb73
+def _exactly(function: Callable) -> Callable:
+    "Decorator: outside of autocast."
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
+            return function(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _widened(x):
+    "A tensor in half precision as float32; anything else as it is."
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.float16, torch.bfloat16) else x
 
 # %% ../notebooks/api/00_pose.ipynb #e7f37b51
 @jaxtyped(typechecker=beartype)
@@ -54,6 +134,7 @@ def _smooth(x: Tensor, *functions: tuple[list[float], object]) -> list[Tensor]:
     return out
 
 # %% ../notebooks/api/00_pose.ipynb #1c0a4fd1
+@_exactly
 @jaxtyped(typechecker=beartype)
 def se3_exp(
     twist: Float[Tensor, "*b 6"],  # [v, omega]: translation part [mm], then rotation part [rad]
@@ -73,6 +154,7 @@ def _assemble(R: Tensor, t: Tensor) -> Tensor:
     return torch.cat([top, torch.cat([last, torch.ones_like(last[..., :1])], -1)], -2)
 
 # %% ../notebooks/api/00_pose.ipynb #b896a408
+@_exactly
 @jaxtyped(typechecker=beartype)
 def se3_log(
     T: Float[Tensor, "*b 4 4"],  # rigid transforms
@@ -120,6 +202,7 @@ class _Batch:
     "A tensor `matrix` of 4x4 matrices that can be indexed, stacked and moved like a tensor."
 
     matrix: Tensor
+    __getattr__ = _lacking
 
     @classmethod
     def _of(cls, matrix: Tensor):
@@ -205,12 +288,14 @@ class _Rigid(_Movable):
     rotation = property(lambda self: self.matrix[:, :3, :3], doc="b 3 3: the linear part R.")
     translation = property(lambda self: self.matrix[:, :3, 3], doc="b 3: the last column t [mm].")
 
+    @_exactly
     def check_rigid(
         self,
         atol: float = 1e-3,  # allowed error of each entry of RᵀR, and of the determinant
     ) -> "RigidTransform":  # itself
         "Raise a ValueError unless every R is a rotation and every t is finite."
-        R = self.rotation.detach()
+        R = _widened(self.rotation.detach())  # LAPACK knows no half precision
+        atol = max(atol, 8 * torch.finfo(self.dtype).eps)  # no more than rounding can hold
         off = (R.mT @ R - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((-2, -1))
         det = torch.linalg.det(R)
         good = (off <= atol) & ((det - 1).abs() <= atol) & self.translation.detach().isfinite().all(-1)
@@ -230,7 +315,11 @@ class RigidTransform(_Rigid):
     def __init__(
         self,
         matrix: Tensor,  # b 4 4 or 4 4, float32 or float64: [R | t; 0 0 0 1], acting on column vectors
+        *old,  # refused: translation, parameterization and so on, as they were once given here
+        **more,
     ):
+        if old or more:
+            raise TypeError(_new_call("RigidTransform(R, t, parameterization, convention)", "convert(rotation, translation, parameterization=..., convention=...), whose translation is in the rotated frame"))
         if isinstance(matrix, Tensor) and matrix.ndim == 2:
             matrix = matrix[None]
         _require(matrix, "the matrix of a RigidTransform", (4, 4), fix="From a rotation and a translation, use `convert`.")
@@ -239,19 +328,26 @@ class RigidTransform(_Rigid):
             raise ValueError(f"the last row of a rigid transform is (0, 0, 0, 1), not {matrix[0, 3].tolist()}. A row-vector matrix (translation in the last row) must be transposed first.")
         self.matrix = matrix
 
+    @_exactly
     def __call__(
         self,
         points: Tensor,  # b n 3 [mm]; a batch of one serves every transform
     ) -> Tensor:  # b n 3 [mm]
         "R x + t for every point."
+        if self.dtype in (torch.float16, torch.bfloat16):
+            self = self.float()
+        points = _widened(points)
         _require(points, "points", (None, 3), self.matrix)
         return points @ self.rotation.mT + self.translation[:, None]
 
+    @_exactly
     def compose(self, other: "RigidTransform") -> "RigidTransform":
         "First this transform, then the other: x -> other(self(x)), the matrix other @ self."
-        _require(other.matrix, "the transform to compose with", (4, 4), self.matrix)
-        return self._of(other.matrix @ self.matrix)
+        one, two = _widened(self.matrix), _widened(other.matrix)
+        _require(two, "the transform to compose with", (4, 4), one)
+        return self._of(two @ one)
 
+    @_exactly
     def inverse(self) -> "RigidTransform":
         "The way back, in closed form: exact whenever R is orthogonal, so for reflections too."
         Rt = self.rotation.mT
@@ -259,7 +355,7 @@ class RigidTransform(_Rigid):
 
     def get_se3_log(self) -> Tensor:  # b 6
         "The twists [v, omega] [mm, rad] that lead here, see `se3_log`."
-        return se3_log(self.check_rigid().matrix)
+        return se3_log(_widened(self.check_rigid().matrix))
 
     def convert(self, parameterization: str, convention: str | None = None, degrees: bool = False) -> tuple[Tensor, Tensor]:
         "(rotation, translation): what the function `convert`, given the same options, takes to build this transform."
@@ -287,6 +383,7 @@ def _turn(axis: int, c: Tensor, s: Tensor) -> Tensor:
     return torch.stack(rows[axis], -1).unflatten(-1, (3, 3))
 
 # %% ../notebooks/api/00_pose.ipynb #6c4cd43d
+@_exactly
 @jaxtyped(typechecker=beartype)
 def euler_angles_to_matrix(
     angles: Float[Tensor, "*b 3"],  # [rad]
@@ -464,6 +561,8 @@ PARAMETERIZATIONS = {name: n for name, (n, _, _) in _ROTATIONS.items()}  # name 
 
 def _lookup(parameterization: str, convention: str | None, degrees: bool) -> int:
     "How many numbers a parameterization has, after its options have been checked."
+    if parameterization == "se3_exp_map":
+        raise ValueError(_new_call(parameterization, 'parameterization="se3_log_map", rotation and translation parts of the twist as two tensors'))
     if parameterization not in PARAMETERIZATIONS:
         raise ValueError(f"parameterization={parameterization!r} is unknown; it is one of {', '.join(PARAMETERIZATIONS)}.")
     if parameterization == "euler_angles":
@@ -473,16 +572,23 @@ def _lookup(parameterization: str, convention: str | None, degrees: bool) -> int
     return PARAMETERIZATIONS[parameterization]
 
 # %% ../notebooks/api/00_pose.ipynb #6831c4e5
+@_exactly
 def convert(
     rotation: Tensor,  # b n, or n: numbers of the parameterization; b 3 3 or b 4 4 for "matrix"
     translation: Tensor | None = None,  # b 3, or 3: in the rotated frame [mm]; v of the twist for "se3_log_map"
-    *,
-    parameterization: str,  # a key of PARAMETERIZATIONS
+    *old,  # refused: what was once given in this order
+    parameterization: str = "",  # a key of PARAMETERIZATIONS: it has to be named
     convention: str | None = None,  # for "euler_angles", such as "ZXY"; the others do not look at it
     degrees: bool = False,  # whether angles and rotation vectors are in degrees
+    **more,  # refused: input_parameterization and the like
 ) -> RigidTransform:  # camera to world: [R | R t]
-    "Poses from rotations and translations; either may be a batch of one."
+    "Poses from rotations and translations; either may be a batch of one. Half precision, as a network under autocast returns it, becomes float32."
+    if old or more or isinstance(rotation, (list, tuple, _Batch)) or isinstance(translation, str):
+        given = ", ".join(more) or "a list, a pose or a name in the place of a tensor"
+        new = "convert(rotation, translation, parameterization=..., convention=...) makes a pose of two tensors, pose.convert(parameterization, convention) takes it apart"
+        raise TypeError(_new_call(f"convert({given})", new))
     n = _lookup(parameterization, convention, degrees)
+    rotation, translation = _widened(rotation), _widened(translation)
     if parameterization == "matrix" and translation is None:
         return RigidTransform(rotation)
     fix = f"See `convert`, parameterization={parameterization!r}."
@@ -495,7 +601,7 @@ def convert(
     _require(translation, "translation", (3,), rotation, fix=fix)
     if degrees:
         rotation = rotation.deg2rad()
-    b = max(len(rotation), len(translation))
+    b = len(rotation) if len(translation) == 1 else len(translation)
     rotation, translation = rotation.expand(b, *tail), translation.expand(b, 3)
     if parameterization == "se3_log_map":
         return RigidTransform._of(se3_exp(torch.cat([translation, rotation], -1)))
@@ -504,9 +610,12 @@ def convert(
     return RigidTransform._of(_assemble(R, (R @ translation[..., None])[..., 0]))
 
 # %% ../notebooks/api/00_pose.ipynb #90525db1
+@_exactly
 def _unconvert(pose: RigidTransform, parameterization: str, convention: str | None, degrees: bool) -> tuple[Tensor, Tensor]:
     "The inverse of `convert`; a method of RigidTransform."
     _lookup(parameterization, convention, degrees)
+    if pose.dtype in (torch.float16, torch.bfloat16):
+        pose = pose.float()
     if parameterization == "se3_log_map":
         t, r = pose.get_se3_log().split(3, -1)
     else:

@@ -6,7 +6,16 @@
 __all__ = ['TOLERANCES', 'best_layout', 'integrate', 'channel_jacobian', 'volume_gradient', 'frame_gradient']
 
 # %% ../../notebooks/api/08_kernels_cpu.ipynb #4719d88f
+import functools
+import hashlib
 import math
+import os
+import pickle
+import threading
+import types
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Optional
 
 import numba as nb
@@ -14,9 +23,10 @@ import numpy as np
 import torch
 from beartype import beartype
 from jaxtyping import Float, Integer, UInt8, jaxtyped
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.np.ufunc import parallel
 from torch import Tensor
 
-from ..data import compiled
 from .lanes import LANES, any_lane, either, fill, floor, gather, gather_pair, lane, lower, narrow, put, to_whole, upper, where, wide
 from .reference import BRICK, check_rays, compose
 
@@ -25,10 +35,100 @@ from .reference import BRICK, check_rays, compose
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 # Helpers only borrow their arrays (_nrt=False): counting references, atomically and across threads, would cost as much as a cell does.
 _inline = nb.njit(fastmath=_FAST, error_model="numpy", forceinline=True, _nrt=False)
-_kernel = compiled(fastmath=_FAST, error_model="numpy", parallel=True)
 _NO_PIECES = (math.inf, 1.0, 0.0, 1.0, 0.0)  # contrast map that changes nothing
 _FAR = 1e12  # voxels: what is farther away has no place
 _SLIVER = 1e-12  # of a ray: the stretch before its exit in which rounding could show one plane more
+
+# %% ../../notebooks/api/08_kernels_cpu.ipynb #186d4d7d
+class _Files(IndexDataCacheFile):
+    "numba's files of machine code, each closed by its checksum; unpickling does not look so far."
+
+    def _dump(self, obj):
+        data = super()._dump(obj)
+        return data + hashlib.sha256(data).digest()
+
+    def _load_data(self, name):
+        data = Path(self._data_path(name)).read_bytes()
+        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+            raise ValueError(f"{name} has another checksum than was written")
+        return pickle.loads(data)
+
+
+class _Cache(FunctionCache):
+    "numba's cache of a function, without what is damaged."
+
+    def __init__(self, function):
+        super().__init__(function)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # whatever reading, unpickling and linking make of it
+            self._warn(f"is damaged ({type(error).__name__}: {error}) and is compiled anew")
+        try:
+            self.flush()  # forget all files of this function: they are written over
+        except OSError:
+            self.disable()
+
+    def save_overload(self, sig, data):
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            self._warn(f"cannot be kept ({error}): later processes compile again; NUMBA_CACHE_DIR names another folder")
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(f"the machine code of {self._py_func.__qualname__} in {self._cache_path} {what}", RuntimeWarning, stacklevel=2)
+
+
+def _compiled(function, **options):
+    "A function as machine code, kept between processes where a folder for it can be written."
+    dispatcher = nb.njit(fastmath=_FAST, error_model="numpy", **options)(function)
+    try:
+        dispatcher._cache = _Cache(function)
+    except RuntimeError:  # no such folder
+        pass
+    return dispatcher
+
+
+# %% ../../notebooks/api/08_kernels_cpu.ipynb #eec6a2a1
+_FORKED = False  # is this process the child of one that had started threads?
+_TURN = threading.Lock()
+
+
+def _leave_threads_behind() -> None:
+    "In a child that was just forked: remember whether its parent had started threads, and ask torch for none either."
+    global _FORKED
+    _FORKED = _FORKED or parallel._is_initialized
+    if _FORKED:
+        torch.set_num_threads(1)  # it would wait for them for ever
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_threads_behind)
+
+
+def _turn():
+    "The lock to hold while numba's threads work."
+    nb.get_num_threads()  # starts them, if nobody has
+    return _TURN if nb.threading_layer() == "workqueue" else nullcontext()
+
+
+class _kernel:
+    "Decorator: a loop over blocks as machine code, for every core and for one."
+
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+        alone = types.FunctionType(function.__code__, function.__globals__, function.__name__)
+        alone.__qualname__, alone.__module__ = function.__qualname__ + "_alone", function.__module__  # a name, and so a file, of its own
+        self.together, self.alone = _compiled(function, parallel=True), _compiled(alone)
+
+    def __call__(self, *args):
+        if _FORKED:
+            return self.alone(*args)
+        with _turn():
+            return self.together(*args)
+
 
 # %% ../../notebooks/api/08_kernels_cpu.ipynb #c4ea0efe
 @_inline
@@ -821,7 +921,8 @@ class _Rays:
             raise ValueError(f"occupied is the occupancy of another volume: {tuple(occupied.shape)} bricks do not cover {tuple(volume.shape)} voxels; make it with occupancy(volume)")
         self.bricks = (np.zeros(1, np.uint8), (0, 0, 0)) if occupied is None else (occupied.permute(2, 1, 0).reshape(-1).numpy(), tuple(occupied.shape))
         self.unit = () if rule == "siddon" else (None,) if self.stride[0] == 1 else (self.stride[0],)
-        nb.set_num_threads(max(1, min(torch.get_num_threads(), nb.config.NUMBA_NUM_THREADS)))
+        if not _FORKED:
+            nb.set_num_threads(max(1, min(torch.get_num_threads(), nb.config.NUMBA_NUM_THREADS)))
 
     @property
     def args(self):

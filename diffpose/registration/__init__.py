@@ -29,6 +29,7 @@ from .first_order import Registration
 from .sparse import SparseAdam, SparseRegistration, patch_distribution
 from .sparse import VectorizedNormalizedCrossCorrelation2d
 from .network import PoseRegressor
+from ..pose import _without
 
 _all_ = [
     "GaussNewton", "Result", "Reason", "Thresholds", "PosePrior", "survey", "Stage",
@@ -37,3 +38,6 @@ _all_ = [
     "default_landmarks", "Registration", "SparseRegistration", "SparseAdam",
     "patch_distribution", "VectorizedNormalizedCrossCorrelation2d", "PoseRegressor",
 ]
+
+# %% ../../notebooks/api/25_registration.ipynb #2bfd8b41
+__getattr__ = _without(__name__, "N_ANGULAR_COMPONENTS")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..drr import DRR
-from ..pose import RigidTransform, convert
+from ..pose import RigidTransform, _new_call, convert
 
 # %% ../../notebooks/api/22_registration_first_order.ipynb #aadaaa4b
 class Registration(torch.nn.Module):
@@ -43,6 +43,10 @@ class Registration(torch.nn.Module):
             parameterization=self.parameterization,
             convention=self.convention,
         )
+
+    def get_current_pose(self) -> RigidTransform:
+        "Refused, with the new name."
+        raise AttributeError(_new_call("get_current_pose"))
 
     def forward(self, **options) -> Tensor:  # B C H W
         "Render the present pose; options as for `DRR`."
