@@ -12,7 +12,6 @@ __all__ = ['reorientation', 'CArm', 'carm_pose', 'carm_angles', 'read_text', 'lo
 import collections
 import errno
 import json
-import math
 import os
 import platform
 import re
