@@ -135,7 +135,7 @@ MALFORMED = {
     "no weights": changed(model=...),
     "no errors": changed(residuals=...),
     "weights that are a list": changed(model=[1, 2]),
-    "weights of another shape": first_weight(lambda w: w[:1]),
+    "weights of another shape": first_weight(lambda w: torch.cat([w, w])),
     "weights of another type": first_weight(lambda w: w.double()),
     "whole numbers for weights": first_weight(lambda w: w.long()),
     "weights that are none": first_weight(lambda w: w * float("nan")),
