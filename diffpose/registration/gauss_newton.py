@@ -10,6 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -267,18 +268,17 @@ class GaussNewton:
                 best = best.join(given)
             others = job.best(mine, 8, self.thresholds.distance_mm)
             pools.append((best, others))
-        last = pools[0][0]
-        for best, _ in pools[1:]:
-            last = last.join(best)
+        bests = [best for best, _ in pools]
         for k in range(job.local + 1, len(job.levels)):
             # a candidate without rivals is refined at once
-            alone = job.levels[k].stage.refine & (last.fit.which.bincount()[last.fit.which] == 1)
-            moved = [last[alone], job.descend(k, last[~alone])] if (~alone).any() else [last]
-            last = moved[0] if len(moved) == 1 else moved[0].join(moved[1])
-            tell(k + 1, last)
-        return [
-            self._result(job, last[last.fit.which == x], pools[x][1], x) for x in range(len(pools))
-        ]
+            refined = job.levels[k].stage.refine
+            rivals = [x for x, best in enumerate(bests) if len(best.ids) > 1 or not refined]
+            if rivals:
+                moved = job.descend(k, reduce(Pool.join, [bests[x] for x in rivals]))
+                for x in rivals:
+                    bests[x] = moved[moved.fit.which == x]
+            tell(k + 1, max(bests, key=lambda pool: pool.fit.agreement.sum(1).max()))
+        return [self._result(job, best, pools[x][1], x) for x, best in enumerate(bests)]
 
     def _contends(self, job: Job, given: Pool, best: Pool) -> bool:
         "Is what became of the given start another pose than the best, and at the last level not clearly worse?"
