@@ -19,7 +19,7 @@ from torch import Tensor
 from ..drr import DRR
 from ..field import burnt_out, open_field
 from ..pose import RigidTransform
-from .pyramid import Stage, Target, default_stages, make_level, pooling, state_of
+from .pyramid import Stage, default_stages, make_level, pooling, state_of
 from .solver import Fit, evaluate, refine
 from .starts import Job, Pool, PosePrior, _Track, funnel, widen
 from .uncertainty import _landmarks, default_landmarks, expected_tre, newton_step, pose_covariance
@@ -324,7 +324,7 @@ class GaussNewton:
         "The first of the candidates at rest in the last stage, and how far a Newton step would move it [mm]."
         fit, level, x = pool.fit[:1], job.levels[-1], int(pool.fit.which[0])
         if level.stage.refine:
-            target = Target(*(part[x : x + 1] for part in job.targets[-1]))
+            target = job.targets[-1][x : x + 1]
             job.track.ids, job.track.level = pool.ids[:1], len(job.levels) - 1
             with torch.no_grad():
                 start = pool.fit.matrix[:1].to(level.drr.device)

@@ -10,7 +10,6 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from torch import Tensor
 from ..drr import DRR
 from ..images import resize_image
 from diffpose.registration.residuals import (
+    band_areas,
     band_support,
     standardise_band,
     standardise_gradient,
@@ -101,19 +101,24 @@ def default_stages(
     return stages
 
 # %% ../../notebooks/api/16_registration_pyramid.ipynb #94d58898
-class Target(NamedTuple):
+@dataclass(frozen=True)
+class Target:
     "X-rays as a level compares them."
 
     image: Tensor  # N 1 H W, averaged to the level's pixels
     weight: Tensor  # N 1 H W, 1 where they can be trusted
     support: Tensor  # N 1 H W, 1 where residuals count
     y: Tensor  # N C H W, standardised
+    windows: tuple[Tensor, Tensor] | None = None  # N 1 H W and N 2 H W, of the band's filters
 
-    def of(self, which: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "Weights, support and standardised X-rays that poses B are compared with."
-        if len(self.y) == 1:
-            return self.weight, self.support, self.y
-        return self.weight[which], self.support[which], self.y[which]
+    def __getitem__(self, index: Tensor | slice) -> "Target":
+        "Some of the X-rays."
+        windows = self.windows and tuple(part[index] for part in self.windows)
+        return Target(*(part[index] for part in (self.image, self.weight, self.support, self.y)), windows)
+
+    def of(self, which: Tensor) -> "Target":
+        "The X-rays that poses B are compared with; of a single one there need be no copies."
+        return self if len(self.y) == 1 else self[which]
 
 
 class Level:
@@ -130,17 +135,19 @@ class Level:
         return self.drr.detector.height, self.drr.detector.width
 
     def standardise(
-        self, image: Tensor, weight: Tensor, jacobian: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        image: Tensor,  # B 1 H W
+        weight: Tensor,  # 1|B 1 H W, 0 or 1
+        jacobian: Tensor | None = None,  # B H W P
+        windows: tuple[Tensor, Tensor] | None = None,  # of a target
+    ) -> tuple[Tensor, Tensor | None]:  # B C H W, B C H W P
         "Make images comparable, as the stage says."
+        if self.stage.residual == "band":
+            return standardise_band(image, weight, jacobian, windows)
         if self.stage.residual == "mncc":
             return standardise_mncc(image, weight, jacobian, window=self.window)
-        functions = {
-            "band": standardise_band,
-            "ncc": standardise_ncc,
-            "gradient": standardise_gradient,
-        }
-        return functions[self.stage.residual](image, weight, jacobian)
+        function = standardise_ncc if self.stage.residual == "ncc" else standardise_gradient
+        return function(image, weight, jacobian)
 
     def aim(
         self,
@@ -150,8 +157,12 @@ class Level:
         "Average X-rays over their fields of view to this level's pixels."
         image, share = resize_image(xrays, *self.size, masks)
         weight = (share > 0.99).to(xrays.dtype)
-        support = band_support(weight) if self.stage.residual == "band" else weight
-        return Target(image, weight, support, self.standardise(image, weight)[0])
+        if self.stage.residual != "band":
+            return Target(image, weight, weight, self.standardise(image, weight)[0])
+        support = band_support(weight)
+        windows = support, band_areas(support)
+        y, _ = self.standardise(image, weight, None, windows)
+        return Target(image, weight, support, y, windows)
 
 # %% ../../notebooks/api/16_registration_pyramid.ipynb #b993c8f4
 def _density_at(drr: DRR, multiplier: float | None) -> Tensor:  # X Y Z

@@ -92,41 +92,46 @@ def band_support(
     outside = F.pad(1 - weight, (REACH,) * 4)
     return (F.max_pool2d(outside, 2 * REACH + 1, 1) == 0).to(weight)
 
+
+def band_areas(
+    support: Tensor,  # 1|B 1 H W, 0 or 1
+) -> Tensor:  # 1|B 2 H W
+    "How much of the square over which contrast is made alike counts, and of that over which slopes are averaged."
+    squares = (_along(support, _mean(size), _mean(size)) for size in (ENERGY, TREND))
+    return torch.cat([*squares], 1).clamp(min=1e-6)
+
 # %% ../../notebooks/api/15_registration_residuals.ipynb #bc57b2d5
-def _band(x: Tensor, whole: Tensor) -> Tensor:  # ... H W to ... 3 H W
+def _band(x: Tensor, whole: Tensor, area: Tensor) -> Tensor:  # ... H W to ... 3 H W
     "What stands out from its surroundings, and slopes without their trend."
     smooth, slope = _kernels(SCALE)
     mean, trend = _mean(SURROUND), _mean(TREND)
-    low = _along(x, mean, mean, True)
-    slopes = torch.stack([_along(x, smooth, slope, True), _along(x, slope, smooth, True)], -3)
-    area = _along(whole, trend, trend).clamp(min=1e-6)
-    slopes = slopes - (
-        _along(slopes * whole[..., None, :, :], trend, trend) / area[..., None, :, :]
-    )
-    return torch.cat([(x - low)[..., None, :, :], slopes], -3)
+    steep = lambda rows, columns: _along(x, rows, columns, True)
+    level = lambda slopes: slopes - _along(slopes * whole, trend, trend) / area
+    parts = x - steep(mean, mean), level(steep(smooth, slope)), level(steep(slope, smooth))
+    return torch.stack(parts, -3)
 
 
 def standardise_band(
     image: Tensor,  # B 1 H W
     weight: Tensor,  # 1|B 1 H W, 0 or 1
     jacobian: Tensor | None = None,  # B H W P
+    windows: tuple[Tensor, Tensor] | None = None,  # what `band_support` and `band_areas` make of the weight, where it is known
 ) -> tuple[Tensor, Tensor | None]:  # B 3 H W, and its derivative B 3 H W P
     "Fine structure, of the same contrast everywhere: the residual of registration by default."
-    support = band_support(weight)
-    whole, inside = support[:, 0], support
-    mean, n = _mean(ENERGY), support.sum((1, 2, 3), keepdim=True).clamp(min=1)
-    area = _along(inside, mean, mean).clamp(min=1e-6)
-    local = lambda x: _along(x, mean, mean) / area
-    fine = _band(image[:, 0], whole) * inside
+    if windows is None:
+        support = band_support(weight)
+        windows = support, band_areas(support)
+    inside, areas = windows
+    mean, n = _mean(ENERGY), inside.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    local = lambda x: _along(x, mean, mean) / areas[:, :1]
+    fine = _band(image[:, 0], inside[:, 0], areas[:, 1]) * inside
     energy = local(fine.square().sum(1, keepdim=True))
     floor = FLOOR * (energy * inside).sum((1, 2, 3), keepdim=True) / n + 1e-20
     scale = (energy + floor).rsqrt()
     y = fine * scale
     if jacobian is None:
         return y, None
-    J = (
-        _band(jacobian.movedim(-1, 1), whole[:, None]) * inside[:, None]
-    )  # B P 3 H W
+    J = _band(jacobian.movedim(-1, 1), inside, areas[:, 1:]) * inside[:, None]  # B P 3 H W
     by_energy = local((J * fine[:, None]).sum(2))
     by_floor = FLOOR * (by_energy * inside).sum((2, 3), keepdim=True) / n
     J = J * scale[:, None] - y[:, None] * ((by_energy + by_floor) * scale.square())[:, :, None]

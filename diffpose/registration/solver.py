@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../notebooks/api/17_registration_solver.ipynb #259ae363
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -72,8 +72,9 @@ def compare(
     which: Tensor,  # B, number of the X-ray that each is compared with
 ) -> Fit:
     "Costs, gradients and curvatures of poses, from their DRRs."
-    weight, support, wanted = target.of(which)
-    y, J = level.standardise(image, weight, J)
+    seen = target.of(which)
+    support, wanted = seen.support, seen.y
+    y, J = level.standardise(image, seen.weight, J, seen.windows)
     residual, n = y - wanted, support.sum((1, 2, 3)).double().clamp(min=1)
     size, c = residual.square().sum(1, keepdim=True).sqrt(), level.stage.robust
     if c is None:
@@ -207,7 +208,7 @@ def adapt(
     image: Tensor,  # 1 1 H W DRR, from a pose that is nearly right
 ) -> tuple[float, Target]:  # blur [pixels], and the target with weights
     "How sharp the X-ray is, and how well the surroundings of each pixel agree."
-    looks = [level.standardise(blurred(image, s), target.weight)[0] for s in SHARPNESS]
+    looks = [level.standardise(blurred(image, s), target.weight, None, target.windows)[0] for s in SHARPNESS]
     costs = [(_huber(level, y - target.y) * target.support).sum() for y in looks]
     k = int(torch.stack(costs).argmin())
     y, mean = looks[k], _mean(SURROUNDINGS)
@@ -215,7 +216,7 @@ def adapt(
     scale = (local(y, y) * local(target.y, target.y)).clamp(min=1e-12).rsqrt()
     rho = (local(y, target.y) * scale).clamp(LEAST, MOST)
     w = target.support * rho / (1 - rho.square() + SOFT)
-    return SHARPNESS[k], target._replace(support=w * (target.support.sum() / w.sum().clamp(min=1e-12)))
+    return SHARPNESS[k], replace(target, support=w * (target.support.sum() / w.sum().clamp(min=1e-12)))
 
 
 class _Blurred:
