@@ -3,6 +3,7 @@
     DIFFPOSE_GAUNTLET=folder DIFFPOSE_DATA=folder python experiments/gauntlet.py [FOLDER] [--starts small medium large] [--scenarios clean real]
     python experiments/gauntlet.py FOLDER --methods default no_survey mncc      an ablation
     python experiments/gauntlet.py FOLDER --report                              only the tables and the plot of what is there
+    python experiments/gauntlet.py FOLDER --pictures lowdose-5 head-4           X-ray, DRR at the true pose, and outlines at the pose that was found
 
 Each `NAME.npz` of the gauntlet holds X-rays of one kind (a scenario): `cases`, a JSON list (id, subject, view, camera, kind of pixels, polarity, what is wrong), and for case i
 `i.image`, `i.pose` (the true pose, 4 x 4), `i.start.small | medium | large` and `i.points` (world mm, where errors are measured). Subjects are `pelvis` and `chest` of
@@ -53,6 +54,7 @@ parser.add_argument("--starts", nargs="+", default=["small"], choices=["small", 
 parser.add_argument("--scenarios", nargs="*", default=None, help="default: all")
 parser.add_argument("--methods", nargs="+", default=["default"], choices=list(METHODS))
 parser.add_argument("--only", default="0::1", help="first::every, of each scenario's cases")
+parser.add_argument("--pictures", nargs="+", default=[], metavar="ID", help="X-rays to draw into FOLDER/hard.webp; nothing else is done")
 parser.add_argument("--report", action="store_true", help="compute nothing")
 
 
@@ -85,12 +87,17 @@ def solver(case: dict, method: str) -> tuple[GaussNewton, Camera]:
     return SOLVERS[key]
 
 
-def one(z, i: int, case: dict, start: str, method: str) -> dict:
-    "Register one X-ray as a user would."
-    newton, camera = solver(case, method)
+def load(z, i: int, case: dict, camera: Camera) -> torch.Tensor:  # 1 1 H W
+    "An X-ray as a user would read it."
     image, lines = z[f"{i}.image"], case["kind"] == "line_integrals"
     image = image.astype(np.float32) if lines and image.dtype != np.uint8 else image
-    xray = read_xray(image, camera=camera, polarity=case["polarity"], already_line_integral=lines)[0]
+    return read_xray(image, camera=camera, polarity=case["polarity"], already_line_integral=lines)[0]
+
+
+def one(z, i: int, case: dict, start: str, method: str) -> dict:
+    "Register one X-ray."
+    newton, camera = solver(case, method)
+    xray = load(z, i, case, camera)
     truth, points = RigidTransform(torch.tensor(z[f"{i}.pose"])[None]), torch.tensor(z[f"{i}.points"]).double()
     begun = time.perf_counter()
     result = newton.register(xray, RigidTransform(torch.tensor(z[f"{i}.start.{start}"])[None]), **METHODS[method][2])
@@ -173,8 +180,39 @@ def report(folder: Path) -> None:
     fig.savefig(folder / "gauntlet.png", dpi=100)
 
 
+def pictures(folder: Path, ids: list[str], start: str) -> None:
+    "What is hard: X-ray, DRR at the true pose, and the found pose's outlines (orange) beside the true one's (blue) on the X-ray."
+    fig, axes = plt.subplots(3, len(ids), figsize=(2.2 * len(ids), 7), layout="constrained", squeeze=False)
+    for column, name in zip(axes.T, ids):
+        scenario, i = name.rsplit("-", 1)
+        z, i = np.load(Path(os.environ["DIFFPOSE_GAUNTLET"]) / f"{scenario}.npz"), int(i)
+        case = json.loads(str(z["cases"]))[i]
+        newton, camera = solver(case, "default")
+        xray, truth = load(z, i, case, camera), RigidTransform(torch.tensor(z[f"{i}.pose"])[None].float())
+        result = newton.register(xray, RigidTransform(torch.tensor(z[f"{i}.start.{start}"])[None]))
+        off = mtre(truth.double(), result.pose, torch.tensor(z[f"{i}.points"]).double()[None]).item()
+        with torch.no_grad():
+            images = newton.drr(truth), newton.drr(result.pose.float())
+        column[0].imshow(xray[0, 0], cmap="gray")
+        column[1].imshow(images[0][0, 0], cmap="gray")
+        column[2].imshow(xray[0, 0], cmap="gray")
+        for image, colour in zip(images, ("#4da6ff", "#ff8c1a")):
+            levels = torch.quantile(image[image > 0], torch.tensor([0.35, 0.7, 0.92])).tolist()
+            column[2].contour(image[0, 0], levels=sorted({0.02 * float(image.max()), *levels}), colors=colour, linewidths=0.6)
+        column[0].set_title(f"{name}\n{case['subject']}, {case['view']}", fontsize=8)
+        numbers = f"agreement {result.evidence['agreement']:.2f}" if "agreement" in result.evidence else ""
+        column[2].set_title(f"{off:.1f} mm off, {result.verdict}\nexpected {result.expected_tre_mm:.1f} mm, {numbers}", fontsize=7)
+    for ax in axes.flat:
+        ax.axis("off")
+    folder.mkdir(parents=True, exist_ok=True)
+    fig.savefig(folder / "hard.webp", dpi=110)
+
+
 if __name__ == "__main__":
     args = parser.parse_args()
+    if args.pictures:
+        pictures(args.folder, args.pictures, args.starts[0])
+        raise SystemExit
     if not args.report:
         run(args)
     report(args.folder)
