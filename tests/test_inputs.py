@@ -20,9 +20,10 @@ import torchio as tio
 import typer
 from PIL import Image
 
+from diffpose import data
 from diffpose.cli import reported
 from diffpose.data import _check_gaps, _load, read, read_xray
-from diffpose.deepfluoro import check_layout
+from diffpose.deepfluoro import _open, check_layout
 
 RNG = np.random.default_rng(0)
 BLOCK = RNG.integers(-1000, 1500, (12, 10, 8)).astype(np.int16)
@@ -663,13 +664,36 @@ def test_hdf5_leads_only_to_files_beside_it(tmp_path, way):
     path = tmp_path / "in" / "a.h5"
     with h5py.File(path, "w") as file:
         if way == "storage":
-            file.create_dataset("group/a", BLOCK.shape, BLOCK.dtype, external=[(str(tmp_path / "secret.raw"), 0, h5py.h5f.UNLIMITED)])
+            file.create_dataset("proj-params/intrinsic", BLOCK.shape, BLOCK.dtype, external=[(str(tmp_path / "secret.raw"), 0, h5py.h5f.UNLIMITED)])
         elif way == "link":
             file["a"] = h5py.ExternalLink("../secret.h5", "a")
         else:
             layout = h5py.VirtualLayout(BLOCK.shape, BLOCK.dtype)
             layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "a", BLOCK.shape)
-            file.create_virtual_dataset("a", layout)
+            file.create_virtual_dataset("proj-params/intrinsic", layout)
     for reader in (voxels, pixels, check_layout):
         with pytest.raises(ValueError, match="a.h5 takes its data from .*secret.*outside its folder"):
             reader(path)
+
+
+def test_hdf5_data_sets_are_looked_at_when_they_are_read(tmp_path, monkeypatch):
+    "A benchmark's file has thousands: opening it looks at none, and reading one that leads away is refused all the same."
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.raw").write_bytes(BLOCK.tobytes())
+    path = tmp_path / "in" / "a.h5"
+    with h5py.File(path, "w") as file:
+        for k in range(50):
+            file[f"many/{k}"] = k
+        file.create_dataset("deep/below", BLOCK.shape, BLOCK.dtype, external=[(str(tmp_path / "secret.raw"), 0, h5py.h5f.UNLIMITED)])
+        file.create_dataset("bomb", (1 << 40, 3), np.float32, chunks=(1 << 16, 3))  # none of its chunks is there: the file stays small
+        file["by-another-name"] = h5py.SoftLink("/deep/below")
+    looked = []
+    monkeypatch.setattr(data, "_check_hdf5_storage", lambda path, item, check=data._check_hdf5_storage: looked.append(item) or check(path, item))
+    with _open(path) as file:
+        assert not looked
+        assert data._hdf5_value(file["many/7"]) == 7 and len(looked) == 1
+        for name in ("deep/below", "by-another-name"):
+            with pytest.raises(ValueError, match="a.h5 takes its data from .*secret.*outside its folder"):
+                data._hdf5_value(file[name])
+        with pytest.raises(ValueError, match=r"a.h5: bomb asks for 1099511627776 x 3 values, .* GB are free"):
+            data._hdf5_value(file["bomb"])
