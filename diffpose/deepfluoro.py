@@ -463,13 +463,13 @@ class _Findings(list):
             return None
         return value
 
-    def rigid(self, group, name: str, n: int = 4) -> None:
-        "A rigid matrix: 4 4, or a rotation."
+    def rigid(self, group, name: str, n: int = 4, mirrored: bool = False) -> None:
+        "A rigid matrix: 4 4, or a rotation; or a reflection where that may be."
         value = self.array(group, name, (n, n))
         if value is None:
             return
         R = value[:3, :3]
-        off = max(np.abs(R.T @ R - np.eye(len(R))).max(), abs(np.linalg.det(R) - 1), np.abs(value[3:] - np.eye(4)[3:, :n]).max(initial=0))
+        off = max(np.abs(R.T @ R - np.eye(len(R))).max(), abs((abs if mirrored else float)(np.linalg.det(R)) - 1), np.abs(value[3:] - np.eye(4)[3:, :n]).max(initial=0))
         if off > 1e-3:
             self.append(f"{group.name.strip('/')}/{name}: is not rigid (off by {off:.2g}), a rotation{' and a translation' if n == 4 else ''} is expected")
 
@@ -802,6 +802,12 @@ class _Posed(_Anatomy):
         return bone == "pelvis" or bool(np.any(_hdf5_value(self._group(idx)[f"gt-poses/{bone.replace('_', '-')}-good-fov"])))
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #79aefc25
+def _projections(detector: Detector, points: Tensor, true: RigidTransform, other: RigidTransform) -> tuple[Tensor, Tensor]:  # 1 N 2, B N 2
+    "Where points fall under a true pose, and under others."
+    points, other = points.double(), other.detach().cpu().double()
+    return detector.project(true, points).float(), detector.project(other, points.expand(len(other), -1, -1)).float()
+
+
 class _Imaged(_Posed):
     "Pixels of X-rays, and what is known in pixels."
 
@@ -832,9 +838,7 @@ class _Imaged(_Posed):
 
     def get_2d_fiducials(self, idx: int, pose: RigidTransform) -> tuple[Tensor, Tensor]:  # (1 14 2, B 14 2)
         "Landmarks (column, row) under the true pose and under another, in pixels of the image that `[idx]` gives."
-        detector, points = self.detector_of(idx), self.fiducials.double()
-        true, other = self.pose(idx, dtype=torch.float64), pose.detach().cpu().double()
-        return detector.project(true, points).float(), detector.project(other, points.expand(len(other), -1, -1)).float()
+        return _projections(self.detector_of(idx), self.fiducials, self.pose(idx, dtype=torch.float64), pose)
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #93dee763
 class DeepFluoroDataset(_Imaged):
