@@ -5,6 +5,7 @@ is what is read; what it leaves open is said aloud, with the option that settles
 """
 
 import gzip
+import json
 import struct
 import warnings
 import zlib
@@ -21,7 +22,8 @@ import typer
 from PIL import Image
 
 from diffpose import data
-from diffpose.cli import reported
+from diffpose.calibration import carm_pose
+from diffpose.cli import load_poses, pose_from_dict, pose_to_dict, reported, write_json
 from diffpose.data import _check_gaps, _load, read, read_xray
 from diffpose.deepfluoro import _open, check_layout
 
@@ -697,3 +699,30 @@ def test_hdf5_data_sets_are_looked_at_when_they_are_read(tmp_path, monkeypatch):
                 data._hdf5_value(file[name])
         with pytest.raises(ValueError, match=r"a.h5: bomb asks for 1099511627776 x 3 values, .* GB are free"):
             data._hdf5_value(file["bomb"])
+
+
+def test_a_pose_file_with_a_flipped_bit_is_refused(tmp_path):
+    "Or says the same: what was flipped then is the name of the checksum."
+    patient = read(torch.full((4, 4, 4), -1000.0), spacing=(2.0, 2.0, 2.0))
+    pose = carm_pose(20.0, -10.0, 700.0)
+    path = tmp_path / "pose.json"
+    write_json(path, {**pose_to_dict(pose, patient), "verdict": "converged", "expected_tre_mm": float("nan")})
+    whole, same = path.read_bytes(), 0
+    first = load_poses(path)[0]
+    assert torch.allclose(pose_from_dict(first, patient).matrix, pose.matrix.double(), atol=1e-4)
+    for bit in np.random.default_rng(0).choice(8 * len(whole), 500, replace=False):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            found = load_poses(path)[0]
+        except ValueError as error:
+            assert "pose.json" in str(error)
+        else:
+            same += 1
+            assert {key: found[key] for key in first} == first
+    assert same < 25
+    edited = json.loads(whole)
+    del edited["sha256"], edited["world_from_camera"]  # by hand, as the message says
+    path.write_text(json.dumps(edited))
+    assert load_poses(path)[0] == edited
