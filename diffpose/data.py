@@ -439,10 +439,18 @@ def _check_hdf5_storage(path, data):
     _check_inside(path, names + [made.get_virtual_filename(k) for k in range(made.get_virtual_count() if virtual else 0)])
 
 
-def _hdf5_value(item):
-    "What a data set of a file whose links were checked holds: an array or a number. It is looked at when it is read, for a file has thousands."
+def _check_hdf5_item(item):
+    "The same of one data set of a benchmark's file (`h5py.Dataset`), which holds its values itself: those of a virtual one could lead anywhere from there."
     path = Path(item.file.filename)
     _check_hdf5_storage(path, item.id)
+    if item.is_virtual:
+        raise ValueError(f"{path}: {item.name.strip('/')} takes its data from other data sets (it is virtual): store the values themselves")
+    return path
+
+
+def _hdf5_value(item):
+    "What a data set of a file whose links were checked holds: an array or a number. It is looked at when it is read, for a file has thousands."
+    path = _check_hdf5_item(item)
     if item.size and item.size > _CHUNK:
         _check_memory(f"{path}: {item.name.strip('/')}", item.shape, item.dtype.itemsize)
     return item[()]

@@ -36,7 +36,7 @@ from jaxtyping import Float, Float64, UInt8, jaxtyped
 from torch import Tensor
 
 from .calibration import Camera, Detector, keep_out, reorientation, save_atomically
-from .data import _check_hdf5_links, _check_hdf5_storage, _hdf5_value, cache_dir, read
+from .data import _check_hdf5_item, _check_hdf5_links, _hdf5_value, cache_dir, read
 from .drr import DRR
 from .images import resize_image
 from .metrics import RegistrationErrors, registration_errors
@@ -445,7 +445,7 @@ class _Findings(list):
             self.append(f"{group.name.strip('/')}/{name}".lstrip("/") + f": this {kind} is missing")
             return None
         if kind == "data set" and item is not None:
-            _check_hdf5_storage(Path(item.file.filename), item.id)
+            _check_hdf5_item(item)
         return item
 
     def array(self, group, name: str, shape: tuple) -> Optional[np.ndarray]:

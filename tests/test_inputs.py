@@ -689,6 +689,9 @@ def test_hdf5_data_sets_are_looked_at_when_they_are_read(tmp_path, monkeypatch):
         file.create_dataset("deep/below", BLOCK.shape, BLOCK.dtype, external=[(str(tmp_path / "secret.raw"), 0, h5py.h5f.UNLIMITED)])
         file.create_dataset("bomb", (1 << 40, 3), np.float32, chunks=(1 << 16, 3))  # none of its chunks is there: the file stays small
         file["by-another-name"] = h5py.SoftLink("/deep/below")
+        layout = h5py.VirtualLayout(BLOCK.shape, BLOCK.dtype)
+        layout[:] = h5py.VirtualSource(".", "/deep/below", BLOCK.shape)
+        file.create_virtual_dataset("by-itself", layout)
     looked = []
     monkeypatch.setattr(data, "_check_hdf5_storage", lambda path, item, check=data._check_hdf5_storage: looked.append(item) or check(path, item))
     with _open(path) as file:
@@ -697,6 +700,8 @@ def test_hdf5_data_sets_are_looked_at_when_they_are_read(tmp_path, monkeypatch):
         for name in ("deep/below", "by-another-name"):
             with pytest.raises(ValueError, match="a.h5 takes its data from .*secret.*outside its folder"):
                 data._hdf5_value(file[name])
+        with pytest.raises(ValueError, match="a.h5: by-itself takes its data from other data sets"):
+            data._hdf5_value(file["by-itself"])
         with pytest.raises(ValueError, match=r"a.h5: bomb asks for 1099511627776 x 3 values, .* GB are free"):
             data._hdf5_value(file["bomb"])
 
