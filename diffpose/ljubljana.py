@@ -46,14 +46,15 @@ LICENCE = "CC BY-NC-ND 4.0 (attribution, no commercial use, no changed copies)"
 HOME = "https://lit.fe.uni-lj.si/en/research/resources/3D-2D-GS-CA/"  # of the images
 READER = "https://github.com/eigenvivek/DiffDRR-Datasets"  # says where the HDF5 file made of them is
 FILE_VARIABLE = "DIFFPOSE_LJUBLJANA"  # environment variable: the file, or the folder that holds it
-_FIX = f"The authors' images are at {HOME} ({LICENCE}), the file made of them is named at {READER}; `diffpose.ljubljana.write_twin` writes a synthetic one"
+_FIX = f"get it again (the authors' images are at {HOME}, the file made of them is named at {READER}; {LICENCE}), or write a synthetic one with `diffpose.ljubljana.write_twin`"
+_GET = _FIX.replace("get it again", "Get it", 1)
 
 # %% ../notebooks/api/30_ljubljana.ipynb #95fa7b6c
 def find_file(
     filename: Union[str, os.PathLike, None] = None,  # the file, or the folder that holds it; None: look for it
 ) -> Path:
     "The data set's file: the argument, else the environment variable DIFFPOSE_LJUBLJANA, else the cache folder. Raises FileNotFoundError that says where to get it."
-    return _find_file(filename, FILE_VARIABLE, cache_dir() / "ljubljana" / FILE_NAME, "Ljubljana", _FIX)
+    return _find_file(filename, FILE_VARIABLE, cache_dir() / "ljubljana" / FILE_NAME, "the Ljubljana data set", _GET)
 
 # %% ../notebooks/api/30_ljubljana.ipynb #dbfa024d
 @jaxtyped(typechecker=beartype)
@@ -390,7 +391,7 @@ def check_layout(
             _check_volume(found, subject)
             for view in views:
                 _check_view(found, subject, view)
-    found.refuse(file, "Ljubljana", "Patients", iter(file), _FIX)
+    found.refuse(file, "the Ljubljana data set", "Patients", iter(file), _GET)
     return numbers
 
 # %% ../notebooks/api/30_ljubljana.ipynb #c19d3673
