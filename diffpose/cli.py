@@ -1023,8 +1023,10 @@ def write_json(
     path: Path,
     data: dict,
 ) -> None:
-    "A JSON file, with a matrix's rows on lines of their own; null where a number is not finite."
-    text = json.dumps(_finite(data), indent=2, allow_nan=False)
+    "A JSON file with a checksum, a matrix's rows on lines of their own; null where a number is not finite."
+    from diffpose.calibration import sealed
+
+    text = json.dumps(sealed(_finite(data)), indent=2, allow_nan=False)
     text = re.sub(r"\[[^\[\]{}\"]*\]", lambda m: re.sub(r"\s+", " ", m[0]).replace("[ ", "[").replace(" ]", "]"), text)
     path.write_text(text + "\n", encoding="utf-8")
 

@@ -419,23 +419,50 @@ def _check_inside(path, names):
             raise ValueError(f"{path} takes its data from {name}, outside its folder: put the data beside it, and let the header name them so")
 
 
-def _check_hdf5(path, file):
-    "The same of an open HDF5 file: external storage, external links, virtual data sets."
+def _check_hdf5_links(path, file):
+    "The same of the external links of an open HDF5 file; they are read, not followed."
     import h5py
 
     names = []
-
-    def look(name, info):  # at the lowest level: files have thousands of data sets
-        if info.type == h5py.h5o.TYPE_DATASET:
-            made = h5py.h5d.open(file.id, name).get_create_plist()
-            names.extend(os.path.abspath(os.fsdecode(made.get_external(k)[0])) for k in range(made.get_external_count()))
-            virtual = made.get_layout() == h5py.h5d.VIRTUAL
-            names.extend(made.get_virtual_filename(k) for k in range(made.get_virtual_count() if virtual else 0))
-
-    h5py.h5o.visit(file.id, look, info=True)
     external = lambda name, info: names.append(os.fsdecode(file.id.links.get_val(name)[0])) if info.type == h5py.h5l.TYPE_EXTERNAL else None
     file.id.links.visit(external, info=True)
     _check_inside(path, names)
+
+
+def _check_hdf5_storage(path, data):
+    "The same of one data set of it, at the lowest level (`h5py.h5d.DatasetID`): external storage, and virtual data sets."
+    import h5py
+
+    made = data.get_create_plist()
+    names = [os.path.abspath(os.fsdecode(made.get_external(k)[0])) for k in range(made.get_external_count())]
+    virtual = made.get_layout() == h5py.h5d.VIRTUAL
+    _check_inside(path, names + [made.get_virtual_filename(k) for k in range(made.get_virtual_count() if virtual else 0)])
+
+
+def _check_hdf5_item(item):
+    "The same of one data set of a benchmark's file (`h5py.Dataset`), which holds its values itself: those of a virtual one could lead anywhere from there."
+    path = Path(item.file.filename)
+    _check_hdf5_storage(path, item.id)
+    if item.is_virtual:
+        raise ValueError(f"{path}: {item.name.strip('/')} takes its data from other data sets (it is virtual): store the values themselves")
+    return path
+
+
+def _hdf5_value(item):
+    "What a data set of a file whose links were checked holds: an array or a number. It is looked at when it is read, for a file has thousands."
+    path = _check_hdf5_item(item)
+    if item.size and item.size > _CHUNK:
+        _check_memory(f"{path}: {item.name.strip('/')}", item.shape, item.dtype.itemsize)
+    return item[()]
+
+
+def _check_hdf5(path, file):
+    "The same of all that an open HDF5 file has, for readers that go through it by themselves."
+    import h5py
+
+    _check_hdf5_links(path, file)
+    look = lambda name, info: _check_hdf5_storage(path, h5py.h5d.open(file.id, name)) if info.type == h5py.h5o.TYPE_DATASET else None
+    h5py.h5o.visit(file.id, look, info=True)
 
 
 def _check_leads(path, fields):

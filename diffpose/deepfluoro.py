@@ -36,7 +36,7 @@ from jaxtyping import Float, Float64, UInt8, jaxtyped
 from torch import Tensor
 
 from .calibration import Camera, Detector, keep_out, reorientation, save_atomically
-from .data import _check_hdf5, cache_dir, read
+from .data import _check_hdf5_item, _check_hdf5_links, _hdf5_value, cache_dir, read
 from .drr import DRR
 from .images import resize_image
 from .metrics import RegistrationErrors, registration_errors
@@ -68,15 +68,18 @@ def find_file(
     filename: Union[str, os.PathLike, None] = None,  # the file, or the folder that holds it; None: look for it
 ) -> Path:
     "The benchmark's file: the argument, else the environment variable DIFFPOSE_DEEPFLUORO, else the cache folder."
-    given = filename or os.environ.get(FILE_VARIABLE)
-    path = Path(given).expanduser() if given else cache_dir() / "deepfluoro"
-    path = path / FILE_NAME if path.is_dir() or not given else path
+    fix = "`diffpose data deepfluoro` says where it comes from and fetches it; `diffpose data twin` writes a synthetic one"
+    return _find_file(filename, FILE_VARIABLE, cache_dir() / "deepfluoro" / FILE_NAME, "DeepFluoro", fix)
+
+
+def _find_file(filename: Union[str, os.PathLike, None], variable: str, usual: Path, whose: str, fix: str) -> Path:
+    "The file of a benchmark: the argument, else the environment variable, else the usual place; a folder holds it under its usual name."
+    given = filename or os.environ.get(variable)
+    path = Path(given).expanduser() if given else usual
+    path = path / usual.name if path.is_dir() else path
     if path.is_file():
         return path
-    raise FileNotFoundError(
-        f"{path} does not exist. The file of DeepFluoro is what filename= says, else the environment variable {FILE_VARIABLE}, else {cache_dir() / 'deepfluoro' / FILE_NAME}. "
-        "`diffpose data deepfluoro` says where it comes from and fetches it; `diffpose data twin` writes a synthetic one"
-    )
+    raise FileNotFoundError(f"{path} does not exist. The file of {whose} is what filename= says, else the environment variable {variable}, else {usual}. {fix}")
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #4da9f14a
 @jaxtyped(typechecker=beartype)
@@ -401,15 +404,18 @@ def _twin_options(path, specimens, xrays, size, spacing, finer, physics, rotated
     return camera, physics, finer, tool
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #c224fe63
-def _open(path: Path):  # h5py.File
-    "Open for reading, beside any other reader; or say what is wrong with the file."
+_FIX = "fetch it again with `diffpose data deepfluoro`, or write it again with `diffpose data twin`"
+
+
+def _open(path: Path, fix: str = _FIX):  # h5py.File
+    "Open for reading, beside any other reader; or say what is wrong with the file, and how to get a better one."
     import h5py
 
     for how in ({}, {"locking": False}, {"locking": True}):  # a file system may know no locks; and within a process all must open it alike
         try:
             file = h5py.File(path, "r", **how)
             try:
-                _check_hdf5(Path(path), file)
+                _check_hdf5_links(Path(path), file)  # data sets when they are met: there are thousands
             except ValueError:
                 file.close()
                 raise
@@ -421,7 +427,6 @@ def _open(path: Path):  # h5py.File
             break
     with open(path, "rb") as file:
         start = file.read(8)
-    fix = "fetch it again with `diffpose data deepfluoro`, or write it again with `diffpose data twin`"
     if locked:
         raise BlockingIOError(f"{path} is being written to by another process: read it when that is done") from problem
     if start != b"\x89HDF\r\n\x1a\n":
@@ -439,6 +444,8 @@ class _Findings(list):
         if group is not None and (item is None or hasattr(item, "shape") != (kind == "data set")):
             self.append(f"{group.name.strip('/')}/{name}".lstrip("/") + f": this {kind} is missing")
             return None
+        if kind == "data set" and item is not None:
+            _check_hdf5_item(item)
         return item
 
     def array(self, group, name: str, shape: tuple) -> Optional[np.ndarray]:
@@ -456,15 +463,21 @@ class _Findings(list):
             return None
         return value
 
-    def rigid(self, group, name: str, n: int = 4) -> None:
-        "A rigid matrix: 4 4, or a rotation."
+    def rigid(self, group, name: str, n: int = 4, mirrored: bool = False) -> None:
+        "A rigid matrix: 4 4, or a rotation; or a reflection where that may be."
         value = self.array(group, name, (n, n))
         if value is None:
             return
         R = value[:3, :3]
-        off = max(np.abs(R.T @ R - np.eye(len(R))).max(), abs(np.linalg.det(R) - 1), np.abs(value[3:] - np.eye(4)[3:, :n]).max(initial=0))
+        off = max(np.abs(R.T @ R - np.eye(len(R))).max(), abs((abs if mirrored else float)(np.linalg.det(R)) - 1), np.abs(value[3:] - np.eye(4)[3:, :n]).max(initial=0))
         if off > 1e-3:
             self.append(f"{group.name.strip('/')}/{name}: is not rigid (off by {off:.2g}), a rotation{' and a translation' if n == 4 else ''} is expected")
+
+    def refuse(self, file, whose: str, kind: str, there: Iterator[str], fix: str) -> None:
+        "Raise a ValueError that lists what was found, if anything was, and the specimens that are there."
+        if self:
+            listed = "\n  ".join([*self[:8], *([f"... and {len(self) - 8} more"] if len(self) > 8 else [])])
+            raise ValueError(f"{file.filename} has not the layout of {whose}:\n  {listed}\n{kind} that are there: {', '.join(there) or 'none'}. {fix}")
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #782f8e69
 def _check_image(found: _Findings, group, name: str, n: int, shape: Optional[tuple] = None) -> Optional[tuple]:
@@ -485,12 +498,15 @@ def _check_image(found: _Findings, group, name: str, n: int, shape: Optional[tup
     return pixels.shape
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #9b56451e
+_PARAMS = ("intrinsic", "extrinsic", "num-rows", "num-cols", "pixel-row-spacing", "pixel-col-spacing")
+
+
 def _check_params(found: _Findings, file) -> Optional[tuple]:
     "`proj-params`; returns (rows, columns)."
     params = found.find(file, "proj-params", "group")
     found.rigid(params, "extrinsic")
     K = found.array(params, "intrinsic", (3, 3))
-    rows, cols, dely, delx = (found.array(params, name, ()) for name in ("num-rows", "num-cols", "pixel-row-spacing", "pixel-col-spacing"))
+    rows, cols, dely, delx = (found.array(params, name, ()) for name in _PARAMS[2:])
     if any(x is None for x in (K, rows, cols, dely, delx)):
         return None
     try:
@@ -561,13 +577,8 @@ def check_layout(
     if not numbers:
         found.append(f"no specimen is there; they are called {', '.join(SPECIMENS.values())}")
     counts = {n: _check_specimen(found, file, n, size, (xrays or {}).get(n)) for n in numbers}
-    if found:
-        listed = "\n  ".join([*found[:8], *([f"... and {len(found) - 8} more"] if len(found) > 8 else [])])
-        raise ValueError(
-            f"{file.filename} has not the layout of DeepFluoro:\n  {listed}\n"
-            f"Specimens that are there: {', '.join(n for n in file if n != 'proj-params') or 'none'}. "
-            "`diffpose data deepfluoro` fetches the real file, `diffpose data twin` writes a synthetic one"
-        )
+    fix = "`diffpose data deepfluoro` fetches the real file, `diffpose data twin` writes a synthetic one"
+    found.refuse(file, "DeepFluoro", "Specimens", (n for n in file if n != "proj-params"), fix)
     return counts
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #8024f3bb
@@ -632,20 +643,18 @@ class Transforms(torch.nn.Module):
         return (resized - self.mean) / self.std
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #10604b81
-class _Opened(torch.utils.data.Dataset):
-    "One specimen of a file."
+class _Stored(torch.utils.data.Dataset):
+    "What stands in an HDF5 file, which every process opens for itself."
 
-    def __init__(self, id_number: int, filename: Union[str, os.PathLike, None]):
-        if id_number not in SPECIMENS:
-            raise ValueError(f"id_number is a specimen, {', '.join(f'{n} ({name})' for n, name in SPECIMENS.items())}; not {id_number!r}")
-        self.id_number, self.specimen, self.filename = id_number, SPECIMENS[id_number], find_file(filename)
+    def __init__(self, filename: Path, fix: str = _FIX):
+        self.filename, self._fix = filename, fix
         self._handle, self._process = None, None
 
     @property
     def file(self):  # h5py.File
         "The file, opened for reading by this process."
         if not self._handle or self._process != os.getpid():
-            self._handle, self._process = _open(self.filename), os.getpid()
+            self._handle, self._process = _open(self.filename, self._fix), os.getpid()
         return self._handle
 
     def close(self) -> None:
@@ -663,6 +672,16 @@ class _Opened(torch.utils.data.Dataset):
     def __getstate__(self) -> dict:
         return {**{k: v for k, v in self.__dict__.items() if k != "subject"}, "_handle": None}
 
+
+class _Opened(_Stored):
+    "One specimen of a file."
+
+    def __init__(self, id_number: int, filename: Union[str, os.PathLike, None]):
+        if id_number not in SPECIMENS:
+            raise ValueError(f"id_number is a specimen, {', '.join(f'{n} ({name})' for n, name in SPECIMENS.items())}; not {id_number!r}")
+        super().__init__(find_file(filename))
+        self.id_number, self.specimen = id_number, SPECIMENS[id_number]
+
 # %% ../notebooks/api/14_deepfluoro.ipynb #00d5fe57
 class _Framed(_Opened):
     "Which X-rays there are, and the cameras that took them."
@@ -670,7 +689,7 @@ class _Framed(_Opened):
     def _frame_geometry(self, height: Optional[int], crop: int, exclude_bad: bool) -> None:
         "Read what does not change from X-ray to X-ray."
         file, specimen = self.file, self.file[self.specimen]
-        params = {name: np.asarray(item[()], dtype=np.float64) for name, item in file["proj-params"].items()}
+        params = {name: np.asarray(_hdf5_value(file["proj-params"][name]), dtype=np.float64) for name in _PARAMS}
         number = {name: value.item() for name, value in params.items() if value.size == 1}
         bad = BAD_FRAMES.get(self.id_number, ()) if exclude_bad and "synthetic" not in file.attrs else ()
         self.frames = [int(name) for name in sorted(specimen["projections"]) if int(name) not in bad]
@@ -685,6 +704,16 @@ class _Framed(_Opened):
         self.isocenter_pose = isocenter_pose(self.camera.sdd)
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #1f0bff87
+def _one_of(idx: int, n: int, whose: str) -> int:
+    "The number of one X-ray out of n, counted from the end if negative."
+    if isinstance(idx, (bool, slice)) or not hasattr(idx, "__index__"):
+        raise TypeError(f"an X-ray is picked by one whole number, 0 to {n - 1}, not {idx!r}; for several, loop, or use torch.utils.data.Subset")
+    k = operator.index(idx)
+    if not -n <= k < n:
+        raise IndexError(f"{whose} has {n} X-rays here, there is no number {k}")
+    return k
+
+
 class _Indexed(_Framed):
     "One X-ray out of all."
 
@@ -693,16 +722,12 @@ class _Indexed(_Framed):
 
     def _group(self, idx: int):  # h5py.Group
         "The group of an X-ray."
-        if isinstance(idx, (bool, slice)) or not hasattr(idx, "__index__"):
-            raise TypeError(f"an X-ray is picked by one whole number, 0 to {len(self) - 1}, not {idx!r}; for several, loop, or use torch.utils.data.Subset")
-        k = operator.index(idx)
-        if not -len(self) <= k < len(self):
-            raise IndexError(f"specimen {self.id_number} has {len(self)} X-rays here, there is no number {k}")
+        k = _one_of(idx, len(self), f"specimen {self.id_number}")
         return self.file[f"{self.specimen}/projections/{self.frames[k]:03d}"]
 
     def rotated(self, idx: int) -> bool:
         "Is the X-ray stored upside down? It is turned when read."
-        return bool(np.any(self._group(idx)["rot-180-for-up"][()]))
+        return bool(np.any(_hdf5_value(self._group(idx)["rot-180-for-up"])))
 
     def camera_of(self, idx: int) -> Camera:
         "The camera of the image that `[idx]` gives: `camera`, with the principal point turned if the image was."
@@ -717,8 +742,8 @@ def _grid(image) -> tuple[tuple, np.ndarray]:
     "Shape (x, y, z) and RAS affine of an image group, once its first two axes are reversed."
     shape = image["pixels"].shape[::-1]
     affine = np.eye(4)
-    affine[:3, :3] = np.asarray(image["dir-mat"][()], float) * np.asarray(image["spacing"][()], float).reshape(-1)
-    affine[:3, 3] = np.asarray(image["origin"][()], float).reshape(-1)
+    direction, spacing, origin = (np.asarray(_hdf5_value(image[name]), float) for name in ("dir-mat", "spacing", "origin"))
+    affine[:3, :3], affine[:3, 3] = direction * spacing.reshape(-1), origin.reshape(-1)
     affine[:3, 3] += affine[:3, :2] @ (np.array(shape[:2]) - 1)
     affine[:, :2] *= -1
     return shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
@@ -726,7 +751,7 @@ def _grid(image) -> tuple[tuple, np.ndarray]:
 
 def _voxels(image) -> np.ndarray:  # x y z
     "Pixels (slice, row, column) of LPS, as RAS."
-    return image["pixels"][()].transpose(2, 1, 0)[::-1, ::-1]
+    return _hdf5_value(image["pixels"]).transpose(2, 1, 0)[::-1, ::-1]
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #a803ce5b
 class _Anatomy(_Indexed):
@@ -740,7 +765,7 @@ class _Anatomy(_Indexed):
         matrix = torch.eye(4, dtype=torch.float64)
         matrix[:3, 3] = torch.from_numpy(centre[:3])
         self.scan_from_world = RigidTransform(matrix)
-        lps = np.stack([np.asarray(specimen["vol-landmarks"][name][()], float).reshape(3) for name in LANDMARKS])
+        lps = np.stack([np.asarray(_hdf5_value(specimen["vol-landmarks"][name]), float).reshape(3) for name in LANDMARKS])
         self._ras = lps * [-1, -1, 1]
         self.fiducials = self.scan_from_world.inverse()(torch.from_numpy(self._ras)[None]).float()
 
@@ -767,16 +792,22 @@ class _Posed(_Anatomy):
         group = self._group(idx)
         if bone not in BONES:
             raise ValueError(f"bone is one of {', '.join(BONES)}, not {bone!r}")
-        to_volume = torch.from_numpy(np.asarray(group["gt-poses"][BONES[bone]][()], dtype=np.float64))
+        to_volume = torch.from_numpy(np.asarray(_hdf5_value(group["gt-poses"][BONES[bone]]), dtype=np.float64))
         return pose_from_file(to_volume, self.extrinsic, self.scan_from_world, self.rotated(idx)).to(dtype)
 
     def good_fov(self, idx: int, bone: str = "pelvis") -> bool:
         "Does the X-ray show enough of the bone for its pose to be trusted? Always true of the pelvis."
         if bone not in BONES:
             raise ValueError(f"bone is one of {', '.join(BONES)}, not {bone!r}")
-        return bone == "pelvis" or bool(np.any(self._group(idx)[f"gt-poses/{bone.replace('_', '-')}-good-fov"][()]))
+        return bone == "pelvis" or bool(np.any(_hdf5_value(self._group(idx)[f"gt-poses/{bone.replace('_', '-')}-good-fov"])))
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #79aefc25
+def _projections(detector: Detector, points: Tensor, true: RigidTransform, other: RigidTransform) -> tuple[Tensor, Tensor]:  # 1 N 2, B N 2
+    "Where points fall under a true pose, and under others."
+    points, other = points.double(), other.detach().cpu().double()
+    return detector.project(true, points).float(), detector.project(other, points.expand(len(other), -1, -1)).float()
+
+
 class _Imaged(_Posed):
     "Pixels of X-rays, and what is known in pixels."
 
@@ -784,7 +815,7 @@ class _Imaged(_Posed):
 
     def _upright(self, idx: int, name: str) -> Tensor:  # H W, in the file's type
         "An image of the file with the patient's head up."
-        pixels = self._group(idx)[name]["pixels"][()]
+        pixels = _hdf5_value(self._group(idx)[name]["pixels"])
         return torch.from_numpy(pixels[::-1, ::-1].copy() if self.rotated(idx) else pixels)
 
     def _cut(self, image: Tensor) -> Tensor:
@@ -800,16 +831,14 @@ class _Imaged(_Posed):
     def landmarks_2d(self, idx: int) -> Float64[Tensor, "14 2"]:
         "The file's own landmarks (column, row) in pixels of the image that `[idx]` gives; they may lie outside."
         group = self._group(idx)["gt-landmarks"]
-        at = torch.from_numpy(np.stack([np.asarray(group[name][()], dtype=np.float64).reshape(2) for name in LANDMARKS])) + 0.5
+        at = torch.from_numpy(np.stack([np.asarray(_hdf5_value(group[name]), dtype=np.float64).reshape(2) for name in LANDMARKS])) + 0.5
         full = torch.tensor([self.stored.width, self.stored.height], dtype=torch.float64)
         at = full - at if self.rotated(idx) else at
         return (at - self.crop) * torch.tensor([self.camera.width, self.camera.height]) / (full - 2 * self.crop)
 
     def get_2d_fiducials(self, idx: int, pose: RigidTransform) -> tuple[Tensor, Tensor]:  # (1 14 2, B 14 2)
         "Landmarks (column, row) under the true pose and under another, in pixels of the image that `[idx]` gives."
-        detector, points = self.detector_of(idx), self.fiducials.double()
-        true, other = self.pose(idx, dtype=torch.float64), pose.detach().cpu().double()
-        return detector.project(true, points).float(), detector.project(other, points.expand(len(other), -1, -1)).float()
+        return _projections(self.detector_of(idx), self.fiducials, self.pose(idx, dtype=torch.float64), pose)
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #93dee763
 class DeepFluoroDataset(_Imaged):
@@ -834,7 +863,7 @@ class DeepFluoroDataset(_Imaged):
         check_layout(self.file, (id_number,))
         self.preprocess, self.initial_energy = preprocess, initial_energy
         self._reading = {"bone_attenuation_multiplier": bone_attenuation_multiplier, "labels": labels, "density": density}
-        crop = crop if crop is not None else crop_px(int(np.asarray(self.file["proj-params/num-rows"][()]).item())) if preprocess else 0
+        crop = crop if crop is not None else crop_px(int(np.asarray(_hdf5_value(self.file["proj-params/num-rows"])).item())) if preprocess else 0
         self._frame_geometry(height, crop, exclude_bad)
         self._place()
 
@@ -857,6 +886,8 @@ class DeepFluoroDataset(_Imaged):
 class Evaluator:
     "Errors of estimated poses of one X-ray."
 
+    pixel_mm = PIXEL_MM  # the factor of the legacy number
+
     def __init__(
         self,
         dataset: DeepFluoroDataset,
@@ -871,7 +902,7 @@ class Evaluator:
     ) -> Union[RegistrationErrors, Tensor]:  # four tensors B; legacy: one
         "mPE [pixel], mRPE [mm], mTRE [mm], dGeo [mm] of each pose."
         errors = registration_errors(self.true, pose.detach().cpu().double(), self.points, self.detector)
-        return errors.mrpe_mm * PIXEL_MM if self.legacy else errors
+        return errors.mrpe_mm * self.pixel_mm if self.legacy else errors
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #ca3d4b21
 class _Archived(NamedTuple):

@@ -5,6 +5,7 @@ is what is read; what it leaves open is said aloud, with the option that settles
 """
 
 import gzip
+import json
 import struct
 import warnings
 import zlib
@@ -20,9 +21,11 @@ import torchio as tio
 import typer
 from PIL import Image
 
-from diffpose.cli import reported
+from diffpose import data
+from diffpose.calibration import carm_pose
+from diffpose.cli import load_poses, pose_from_dict, pose_to_dict, reported, write_json
 from diffpose.data import _check_gaps, _load, read, read_xray
-from diffpose.deepfluoro import check_layout
+from diffpose.deepfluoro import _open, check_layout
 
 RNG = np.random.default_rng(0)
 BLOCK = RNG.integers(-1000, 1500, (12, 10, 8)).astype(np.int16)
@@ -663,13 +666,68 @@ def test_hdf5_leads_only_to_files_beside_it(tmp_path, way):
     path = tmp_path / "in" / "a.h5"
     with h5py.File(path, "w") as file:
         if way == "storage":
-            file.create_dataset("group/a", BLOCK.shape, BLOCK.dtype, external=[(str(tmp_path / "secret.raw"), 0, h5py.h5f.UNLIMITED)])
+            file.create_dataset("proj-params/intrinsic", BLOCK.shape, BLOCK.dtype, external=[(str(tmp_path / "secret.raw"), 0, h5py.h5f.UNLIMITED)])
         elif way == "link":
             file["a"] = h5py.ExternalLink("../secret.h5", "a")
         else:
             layout = h5py.VirtualLayout(BLOCK.shape, BLOCK.dtype)
             layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "a", BLOCK.shape)
-            file.create_virtual_dataset("a", layout)
+            file.create_virtual_dataset("proj-params/intrinsic", layout)
     for reader in (voxels, pixels, check_layout):
         with pytest.raises(ValueError, match="a.h5 takes its data from .*secret.*outside its folder"):
             reader(path)
+
+
+def test_hdf5_data_sets_are_looked_at_when_they_are_read(tmp_path, monkeypatch):
+    "A benchmark's file has thousands: opening it looks at none, and reading one that leads away is refused all the same."
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.raw").write_bytes(BLOCK.tobytes())
+    path = tmp_path / "in" / "a.h5"
+    with h5py.File(path, "w") as file:
+        for k in range(50):
+            file[f"many/{k}"] = k
+        file.create_dataset("deep/below", BLOCK.shape, BLOCK.dtype, external=[(str(tmp_path / "secret.raw"), 0, h5py.h5f.UNLIMITED)])
+        file.create_dataset("bomb", (1 << 40, 3), np.float32, chunks=(1 << 16, 3))  # none of its chunks is there: the file stays small
+        file["by-another-name"] = h5py.SoftLink("/deep/below")
+        layout = h5py.VirtualLayout(BLOCK.shape, BLOCK.dtype)
+        layout[:] = h5py.VirtualSource(".", "/deep/below", BLOCK.shape)
+        file.create_virtual_dataset("by-itself", layout)
+    looked = []
+    monkeypatch.setattr(data, "_check_hdf5_storage", lambda path, item, check=data._check_hdf5_storage: looked.append(item) or check(path, item))
+    with _open(path) as file:
+        assert not looked
+        assert data._hdf5_value(file["many/7"]) == 7 and len(looked) == 1
+        for name in ("deep/below", "by-another-name"):
+            with pytest.raises(ValueError, match="a.h5 takes its data from .*secret.*outside its folder"):
+                data._hdf5_value(file[name])
+        with pytest.raises(ValueError, match="a.h5: by-itself takes its data from other data sets"):
+            data._hdf5_value(file["by-itself"])
+        with pytest.raises(ValueError, match=r"a.h5: bomb asks for 1099511627776 x 3 values, .* GB are free"):
+            data._hdf5_value(file["bomb"])
+
+
+def test_a_pose_file_with_a_flipped_bit_is_refused(tmp_path):
+    "Or says the same: what was flipped then is the name of the checksum."
+    patient = read(torch.full((4, 4, 4), -1000.0), spacing=(2.0, 2.0, 2.0))
+    pose = carm_pose(20.0, -10.0, 700.0)
+    path = tmp_path / "pose.json"
+    write_json(path, {**pose_to_dict(pose, patient), "verdict": "converged", "expected_tre_mm": float("nan")})
+    whole, same = path.read_bytes(), 0
+    first = load_poses(path)[0]
+    assert torch.allclose(pose_from_dict(first, patient).matrix, pose.matrix.double(), atol=1e-4)
+    for bit in np.random.default_rng(0).choice(8 * len(whole), 500, replace=False):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            found = load_poses(path)[0]
+        except ValueError as error:
+            assert "pose.json" in str(error)
+        else:
+            same += 1
+            assert {key: found[key] for key in first} == first
+    assert same < 25
+    edited = json.loads(whole)
+    del edited["sha256"], edited["world_from_camera"]  # by hand, as the message says
+    path.write_text(json.dumps(edited))
+    assert load_poses(path)[0] == edited
