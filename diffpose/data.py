@@ -1617,6 +1617,9 @@ class _OneSubject(tio.Subject):
         return super().__iter__()
 
 
+_OneSubject.__name__ = "Subject"  # when it is printed
+
+
 __getattr__ = _without(__name__, "read_dicom", "canonicalize", "transform_hu_to_density")
 
 # %% ../notebooks/api/04_data.ipynb #5228fdd0
