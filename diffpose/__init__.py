@@ -11,7 +11,7 @@ _MOVED = {  # a module of an earlier package: where its contents are
     "utils": "get_pinhole_camera and the intrinsic matrices are in diffpose.calibration, resample is diffpose.training.retarget, rotations are in diffpose.pose",
     "detector": "Detector is in diffpose.calibration; make_xrays is `source, target = drr.detector(pose)`",
     "siddon": "Siddon is in diffpose.renderers; siddon_raycast is `drr.render(drr.density, source, target)`",
-    "jacobians": "JacobianDRR is `image, jacobian = drr.jacobian(pose)`",
+    "jacobians": "JacobianDRR is `image, jacobian = drr.jacobian(pose)`; the axes that show it are your own",
 }
 
 

@@ -79,7 +79,7 @@ class _Projector(torch.nn.Module):
 
     def __getattr__(self, name: str):
         "Parameters, buffers and modules; an old name is answered with the new one."
-        return _lacking(self, name) if name in ("volume", "bone_attenuation_multiplier") else super().__getattr__(name)
+        return _lacking(self, name) if name in ("volume", "bone_attenuation_multiplier", "set_intrinsics") else super().__getattr__(name)
 
     @property
     def n_patches(self) -> int:

@@ -75,6 +75,7 @@ _OLD = {  # old name: the call that does the same here
     "get_current_pose": "registration.pose",
     "set_bone_attenuation_multiplier": "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)",
     "bone_attenuation_multiplier": "drr(pose, bone_attenuation_multiplier=...)",
+    "set_intrinsics": "drr.set_intrinsics_(sdd=...), with sdd = 2 * sdr",
     "spacing": "subject.density.spacing",
     "volume": "subject.volume.data[0]; a DRR holds drr.density",
     "focal_len": "dataset.camera.sdd",

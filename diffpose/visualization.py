@@ -435,7 +435,8 @@ def _encode(frames: Iterator, extension: str, duration: float, save_kwargs: dict
     if name:
         first, buffer = next(frames), io.BytesIO()
         options = {"loop": 0, "duration": duration, **({"quality": 80, "method": 1} if name == "WEBP" else {}), **save_kwargs}
-        first.save(buffer, name, save_all=True, append_images=frames, **options)
+        rest = frames if name in ("WEBP", "GIF") else list(frames)  # the other writers look at them twice
+        first.save(buffer, name, save_all=True, append_images=rest, **options)
         return buffer.getvalue()
     import imageio.v3 as iio
 

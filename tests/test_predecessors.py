@@ -133,6 +133,7 @@ C_ARM = MappingProxyType({"height": 8, "delx": 4.0})
         (lambda drr: drr(None, None, None, pose=POSE), "drr(pose)"),
         (lambda drr: drr.set_bone_attenuation_multiplier(2.5), "drr(pose, bone_attenuation_multiplier=...)"),
         (lambda drr: drr.volume, "subject.volume"),
+        (lambda drr: drr.set_intrinsics(sdr=500.0), "drr.set_intrinsics_"),
         (lambda drr: drr.bone_attenuation_multiplier, "drr(pose, bone_attenuation_multiplier=...)"),
         (lambda drr: drr.detector.source, "source, target = detector(pose)"),
         (lambda drr: drr.detector.sdr, "detector.sdd / 2"),

@@ -24,7 +24,13 @@ class Registration(torch.nn.Module):
         parameterization: str,  # any of `diffpose.pose.PARAMETERIZATIONS`
         convention: str | None = None,  # of Euler angles
         renderer: str | None = "trilinear",  # or "siddon"; None: the DRR's own
+        **old,  # none: arguments of an earlier package are answered with the new ones
     ):
+        if old:
+            wrong = f"Registration({', '.join(f'{name}=...' for name in old)})"
+            known = {"input_convention", "output_convention"} & set(old)
+            new = "Registration(drr, rotation, translation, parameterization, convention)"
+            raise TypeError(_new_call(wrong, new) if known else f"{wrong} is not known: {new}")
         if renderer not in (None, "siddon", "trilinear"):
             raise ValueError(
                 "renderer must be 'trilinear' (smooth in the pose), 'siddon', "
