@@ -716,8 +716,12 @@ class Detector(_Imaging):
         source, target = self.rays(pose, calibration)
         return source.to(self.dtype), target.to(self.dtype)
 
+    def __getattr__(self, name: str):
+        "Parameters and buffers; an old name is answered with the new one."
+        return _lacking(self, name) if name in ("source", "target", "sdr") else super().__getattr__(name)
 
-__getattr__ = _without(__name__, "make_xrays")
+
+__getattr__ = _without(__name__, "make_xrays", "N_ANGULAR_COMPONENTS", "get_focal_length", "get_principal_point", "parse_intrinsic_matrix", "make_intrinsic_matrix", "diffdrr_to_deepdrr", "resample")
 
 # %% ../notebooks/api/01_calibration.ipynb #ad67d22d
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ __all__ = ['AIR_HU', 'AIR_MAX_HU', 'BONE_MIN_HU', 'HU_MAX', 'MU_WATER', 'MU_BONE
 
 # %% ../notebooks/api/04_data.ipynb #4d73eea8
 import difflib
+import dis
 import filecmp
 import gzip
 import hashlib
@@ -37,7 +38,7 @@ from torch import Tensor
 from .calibration import Camera, reorientation
 from .field import FieldOfView, find_field, open_field
 from .images import resize_image
-from .pose import RigidTransform
+from .pose import RigidTransform, _new_call, _without
 
 # %% ../notebooks/api/04_data.ipynb #1584a411
 _all_ = ["FieldOfView", "find_field", "open_field", "resize_image"]  # of field, images
@@ -1628,7 +1629,25 @@ def load_example_ct(
     "A real chest CT with 118 labelled structures."
     folder = _example_folder()
     kwargs = {"labelmap": folder / "labels.nii.gz", "structures": folder / "structures.csv", **kwargs}
-    return read(folder / "ct.nii.gz", labels=labels, orientation=orientation, bone_attenuation_multiplier=bone_attenuation_multiplier, **kwargs)
+    subject = read(folder / "ct.nii.gz", labels=labels, orientation=orientation, bone_attenuation_multiplier=bone_attenuation_multiplier, **kwargs)
+    subject.__class__ = _OneSubject
+    return subject
+
+
+class _OneSubject(tio.Subject):
+    "A subject where there used to be a pair: to unpack it is answered with the new call."
+
+    def __iter__(self):
+        caller = sys._getframe(1)
+        if dis.opname[caller.f_code.co_code[caller.f_lasti]] == "UNPACK_SEQUENCE":
+            raise TypeError(_new_call("volume, spacing = load_example_ct()", "subject = load_example_ct(), and DRR(subject, sdd=..., height=..., delx=...)"))
+        return super().__iter__()
+
+
+_OneSubject.__name__ = "Subject"  # when it is printed
+
+
+__getattr__ = _without(__name__, "read_dicom", "canonicalize", "transform_hu_to_density")
 
 # %% ../notebooks/api/04_data.ipynb #5228fdd0
 def compiled(

@@ -182,7 +182,7 @@ def get_random_offset(
     return offset.to(device)
 
 
-__getattr__ = _without(__name__, "get_random_poses", "get_2d_groundtruth")
+__getattr__ = _without(__name__, "get_random_poses", "get_2d_groundtruth", "convert_deepfluoro_to_diffdrr", "convert_diffdrr_to_deepfluoro")
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #93855142
 def isocenter_pose(

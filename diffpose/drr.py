@@ -20,7 +20,7 @@ from torch import Tensor
 from .calibration import Camera, Detector
 from .data import Contrast
 from .kernels.reference import bounding_box, occupancy
-from .pose import RigidTransform, _capturing, _new_call, convert
+from .pose import RigidTransform, _capturing, _lacking, _new_call, _without, convert
 from .renderers import Siddon, Trilinear, View, choose_backend, refuse_transforms
 
 # %% ../notebooks/api/11_drr.ipynb #ae1ae256
@@ -76,6 +76,10 @@ class _Projector(torch.nn.Module):
     def set_bone_attenuation_multiplier(self, multiplier: float) -> None:
         "Refused, with what to do instead."
         raise TypeError(_new_call("set_bone_attenuation_multiplier"))
+
+    def __getattr__(self, name: str):
+        "Parameters, buffers and modules; an old name is answered with the new one."
+        return _lacking(self, name) if name in ("volume", "bone_attenuation_multiplier", "set_intrinsics") else super().__getattr__(name)
 
     @property
     def n_patches(self) -> int:
@@ -141,7 +145,7 @@ class _Casting(_Filled):
         target: Tensor,  # B N 3 world [mm]
         mask_to_channels: bool = False,
         bone_attenuation_multiplier: Union[float, Sequence[float], Tensor, None] = None,
-        **options,  # n_points, reducefn
+        **options,  # renderer, n_points, reducefn: instead of the DRR's own
     ) -> Tensor:  # B C N
         "Integrate a density on this DRR's grid along rays given in world coordinates."
         source, target = source.to(density.device), target.to(density.device)
@@ -204,7 +208,7 @@ class _Posed(_Casting):
         mask_to_channels: bool = False,  # one channel per label, background first
         bone_attenuation_multiplier: Union[float, Sequence[float], Tensor, None] = None,  # one, or one per image
         beer_lambert: Union[bool, float] = False,  # intensities: True (physical density), or attenuation of density 1 [1/mm]
-        **options,  # n_points, reducefn
+        **options,  # renderer, n_points, reducefn: instead of the DRR's own, for this call
     ) -> Tensor:  # B C H W
         "Render the volume from a batch of poses."
         _check_call(args, options)
@@ -279,7 +283,7 @@ class _Differentiated(_Posed):
         degrees: bool = False,
         calibration=None,
         bone_attenuation_multiplier: Union[float, Sequence[float], Tensor, None] = None,
-        **options,  # n_points
+        **options,  # renderer, n_points
     ) -> tuple[Tensor, Tensor]:  # image B 1 H W; Jacobian B H W 6, columns [omega (rad), v (mm)]
         "Image, and its derivative by a left twist of the pose about the world's origin. Neither carries a graph."
         pose = self._pose(args, parameterization, convention, degrees)
@@ -327,6 +331,7 @@ class _Adjustable(_Differentiated):
         return self.detector.unproject(pose, pixels, calibration)
 
 # %% ../notebooks/api/11_drr.ipynb #b960c888
+__getattr__ = _without(__name__, "siddon_raycast", "make_xrays", "reshape_subsampled_drr")
 _SINGLE_ANGLES = {"theta", "phi", "gamma", "bx", "by", "bz", "sdr"}
 
 

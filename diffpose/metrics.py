@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from .pose import RigidTransform
+from .pose import RigidTransform, _without
 
 # %% ../notebooks/api/13_metrics.ipynb #3e9609eb
 def _check_pair(
@@ -490,6 +490,9 @@ class DoubleGeodesic(DoubleGeodesicSE3):
         eps: float | int = 0.0,  # added under the root [mm²]; 1e-4 is what DiffPose did
     ):
         super().__init__(2 * sdr, eps)
+
+
+__getattr__ = _without(__name__, "NormalizedCrossCorrelation", "MultiscaleNormalizedCrossCorrelation", "GradientNormalizedCrossCorrelation", "GeodesicTransl", "Sobel")
 
 # %% ../notebooks/api/13_metrics.ipynb #cc0f5778
 @jaxtyped(typechecker=beartype)

@@ -20,15 +20,49 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
+from . import _PAGE
+
 # %% ../notebooks/api/00_pose.ipynb #64c33311
-_PAGE = "https://diffpose.github.io/diffpose/notebooks/tutorials/coming_from.html"
 _OLD = {  # old name: the call that does the same here
     "get_random_poses": "diffpose.deepfluoro.get_random_offset(batch_size), composed with isocenter_pose(sdd)",
     "N_ANGULAR_COMPONENTS": "diffpose.pose.PARAMETERIZATIONS",
     "se3_exp_map": 'diffpose.pose.se3_exp(twist), or convert(rotation, translation, parameterization="se3_log_map")',
     "se3_log_map": "pose.get_se3_log()",
     "so3_exp_map": "diffpose.pose.so3_exp(w)",
+    "so3_log_map": "diffpose.pose.so3_log(R)",
+    "so3_relative_angle": "diffpose.metrics.geodesic_so3(R1, R2)",
+    "so3_rotation_angle": "diffpose.pose.so3_log(R).norm(dim=-1)",
+    "axis_angle_to_matrix": "diffpose.pose.so3_exp(w)",
+    "matrix_to_axis_angle": "diffpose.pose.so3_log(R)",
+    "random_rotations": "diffpose.pose.random_rigid_transform(n).rotation",
+    "make_matrix": 'diffpose.pose.convert(R, translation, parameterization="matrix"), or RigidTransform(matrix)',
+    "rotation_10d_to_quaternion": "diffpose.pose.matrix_to_quaternion(rotation_10d_to_matrix(x))",
+    "quaternion_adjugate_to_quaternion": "diffpose.pose.matrix_to_quaternion(quaternion_adjugate_to_matrix(x))",
     "Transform3d": "diffpose.pose.RigidTransform(matrix), which acts on column vectors",
+    "get_focal_length": "diffpose.calibration.Camera.from_matrix(K, height, width, delx).sdd",
+    "get_principal_point": "diffpose.calibration.Camera.from_matrix(K, height, width, delx): its x0 and y0",
+    "parse_intrinsic_matrix": "diffpose.calibration.Camera.from_matrix(K, height, width, delx): its sdd, x0 and y0",
+    "make_intrinsic_matrix": "drr.camera.K",
+    "diffdrr_to_deepdrr": "rotation[:, [1, 0, 2]]",
+    "resample": "image, known = diffpose.training.retarget(image, camera, other_camera)",
+    "read_dicom": "diffpose.data.read(folder)",
+    "canonicalize": "diffpose.data.read(..., center_volume=True), whose subject.scan_from_world is the way back",
+    "transform_hu_to_density": "diffpose.data.hu_to_density(hu, multiplier)",
+    "NormalizedCrossCorrelation": "diffpose.metrics.ncc(a, b).mean()",
+    "MultiscaleNormalizedCrossCorrelation": "diffpose.metrics.MultiscaleNormalizedCrossCorrelation2d(...)(a, b).mean()",
+    "GradientNormalizedCrossCorrelation": "diffpose.metrics.GradientNormalizedCrossCorrelation2d(...)(a, b).mean()",
+    "Sobel": "diffpose.metrics.sobel(image, sigma)",
+    "reshape_subsampled_drr": "drr.reshape_transform(pixels)",
+    "convert_deepfluoro_to_diffdrr": "diffpose.deepfluoro.pose_from_file(pose, dataset.extrinsic, dataset.scan_from_world)",
+    "convert_diffdrr_to_deepfluoro": "diffpose.deepfluoro.pose_to_file(pose, dataset.extrinsic, dataset.scan_from_world)",
+    "img_to_patches": "xray[0, 0].expand_as(masks)[masks], with image, masks = SparseRegistration(...)()",
+    "pred_to_patches": "image[0, 0].expand_as(masks)[masks], with image, masks = SparseRegistration(...)()",
+    "mask_to_img": "image, masks = SparseRegistration(...)(), whose image has its pixels in their places",
+    "vector_to_img": "image, masks = SparseRegistration(...)(), whose image has its pixels in their places",
+    "JacobianDRR": "image, jacobian = drr.jacobian(pose)",
+    "plot_img_jacobian": "ax.imshow(jacobian[0, ..., k]) for each k, with image, jacobian = drr.jacobian(pose)",
+    "plot_img_and_mask": "diffpose.visualization.plot_drr(image), which colours the channels if there are several, or plot_mask(channels, axs)",
+    "lines_to_mesh": "fiducials, shadows, lines = diffpose.visualization.fiducials_to_mesh(points, drr, pose)",
     "make_xrays": "source, target = drr.detector(pose)",
     "siddon_raycast": "drr.render(drr.density, source, target), or DRR(..., renderer='siddon')",
     "WarmupCosineSchedule": "diffpose.training.TrainConfig(warmup=...), which `train` follows",
@@ -37,9 +71,11 @@ _OLD = {  # old name: the call that does the same here
     "get_matrix": "pose.matrix, which acts on column vectors; pose.matrix.mT is the old one",
     "get_rotation": "pose.convert(parameterization, convention)[0], or the matrices pose.rotation",
     "get_translation": "pose.translation, or pose.convert(...)[1] in the rotated frame",
+    "transform_points": "pose(points)",
     "get_current_pose": "registration.pose",
     "set_bone_attenuation_multiplier": "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)",
     "bone_attenuation_multiplier": "drr(pose, bone_attenuation_multiplier=...)",
+    "set_intrinsics": "drr.set_intrinsics_(sdd=...), with sdd = 2 * sdr",
     "spacing": "subject.density.spacing",
     "volume": "subject.volume.data[0]; a DRR holds drr.density",
     "focal_len": "dataset.camera.sdd",
@@ -47,6 +83,10 @@ _OLD = {  # old name: the call that does the same here
     "target": "source, target = detector(pose)",
     "x0": "dataset.camera.x0",
     "y0": "dataset.camera.y0",
+    "delx": "dataset.camera.delx",
+    "dely": "dataset.camera.dely",
+    "flip_xz": "not needed: dataset.isocenter_pose and the poses of dataset[k] are of this package",
+    "translate": "not needed: dataset.isocenter_pose and the poses of dataset[k] are of this package",
     "sdr": "detector.sdd / 2",
     "fx": "camera.K[:, 0, 0]",
     "fy": "camera.K[:, 1, 1]",
@@ -78,7 +118,10 @@ def _lacking(self, name: str):
     raise AttributeError(_new_call(name) if name in _OLD else f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
-__getattr__ = _without(__name__, "N_ANGULAR_COMPONENTS", "se3_exp_map", "se3_log_map", "so3_exp_map", "Transform3d")
+__getattr__ = _without(
+    __name__, "N_ANGULAR_COMPONENTS", "se3_exp_map", "se3_log_map", "so3_exp_map", "so3_log_map", "so3_relative_angle", "so3_rotation_angle",
+    "axis_angle_to_matrix", "matrix_to_axis_angle", "random_rotations", "make_matrix", "rotation_10d_to_quaternion", "quaternion_adjugate_to_quaternion", "Transform3d",
+)
 
 
 # %% ../notebooks/api/00_pose.ipynb #a260bb73

@@ -321,7 +321,7 @@ class _Renderer(torch.nn.Module):
         n_channels: Optional[int] = None,  # default: the largest label + 1
         pieces: Optional[Tensor] = None,  # B 5 contrast map per image
         occupied: Optional[Tensor] = None,  # `occupancy` of this very volume, to skip its air
-        **options,  # n_points and reducefn override the renderer's own for this call
+        **options,  # renderer ("siddon" or "trilinear"), n_points and reducefn override its own for this call
     ) -> Tensor:  # B C N [mm x density]
         "Integrate the volume along rays."
         length = (target - source).norm(dim=-1) if length is None else length
@@ -344,13 +344,16 @@ class _Renderer(torch.nn.Module):
 
     def _request(self, options: dict, mask: Optional[Tensor] = None, n_channels: Optional[int] = None, pieces: Optional[Tensor] = None, occupied: Optional[Tensor] = None) -> Request:
         "The renderer's own options, but for those that a call overrides, and what the call brings."
-        wrong = set(options) - {"n_points", "reducefn"}
+        wrong = set(options) - {"renderer", "n_points", "reducefn"}
         if wrong:
-            raise TypeError(f"{type(self).__name__} does not take {', '.join(sorted(wrong))} when it renders; it takes n_points and reducefn")
+            raise TypeError(f"{type(self).__name__} does not take {', '.join(sorted(wrong))} when it renders; it takes renderer, n_points and reducefn")
+        rule = options.get("renderer") or self.rule
+        if rule not in ("siddon", "trilinear"):
+            raise ValueError(f"renderer must be 'siddon' or 'trilinear', not {rule!r}")
         if mask is not None and n_channels is None:
             n_channels = int(mask.max()) + 1
-        chosen = {"n_points": self.n_points, "reducefn": self.reducefn} | options
-        return Request(self.rule, **chosen, labels=mask, n_channels=n_channels or 1, pieces=pieces, voxel_shift=self.voxel_shift, occupied=occupied)
+        chosen = {"n_points": self.n_points if rule == self.rule else None, "reducefn": self.reducefn} | options | {"renderer": rule}
+        return Request(chosen.pop("renderer"), **chosen, labels=mask, n_channels=n_channels or 1, pieces=pieces, voxel_shift=self.voxel_shift, occupied=occupied)
 
     def extra_repr(self) -> str:
         "Options, for printing."

@@ -96,6 +96,7 @@ def drr_to_mesh(
     extract_largest: bool = True,  # only the largest connected part: no table, no tubes
     resolution: float | int | None = None,  # average the CT to voxels of about this size first [mm]; None: as it is
     faces: int | None = 200_000,  # simplify to about this many triangles; None: keep all
+    verbose: bool = False,  # accepted, no effect: nothing is printed
 ) -> "pyvista.PolyData":  # a closed surface in the world [mm], with normals outwards
     "The surface of bone, or of whatever is above a threshold. Raises ValueError where nothing is."
     _check_surface(method, faces)
@@ -111,6 +112,7 @@ def labelmap_to_mesh(
     labels: Sequence[int] | None = None,  # which structures; None: all
     resolution: float | int | None = None,  # take every k-th voxel, so that they are of about this size [mm]; None: all
     faces: int | None = 20_000,  # simplify each to about this many triangles; None: keep all
+    verbose: bool = False,  # accepted, no effect: nothing is printed
 ) -> "pyvista.MultiBlock":  # a closed surface in the world [mm] for each structure, by name
     "The surfaces of labelled structures. Raises ValueError without a label map, or for labels that it does not hold."
     import pyvista as pv

@@ -41,7 +41,7 @@ from .deepfluoro import OFFSET_MEAN_MM, OFFSET_ROTATION_RAD, OFFSET_STD_MM
 from .drr import DRR
 from .images import open_field
 from .metrics import double_geodesic_se3, geodesic_se3, geodesic_so3, mtre, multiscale_ncc, ncc
-from .pose import RigidTransform, convert, se3_exp, so3_exp, so3_log
+from .pose import RigidTransform, _without, convert, se3_exp, so3_exp, so3_log
 from .registration import GaussNewton, PoseRegressor, Result, SparseAdam, default_landmarks, pool_volume
 from .simulation import simulate_xray
 
@@ -388,6 +388,9 @@ class TrainConfig(_Plain):
 
 
 RECIPES = {"cpu": TrainConfig, "paper": TrainConfig.paper, "successor": TrainConfig.successor}  # by name
+
+
+__getattr__ = _without(__name__, "WarmupCosineSchedule")
 
 # %% ../notebooks/api/26_training.ipynb #c5e7805e
 def training_drr(

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from .calibration import save_atomically
 from .metrics import geodesic_so3, geodesic_translation, sobel
-from .pose import PARAMETERIZATIONS, RigidTransform, convert
+from .pose import PARAMETERIZATIONS, RigidTransform, _new_call, _without, convert
 from .scenes import Scene, add_image, drr_to_mesh, fiducials_to_mesh, freeze, img_to_mesh, labelmap_to_mesh, trajectory_to_mesh, visualize_scene
 
 # %% ../notebooks/api/28_visualization.ipynb #c802eac9
@@ -304,37 +305,49 @@ def animate(
     drr: Callable,  # pose -> image B C H W, e.g. a `DRR`
     parameterization: str = "euler_angles",  # of the rotation columns
     convention: str | None = "ZXY",  # of Euler angles
-    ground_truth: RigidTransform | None = None,  # true pose, rendered on the left
-    fixed: Tensor | None = None,  # X-ray 1 C H W, shown on the left instead
+    ground_truth: RigidTransform | Tensor | None = None,  # true pose, rendered on the left; or its DRR 1 C H W
+    fixed: Tensor | None = None,  # X-ray 1 C H W, shown on the left instead, in a grey scale of its own
     verbose: bool = True,  # show a progress bar
     dtype: torch.dtype = torch.float32,  # of the poses
     device: object = None,  # of the poses; None asks the renderer
     height: int = 300,  # of each panel [px]
     batch_size: int = 16,  # DRRs rendered at a time
-    extension: str | None = None,  # ".webp", ".gif" or what imageio writes; None asks the name `out`, else ".webp"
+    extension: str | None = None,  # ".webp", ".gif", ".png", ".mp4", ...; None asks the name `out`, else ".webp"
     duration: float = 30,  # of a frame [ms]
     **save_kwargs,  # to Pillow's or imageio's writer: quality, method, loop, ...
 ) -> bytes | None:  # the file's content if `out` is "<bytes>"
-    "Animate the history of a registration: the moving DRR, beside what it was matched to."
+    "Animate the history of a registration: the moving DRR, beside what it was matched to. A ValueError says what cannot be shown or written."
+    if isinstance(parameterization, (Tensor, RigidTransform)):
+        raise TypeError(_new_call("animate(out, df, drr, ground_truth)", "animate(out, df, drr, parameterization, convention, ground_truth)"))
+    still, name = _beside(ground_truth, fixed)
     poses = history_poses(df, parameterization, convention, dtype, _device_of(drr) if device is None else device)
     if height < 16 or batch_size < 1 or not duration > 0:
         raise ValueError(f"animate needs height >= 16, batch_size >= 1 and duration > 0, got {height}, {batch_size} and {duration}")
-    if ground_truth is not None and fixed is not None:
-        raise ValueError("animate shows one image on the left: give ground_truth or fixed, not both")
-    if (ground_truth is not None and len(ground_truth) != 1) or (fixed is not None and (fixed.ndim != 4 or len(fixed) != 1)):
-        given = f"{len(ground_truth)} poses" if fixed is None else f"fixed of shape {tuple(fixed.shape)}"
-        raise ValueError(f"what a film is compared with is one pose, or one image 1 C H W, got {given}")
     in_memory = str(out) == "<bytes>"
-    extension = (extension or ("" if in_memory else Path(out).suffix) or ".webp").lower()
+    extension = "." + (extension or ("" if in_memory else Path(out).suffix) or ".webp").lower().lstrip(".")
+    _pillow_format(extension)  # raises what is wrong
     if not in_memory and not Path(out).absolute().parent.is_dir():
         raise ValueError(f"the folder {Path(out).absolute().parent} does not exist: make it first")
     with torch.no_grad():
-        left = fixed if ground_truth is None else drr(ground_truth.to(poses.matrix))
-        frames = _frames(df, poses, drr, left, "X-ray" if ground_truth is None else "Fixed DRR", height, batch_size, verbose)
+        left = drr(still.to(poses.matrix)) if isinstance(still, RigidTransform) else still
+        frames = _frames(df, poses, drr, left, name, height, batch_size, verbose)
         content = _encode(frames, extension, duration, save_kwargs)
     if in_memory:
         return content
     save_atomically(out, lambda part: part.write_bytes(content))
+
+
+def _beside(ground_truth: object, fixed: object) -> tuple:
+    "What a film shows on the left, one pose or one image or nothing, and its caption."
+    if ground_truth is not None and fixed is not None:
+        raise ValueError("animate shows one image on the left: give ground_truth or fixed, not both")
+    argument, still = ("fixed", fixed) if ground_truth is None else ("ground_truth", ground_truth)
+    pose = argument == "ground_truth" and isinstance(still, RigidTransform) and len(still) == 1
+    image = isinstance(still, Tensor) and still.ndim == 4 and len(still) == 1
+    if still is not None and not pose and not image:
+        given = f"{len(still)} poses" if isinstance(still, RigidTransform) else f"shape {tuple(still.shape)}" if isinstance(still, Tensor) else type(still).__name__
+        raise ValueError(f"what a film is compared with is one pose (ground_truth), or one image 1 C H W as a tensor (ground_truth or fixed), got {argument} of {given}")
+    return still, "X-ray" if argument == "fixed" else "Fixed DRR"
 
 
 def _device_of(drr: object) -> torch.device | None:
@@ -418,11 +431,36 @@ def _font(size: int) -> object:
 
 def _encode(frames: Iterator, extension: str, duration: float, save_kwargs: dict) -> bytes:
     "An animated file from a stream of pictures."
-    if extension in (".webp", ".gif"):
+    name = _pillow_format(extension)
+    if name:
         first, buffer = next(frames), io.BytesIO()
-        options = {"loop": 0, "duration": duration, **({"quality": 80, "method": 1} if extension == ".webp" else {}), **save_kwargs}
-        first.save(buffer, extension[1:], save_all=True, append_images=frames, **options)
+        options = {"loop": 0, "duration": duration, **({"quality": 80, "method": 1} if name == "WEBP" else {}), **save_kwargs}
+        rest = frames if name in ("WEBP", "GIF") else list(frames)  # the other writers look at them twice
+        first.save(buffer, name, save_all=True, append_images=rest, **options)
         return buffer.getvalue()
     import imageio.v3 as iio
 
-    return iio.imwrite("<bytes>", np.stack([np.asarray(f.convert("RGB")) for f in frames]), extension=extension, duration=duration, **save_kwargs)
+    pictures = np.stack([np.asarray(f.convert("RGB")) for f in frames])
+    rest = [-n % 16 for n in pictures.shape[1:3]]  # encoders cut an image into blocks
+    pictures = np.pad(pictures, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)), constant_values=255)
+    return iio.imwrite("<bytes>", pictures, extension=extension, **{"fps": 1000 / duration, **save_kwargs})
+
+
+_VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi")
+
+
+def _pillow_format(extension: str) -> str | None:
+    "Pillow's name of an animated format, None for a video; a ValueError for what nothing here writes."
+    from PIL import Image
+
+    name = Image.registered_extensions().get(extension)
+    if name in Image.SAVE_ALL:
+        return name
+    if extension not in _VIDEOS:
+        raise ValueError(f"animate does not write {extension!r}: name the file .webp, .gif, .png or .mp4, or give extension=")
+    if not find_spec("imageio_ffmpeg"):
+        raise ValueError(f"animate writes {extension} with ffmpeg, which imageio does not find here: pip install imageio-ffmpeg, or name the file .webp or .gif")
+    return None
+
+
+__getattr__ = _without(__name__, "plot_img_and_mask", "plot_img_jacobian", "lines_to_mesh")

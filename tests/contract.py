@@ -286,3 +286,27 @@ def readme_is_made_from_the_index(root):
         if not (root / name).exists() or (root / name).read_bytes() != content:
             bad.append(f"{name} is not what index.ipynb gives (run `make readme`)")
     return bad + [f"{path.relative_to(root).as_posix()}: index.ipynb no longer shows it (run `make readme`)" for path in readme.stale(root)]
+
+
+INSTALL = re.compile(r"(?:pipx?3? install|uv add|uv pip install|pip wheel|pip download)(?: +(?:-[-\w]+|[\w.\[\],'\"=<>~-]+))*? +['\"]?diffpose(?![\w@/.-]| *@)")
+OTHER = "older package of other authors"
+
+
+def paragraphs(root):
+    "`(where, text)` of every paragraph that somebody may read: pages, notebooks, modules, scripts."
+    for where, _, cell in cells(root):
+        yield from ((where, text) for text in re.split(r"\n\s*\n", source(cell)))
+    folders = ["", "notebooks/", "experiments/", "benchmarks/", "tools/**/", "diffpose/**/"]
+    for path in sorted({path for folder in folders for kind in ("md", "py", "toml", "yml") for path in root.glob(f"{folder}*.{kind}")}):
+        yield from ((path.relative_to(root).as_posix(), text) for text in re.split(r"\n\s*\n", path.read_text(encoding="utf-8")))
+
+
+@rule
+def installing_does_not_lead_to_the_other_package(root):
+    "The name belongs to another package on the public index: nobody is told to install by name, and pages that tell how to install say why."
+    bad = [f"{where} says `{found[0]}`: on the public index that is an {OTHER}" for where, text in paragraphs(root) if OTHER not in text for found in INSTALL.finditer(text)]
+    for name in ("README.md", "notebooks/install.md"):
+        text = (root / name).read_text(encoding="utf-8") if (root / name).exists() else ""
+        if "pip install" in text and not (OTHER in text and INSTALL.search(text)):
+            bad.append(f"{name} tells how to install, and not that `pip install diffpose` gives an {OTHER}")
+    return bad

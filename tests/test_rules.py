@@ -196,6 +196,10 @@ FAULTS = [
     ("notebooks_name_no_place_on_a_machine", "/srv/a.py", in_notebook(A, add(code("1", stream("see /srv/a.py"))))),
     ("readme_is_made_from_the_index", "README.md", in_notebook("index.ipynb", add(markdown("More.")))),
     ("readme_is_made_from_the_index", "no longer shows it", append("index_files/old.png", "")),
+    ("installing_does_not_lead_to_the_other_package", "README.md tells how", append("README.md", "\nType `pip install .` in a clone.\n")),
+    ("installing_does_not_lead_to_the_other_package", "`pip install -U diffpose`", append("README.md", "\nThe older package of other authors.\n\nType pip install -U diffpose\n")),
+    ("installing_does_not_lead_to_the_other_package", "`pip install torch 'diffpose`", in_notebook("notebooks/api/00_a.ipynb", add(markdown("`pip install torch 'diffpose[experiments]'`")))),
+    ("installing_does_not_lead_to_the_other_package", "diffpose/a.py says `uv pip install diffpose`", append("diffpose/a.py", "\nraise ImportError('uv pip install diffpose')\n")),
 ]
 
 
@@ -217,3 +221,11 @@ def test_a_long_class_of_short_methods_is_no_fault(sound, tmp_path):
 def test_every_rule_is_broken_once():
     assert {name for name, *_ in FAULTS} == set(RULES)
     assert ROOT.joinpath("settings.ini").exists()
+
+
+def test_ways_to_install_that_are_right(sound, tmp_path):
+    root = tmp_path / "repo"
+    shutil.copytree(sound, root)
+    right = ["pip install .", "pip install -e '.[experiments]'", 'pip install "git+https://example.org/diffpose/diffpose"', "pip install dist/diffpose-*.whl", "pip install diffpose-0.1.0.whl", "pip uninstall diffpose", "`pip install .`, and then `diffpose --help`"]
+    (root / "GUIDE.md").write_text("\n\n".join(right), encoding="utf-8")
+    assert RULES["installing_does_not_lead_to_the_other_package"](root) == []

@@ -14,7 +14,7 @@ from ..pose import RigidTransform, _new_call, convert
 
 # %% ../../notebooks/api/22_registration_first_order.ipynb #aadaaa4b
 class Registration(torch.nn.Module):
-    "A pose to be optimised: parameters `_rotation` and `_translation`; calling it renders."
+    "A pose to be optimised: parameters `_rotation` and `_translation`; calling it renders, by a rule that is smooth in the pose."
 
     def __init__(
         self,
@@ -23,9 +23,22 @@ class Registration(torch.nn.Module):
         translation: Tensor,  # B 3 [mm]
         parameterization: str,  # any of `diffpose.pose.PARAMETERIZATIONS`
         convention: str | None = None,  # of Euler angles
+        renderer: str | None = "trilinear",  # or "siddon"; None: the DRR's own
+        **old,  # none: arguments of an earlier package are answered with the new ones
     ):
+        if old:
+            wrong = f"Registration({', '.join(f'{name}=...' for name in old)})"
+            known = {"input_convention", "output_convention"} & set(old)
+            new = "Registration(drr, rotation, translation, parameterization, convention)"
+            raise TypeError(_new_call(wrong, new) if known else f"{wrong} is not known: {new}")
+        if renderer not in (None, "siddon", "trilinear"):
+            raise ValueError(
+                "renderer must be 'trilinear' (smooth in the pose), 'siddon', "
+                f"or None for the DRR's own, not {renderer!r}"
+            )
         super().__init__()
         self.drr, self.parameterization, self.convention = drr, parameterization, convention
+        self.renderer = renderer
         how = {"parameterization": parameterization, "convention": convention}
         convert(rotation, translation, **how)  # raises what is wrong
         self._rotation = torch.nn.Parameter(rotation.detach().clone())
@@ -44,10 +57,23 @@ class Registration(torch.nn.Module):
             convention=self.convention,
         )
 
-    def get_current_pose(self) -> RigidTransform:
-        "Refused, with the new name."
-        raise AttributeError(_new_call("get_current_pose"))
+    def __getattr__(self, name: str):
+        "Parameters and modules; an old name is answered with the new one."
+        if name in ("get_current_pose", "get_rotation", "get_translation"):
+            raise AttributeError(_new_call(f"registration.{name}()", _NOW[name]))
+        return super().__getattr__(name)
 
     def forward(self, **options) -> Tensor:  # B C H W
-        "Render the present pose; options as for `DRR`."
+        "Render the present pose; options as for `DRR`. What is not an integral (`reducefn`) keeps the DRR's own rule."
+        if isinstance(self.drr, DRR):
+            reducefn = options.get("reducefn", self.drr.renderer.reducefn)
+            rule = self.renderer if reducefn == "sum" else None
+            options = {"renderer": rule, **options}
         return self.drr(self.pose, **options)
+
+
+_NOW = {
+    "get_current_pose": "registration.pose",
+    "get_rotation": "registration.pose.convert(parameterization, convention)[0], or registration.rotation",
+    "get_translation": "registration.pose.convert(parameterization, convention)[1], or registration.translation",
+}

@@ -84,7 +84,11 @@ class SparseRegistration(Registration):
                 "sparse registration draws its own pixels: make the DRR without p_subsample"
             )
         super().__init__(
-            drr, *pose.detach().convert(parameterization, convention), parameterization, convention
+            drr,
+            *pose.detach().convert(parameterization, convention),
+            parameterization,
+            convention,
+            renderer=None,  # patches change from step to step: no line search is led astray
         )
         self.n_patches, self.patch_size, self.generator = n_patches, patch_size, generator
         self._features, self._mask, self._distributions = features, mask, {}
