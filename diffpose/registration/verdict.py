@@ -89,20 +89,12 @@ def separation(
 
 # %% ../../notebooks/api/20_registration_verdict.ipynb #f94daede
 def _stalling(e: dict, t: Thresholds) -> list[Reason]:
-    "What says that the pose is not the answer."
+    "What says that the pose is not the answer; first what no further step would mend."
     newton, local, last = e["newton_mm"], e["local_agreement"], e["agreement"]
     found = []
     if not e["contrast"] >= t.contrast:
         text = "nothing of the patient is in view from this pose"
         found.append(Reason(text, "empty", e["contrast"], t.contrast))
-    if not e["settled"]:
-        found.append(Reason("the last stage ran out of steps", "unsettled"))
-    if not newton <= t.newton_mm:
-        text = (
-            f"not at a minimum: a whole Newton step would move the landmarks by {newton:.1f} mm, "
-            f"{t.newton_mm:.1f} mm is allowed"
-        )
-        found.append(Reason(text, "not_at_a_minimum", newton, t.newton_mm))
     if not local >= t.similarity:
         text = (
             f"X-ray and DRR do not agree (agreement {local:.2f}, {t.similarity:.2f} is needed): "
@@ -114,6 +106,14 @@ def _stalling(e: dict, t: Thresholds) -> list[Reason]:
             f"X-ray and DRR do not agree in detail (agreement {last:.2f}, {t.detail:.2f} is needed)"
         )
         found.append(Reason(text, "disagreement_in_detail", last, t.detail))
+    if not e["settled"]:
+        found.append(Reason("the last stage ran out of steps", "unsettled"))
+    if not newton <= t.newton_mm:
+        text = (
+            f"not at a minimum: a whole Newton step would move the landmarks by {newton:.2f} mm, "
+            f"{t.newton_mm:.2f} mm is allowed"
+        )
+        found.append(Reason(text, "not_at_a_minimum", newton, t.newton_mm))
     return found
 
 
