@@ -1,7 +1,7 @@
 """X-rays that other programs made: how many are registered, does the verdict know, and what does each idea bring?
 
     DIFFPOSE_GAUNTLET=folder DIFFPOSE_DATA=folder python experiments/gauntlet.py [FOLDER] [--starts small medium large] [--scenarios clean real]
-    python experiments/gauntlet.py FOLDER --methods default no_survey mncc      an ablation
+    python experiments/gauntlet.py FOLDER --methods none only_band no_band   an ablation: without any idea, with one, with all but one
     python experiments/gauntlet.py FOLDER --report                              only the tables and the plot of what is there
     python experiments/gauntlet.py FOLDER --pictures lowdose-5 head-4           X-ray, DRR at the true pose, and outlines at the pose that was found
 
@@ -38,15 +38,24 @@ from diffpose.registration import GaussNewton, default_stages
 SPACING = 2.0  # voxels of the phantoms [mm]
 RIGHT, WRONG = 1.0, 2.0  # below: right; above: wrong [mm]
 NINETY = 10.645  # 90% point of chi-square with 6 degrees of freedom
-METHODS = {  # options of GaussNewton, changes of its stages, options of register
-    "default": ({}, {}, {}),
-    "no_survey": ({"restarts": 0}, {}, {}),
-    "mncc": ({}, {"residual": "mncc"}, {}),
-    "no_curvature": ({}, {"curvature": 1.0}, {}),
-    "no_field": ({}, {}, {"find_field": False}),
-    "no_refine": ({}, {"refine": False}, {}),
+IDEAS = {  # and what takes each away: options of GaussNewton, changes of its stages, options of register
+    "survey": ({"restarts": 0}, {}, {}),
+    "band": ({}, {"residual": "mncc"}, {}),
+    "curvature": ({}, {"curvature": 1.0}, {}),
+    "field": ({}, {}, {"find_field": False}),
+    "refine": ({}, {"refine": False}, {}),
 }
 # ----------------------------------------------------------------------
+
+
+def without(*ideas: str) -> tuple[dict, dict, dict]:
+    "A method that lacks some ideas."
+    return tuple({k: v for name in ideas for k, v in IDEAS[name][part].items()} for part in range(3))
+
+
+METHODS = {"default": without(), "none": without(*IDEAS)}
+METHODS |= {f"no_{name}": without(name) for name in IDEAS}
+METHODS |= {f"only_{name}": without(*(other for other in IDEAS if other != name)) for name in IDEAS}
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("folder", nargs="?", type=Path, default=Path("_runs/gauntlet"))
