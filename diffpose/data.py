@@ -16,6 +16,7 @@ import hashlib
 import inspect
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -27,14 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Literal, NamedTuple
 
+import numba
 import numpy as np
 import torch
 import torchio as tio
 from beartype import beartype
 from jaxtyping import Float, Shaped, jaxtyped
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 from torch import Tensor
 
-from .calibration import Camera, reorientation
+from .calibration import Camera, load_table, reorientation
 from .field import FieldOfView, find_field, open_field
 from .images import resize_image
 from .pose import RigidTransform
@@ -1022,10 +1025,20 @@ def _load_structures(structures):
     "Table of structures: a DataFrame, or a CSV file, with at least the columns `structure` and `id`."
     import pandas as pd
 
-    table = structures if isinstance(structures, pd.DataFrame) else pd.read_csv(structures)
+    table = structures
+    if not isinstance(table, pd.DataFrame):
+        have, _ = load_table(structures, "a table (CSV) of structures")  # pandas would rename a second column of a name, and shift rows that are longer than the first
+        table = pd.read_csv(structures, names=have, header=0, index_col=False, encoding="utf-8-sig")
+    twice = table.columns[table.columns.duplicated()].tolist()
+    if twice:
+        raise ValueError(f"the table of structures has several columns {twice}: keep the one that is right")
     missing = {"structure", "id"} - set(table.columns)
     if missing:
         raise ValueError(f"the table of structures lacks the columns {sorted(missing)}; it has {list(table.columns)}")
+    number = pd.to_numeric(table["id"], errors="coerce")
+    odd = table["id"][~(number % 1 == 0) | (number < 0)]
+    if len(odd):
+        raise ValueError(f"the table of structures has the id {odd.iloc[0]!r}: whole numbers are expected, those of the label map")
     return table
 
 # %% ../notebooks/api/04_data.ipynb #cdd98cf2
@@ -1604,16 +1617,58 @@ def load_example_ct(
     return read(folder / "ct.nii.gz", labels=labels, orientation=orientation, bone_attenuation_multiplier=bone_attenuation_multiplier, **kwargs)
 
 # %% ../notebooks/api/04_data.ipynb #5228fdd0
+class _MachineCodeFiles(IndexDataCacheFile):
+    "numba's files of machine code, each closed by its checksum; unpickling does not look so far."
+
+    def _dump(self, obj):
+        data = super()._dump(obj)
+        return data + hashlib.sha256(data).digest()
+
+    def _load_data(self, name):
+        data = Path(self._data_path(name)).read_bytes()
+        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+            raise ValueError(f"{name} has another checksum than was written")
+        return pickle.loads(data)
+
+
+class _MachineCode(FunctionCache):
+    "numba's cache of a function, without what is damaged."
+
+    def __init__(self, function):
+        super().__init__(function)
+        self._cache_file = _MachineCodeFiles(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
+
+    def load_overload(self, sig, target_context):
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # whatever reading, unpickling and linking make of it
+            self._warn(f"is damaged ({type(error).__name__}: {error}) and is compiled anew")
+        try:
+            self.flush()  # forget all files of this function: they are written over
+        except OSError:
+            self.disable()
+
+    def save_overload(self, sig, data):
+        try:
+            super().save_overload(sig, data)
+        except OSError as error:
+            self._warn(f"cannot be kept ({error}): later processes compile again; NUMBA_CACHE_DIR names another folder")
+
+    def _warn(self, what: str) -> None:
+        warnings.warn(f"the machine code of {self._py_func.__qualname__} in {self._cache_path} {what}", RuntimeWarning, stacklevel=2)
+
+
 def compiled(
     **options,  # of `numba.njit`, but for `cache`
 ) -> Callable:
-    "A decorator: `numba.njit`, with the machine code kept between processes where a folder for it can be written."
-    import numba
+    "A decorator: `numba.njit`, with the machine code kept between processes where a folder for it can be written; what is damaged there is compiled anew, with a warning."
 
     def decorate(function):
+        dispatcher = numba.njit(**options)(function)
         try:
-            return numba.njit(cache=True, **options)(function)
+            dispatcher._cache = _MachineCode(function)
         except RuntimeError:  # no such folder
-            return numba.njit(**options)(function)
+            pass
+        return dispatcher
 
     return decorate
