@@ -7,12 +7,12 @@ __all__ = ['NOT_CONVERGED', 'BAD_INPUT', 'FAULT', 'INTERRUPTED', 'MOST', 'POSE_K
            'FLOATS', 'SUFFIXES', 'app', 'TWIST', 'OVERLAY_PX', 'FILM_PX', 'RESULT_FILES', 'TRAIN_FILES', 'RANGE',
            'DEMO_VIEWS', 'DEMO_CAMERA', 'DEMO_OFF', 'DEMO_RANGE', 'data_app', 'reported', 'in_options', 'steps',
            'kind_of', 'existing', 'check_writable', 'written_together', 'alone', 'numbers', 'frames', 'pose_to_dict',
-           'pose_from_dict', 'in_context', 'load_poses', 'load_table', 'load_start', 'start_pose', 'load_ct',
-           'load_camera', 'load_xray', 'load_mask', 'load_landmarks', 'image_suffix', 'save_image', 'chosen_camera',
-           'chosen_poses', 'image_paths', 'pictured', 'render', 'parameter_deviations', 'covariance_to_dict', 'reduced',
-           'windowed', 'overlay', 'film', 'write_results', 'verdict_to_dict', 'write_json', 'report', 'register',
-           'load_model', 'solve', 'write_inputs', 'write_ct', 'pose_range', 'train', 'demo_poses', 'pose_errors',
-           'demo_table', 'demo_picture', 'demo', 'demo_network', 'deepfluoro', 'twin', 'main']
+           'pose_from_dict', 'in_context', 'load_poses', 'load_start', 'start_pose', 'load_ct', 'load_camera',
+           'load_xray', 'load_mask', 'load_landmarks', 'image_suffix', 'save_image', 'chosen_camera', 'chosen_poses',
+           'image_paths', 'pictured', 'render', 'parameter_deviations', 'covariance_to_dict', 'reduced', 'windowed',
+           'overlay', 'film', 'write_results', 'verdict_to_dict', 'write_json', 'report', 'register', 'load_model',
+           'solve', 'write_inputs', 'write_ct', 'pose_range', 'train', 'demo_poses', 'pose_errors', 'demo_table',
+           'demo_picture', 'demo', 'demo_network', 'deepfluoro', 'twin', 'main']
 
 # %% ../notebooks/api/29_cli.ipynb #36103c83
 import contextlib
@@ -400,32 +400,10 @@ def load_poses(
     return found
 
 
-def load_table(
-    path: Path,  # CSV, with or without a byte-order mark
-    what: str,  # what it should be, for messages
-) -> tuple[list, list]:  # names of the columns, and a dict per row
-    "The rows of a CSV file. Raises ValueError where columns share a name, or a row has more or fewer entries than there are names."
-    import csv
-
-    from diffpose.calibration import read_text
-
-    try:
-        lines = list(csv.reader(read_text(path, what).splitlines()))
-    except csv.Error as error:
-        raise ValueError(f"{path} is not {what}: {error}") from None
-    have = [name.strip() for name in lines[0]] if lines else []
-    twice = sorted({name for name in have if name and have.count(name) > 1})
-    if twice:
-        raise ValueError(f"{path} has several columns {', '.join(twice)}: keep the one that is right")
-    rows = [line for line in lines[1:] if line]
-    long = [k for k, line in enumerate(rows) if len(line) != len(have)]
-    if long:
-        raise ValueError(f"row {long[0] + 1} of {path} has {len(rows[long[0]])} entries, its first line names {len(have)} columns")
-    return have, [dict(zip(have, line)) for line in rows]
-
-
 def _poses_of_table(path: Path) -> list[dict]:
     "Poses from the rows of a CSV file."
+    from diffpose.calibration import load_table
+
     have, rows = load_table(path, "a table (CSV) of poses")
     both = [angle for angle in COLUMNS[0] if f"{angle}_deg" in have and f"{angle}_rad" in have]
     if both:
@@ -571,6 +549,7 @@ def load_landmarks(
     "Landmarks of the patient in the world frame."
     import torch
 
+    from diffpose.calibration import load_table
     from diffpose.data import lps_from_ras
 
     names = ["x_mm", "y_mm", "z_mm"]

@@ -20,12 +20,15 @@ import torch
 import torchio as tio
 import typer
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from diffpose import data
 from diffpose.calibration import carm_pose
 from diffpose.cli import load_poses, pose_from_dict, pose_to_dict, reported, write_json
 from diffpose.data import _check_gaps, _load, read, read_xray
 from diffpose.deepfluoro import _open, check_layout
+from diffpose.drr import DRR
+from diffpose.phantom import phantom_volume
 
 RNG = np.random.default_rng(0)
 BLOCK = RNG.integers(-1000, 1500, (12, 10, 8)).astype(np.int16)
@@ -363,6 +366,54 @@ def test_metaimage_says_its_size_and_frame(tmp_path, silence):
             voxels(meta(tmp_path / "b.mha", *lines))
     with warnings.catch_warnings():
         said(lambda: voxels(meta(tmp_path / "c.mha", "ElementSpacing = 1.5 2 2.5")), "how its axes lie", "affine=")
+
+
+IMPLANTS = {  # mm in the phantom's frame, from and to, and HU
+    "clip": (((20, 24), (0, 4), (0, 4)), 3000),
+    "screw": (((-60, -20), (10, 14), (-10, -6)), 3071),
+    "hip prosthesis": (((80, 100), (-20, 0), (-170, -30)), 20000),
+    "rod in the table": (((-200, 200), (-130, -126), (-40, -36)), 8000),
+}
+
+
+@pytest.fixture(scope="module")
+def patient():
+    phantom = phantom_volume(seed=0, spacing=4.0)
+    return phantom.hu.astype(np.float32), phantom.affine
+
+
+def image(hu, affine, **how):
+    with torch.no_grad():
+        return DRR(read(hu, affine=affine, **how), sdd=1020.0, height=64, delx=6.0)(carm_pose(0.0, 0.0, 760.0))[0, 0]
+
+
+@pytest.mark.parametrize("name", IMPLANTS)
+def test_metal_leaves_the_rest_of_the_image_alone(patient, name):
+    "An implant with the blurred edge of a scanner: rays beside it see what they saw without it; with a clip that is given, they do not."
+    hu, affine = patient
+    box, value = IMPLANTS[name]
+    places = [affine[k, k] * np.arange(n) + affine[k, 3] for k, n in enumerate(hu.shape)]
+    inside = np.ix_(*[(x >= low) & (x < high) for x, (low, high) in zip(places, box)])
+    metal = np.zeros_like(hu)
+    metal[inside] = 1
+    share = gaussian_filter(metal, 0.6)
+    share[share < 1e-3] = 0
+    scan = (1 - share) * hu + share / share.max() * value
+    missed = image(np.where(share > 0, 1000.0, -1000.0).astype(np.float32), affine) == 0
+    assert 0.5 < missed.float().mean() < 1
+    before = image(hu, affine)[missed]
+    assert np.isclose(hu.max(), read(scan, affine=affine).contrast.bone_max, rtol=0.03)
+    torch.testing.assert_close(image(scan, affine)[missed], before, rtol=0.03, atol=0)
+    assert image(scan, affine, hu_max=value)[missed].sum() < 0.7 * before.sum()
+
+
+def test_the_densest_bone_sets_the_scale_of_a_scan_without_metal(patient):
+    "To the last bit, up to the HU of enamel."
+    hu, affine = patient
+    for top in (hu.max(), 2500):
+        scan = np.where(hu == hu.max(), top, hu)
+        assert read(scan, affine=affine).contrast.metal_max is None
+        assert torch.equal(image(scan, affine), image(scan, affine, hu_max=3071))
 
 
 def test_a_volume_that_is_not_in_hu_is_said(tmp_path):

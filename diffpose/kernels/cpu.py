@@ -7,15 +7,11 @@ __all__ = ['TOLERANCES', 'best_layout', 'integrate', 'channel_jacobian', 'volume
 
 # %% ../../notebooks/api/08_kernels_cpu.ipynb #4719d88f
 import functools
-import hashlib
 import math
 import os
-import pickle
 import threading
 import types
-import warnings
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Optional
 
 import numba as nb
@@ -23,10 +19,10 @@ import numpy as np
 import torch
 from beartype import beartype
 from jaxtyping import Float, Integer, UInt8, jaxtyped
-from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.np.ufunc import parallel
 from torch import Tensor
 
+from ..data import compiled
 from .lanes import LANES, any_lane, either, fill, floor, gather, gather_pair, lane, lower, narrow, put, to_whole, upper, where, wide
 from .reference import BRICK, check_rays, compose
 
@@ -35,61 +31,10 @@ from .reference import BRICK, check_rays, compose
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 # Helpers only borrow their arrays (_nrt=False): counting references, atomically and across threads, would cost as much as a cell does.
 _inline = nb.njit(fastmath=_FAST, error_model="numpy", forceinline=True, _nrt=False)
+_loop = functools.partial(compiled, fastmath=_FAST, error_model="numpy")
 _NO_PIECES = (math.inf, 1.0, 0.0, 1.0, 0.0)  # contrast map that changes nothing
 _FAR = 1e12  # voxels: what is farther away has no place
 _SLIVER = 1e-12  # of a ray: the stretch before its exit in which rounding could show one plane more
-
-# %% ../../notebooks/api/08_kernels_cpu.ipynb #186d4d7d
-class _Files(IndexDataCacheFile):
-    "numba's files of machine code, each closed by its checksum; unpickling does not look so far."
-
-    def _dump(self, obj):
-        data = super()._dump(obj)
-        return data + hashlib.sha256(data).digest()
-
-    def _load_data(self, name):
-        data = Path(self._data_path(name)).read_bytes()
-        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-            raise ValueError(f"{name} has another checksum than was written")
-        return pickle.loads(data)
-
-
-class _Cache(FunctionCache):
-    "numba's cache of a function, without what is damaged."
-
-    def __init__(self, function):
-        super().__init__(function)
-        self._cache_file = _Files(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
-
-    def load_overload(self, sig, target_context):
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception as error:  # whatever reading, unpickling and linking make of it
-            self._warn(f"is damaged ({type(error).__name__}: {error}) and is compiled anew")
-        try:
-            self.flush()  # forget all files of this function: they are written over
-        except OSError:
-            self.disable()
-
-    def save_overload(self, sig, data):
-        try:
-            super().save_overload(sig, data)
-        except OSError as error:
-            self._warn(f"cannot be kept ({error}): later processes compile again; NUMBA_CACHE_DIR names another folder")
-
-    def _warn(self, what: str) -> None:
-        warnings.warn(f"the machine code of {self._py_func.__qualname__} in {self._cache_path} {what}", RuntimeWarning, stacklevel=2)
-
-
-def _compiled(function, **options):
-    "A function as machine code, kept between processes where a folder for it can be written."
-    dispatcher = nb.njit(fastmath=_FAST, error_model="numpy", **options)(function)
-    try:
-        dispatcher._cache = _Cache(function)
-    except RuntimeError:  # no such folder
-        pass
-    return dispatcher
-
 
 # %% ../../notebooks/api/08_kernels_cpu.ipynb #eec6a2a1
 _FORKED = False  # is this process the child of one that had started threads?
@@ -121,7 +66,7 @@ class _kernel:
         functools.update_wrapper(self, function)
         alone = types.FunctionType(function.__code__, function.__globals__, function.__name__)
         alone.__qualname__, alone.__module__ = function.__qualname__ + "_alone", function.__module__  # a name, and so a file, of its own
-        self.together, self.alone = _compiled(function, parallel=True), _compiled(alone)
+        self.together, self.alone = _loop(parallel=True)(function), _loop()(alone)
 
     def __call__(self, *args):
         if _FORKED:
