@@ -36,7 +36,7 @@ from jaxtyping import Float, Float64, UInt8, jaxtyped
 from torch import Tensor
 
 from .calibration import Camera, Detector, keep_out, reorientation, save_atomically
-from .data import _check_hdf5, cache_dir, read
+from .data import _check_hdf5, cache_dir, check_memory, read
 from .drr import DRR
 from .images import resize_image
 from .metrics import RegistrationErrors, registration_errors
@@ -713,6 +713,12 @@ class _Indexed(_Framed):
         return Detector.from_camera(self.camera_of(idx), reorientation("PA")).double()
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #bd9c6260
+def _stored(item) -> np.ndarray:  # of h5py.Dataset
+    "The values of a data set, if there is room for them: what was never written takes none in the file."
+    check_memory(f"{item.name} of {item.file.filename}", item.shape, item.dtype.itemsize + 8)
+    return item[()]
+
+
 def _grid(image) -> tuple[tuple, np.ndarray]:
     "Shape (x, y, z) and RAS affine of an image group, once its first two axes are reversed."
     shape = image["pixels"].shape[::-1]
@@ -726,7 +732,7 @@ def _grid(image) -> tuple[tuple, np.ndarray]:
 
 def _voxels(image) -> np.ndarray:  # x y z
     "Pixels (slice, row, column) of LPS, as RAS."
-    return image["pixels"][()].transpose(2, 1, 0)[::-1, ::-1]
+    return _stored(image["pixels"]).transpose(2, 1, 0)[::-1, ::-1]
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #a803ce5b
 class _Anatomy(_Indexed):
@@ -784,7 +790,7 @@ class _Imaged(_Posed):
 
     def _upright(self, idx: int, name: str) -> Tensor:  # H W, in the file's type
         "An image of the file with the patient's head up."
-        pixels = self._group(idx)[name]["pixels"][()]
+        pixels = _stored(self._group(idx)[name]["pixels"])
         return torch.from_numpy(pixels[::-1, ::-1].copy() if self.rotated(idx) else pixels)
 
     def _cut(self, image: Tensor) -> Tensor:
