@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['AIR_HU', 'AIR_MAX_HU', 'BONE_MIN_HU', 'HU_MAX', 'METAL_MIN_HU', 'DENSE_BONE_HU', 'MU_WATER', 'MU_BONE',
-           'DENSITY_MODES', 'ras_from_lps', 'EXAMPLE_WHEEL', 'EXAMPLE_FILES', 'Pieces', 'Contrast', 'hu_to_density',
-           'lps_from_ras', 'resample', 'read', 'to_line_integrals', 'read_xray', 'cache_dir', 'data_path',
-           'load_example_ct', 'compiled', 'FieldOfView', 'find_field', 'open_field', 'resize_image']
+           'DENSITY_MODES', 'ras_from_lps', 'MEMORY_VARIABLE', 'EXAMPLE_WHEEL', 'EXAMPLE_FILES', 'Pieces', 'Contrast',
+           'hu_to_density', 'lps_from_ras', 'bytes_of', 'max_memory', 'memory_limit', 'check_memory', 'out_of_memory',
+           'resample', 'read', 'to_line_integrals', 'read_xray', 'cache_dir', 'data_path', 'load_example_ct',
+           'compiled', 'FieldOfView', 'find_field', 'open_field', 'resize_image']
 
 # %% ../notebooks/api/04_data.ipynb #4d73eea8
+import contextlib
+import contextvars
 import difflib
 import dis
+import errno
 import filecmp
 import gzip
 import hashlib
@@ -19,6 +23,7 @@ import math
 import os
 import pickle
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -306,12 +311,67 @@ def _free_memory():
     return min(free)
 
 
-def _check_memory(path, shape, itemsize, fix="if its header is right, crop or resample it, or read it on a larger machine"):
-    "Is there room for an image of this shape, as stored and as float32?"
-    need, free = math.prod(int(s) for s in shape) * (itemsize + 4), _free_memory()
-    if need > free:
+MEMORY_VARIABLE = "DIFFPOSE_MAX_MEMORY"  # of the environment
+_UNITS = {"": 1, **{f"{p}{u}": 1000 ** (k + 1) for k, p in enumerate("kmgt") for u in ("", "b")}, "b": 1, **{f"{p}ib": 1024 ** (k + 1) for k, p in enumerate("kmgt")}}  # bytes
+_ALLOWED = contextvars.ContextVar("allowed", default=None)  # bytes; None: what is free
+
+
+def bytes_of(
+    size: float | int | str,  # bytes, or text such as "8GB", "500 MB", "2 GiB"
+    name: str = "size",  # of the argument, for the message
+) -> float:
+    "A size in bytes. Raises ValueError where it is none, or not positive."
+    found = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})\s*([a-z]*)\s*", str(size).lower())
+    value = float(size) if isinstance(size, (int, float)) and math.isfinite(size) else float(found[1]) * _UNITS[found[2]] if found and found[2] in _UNITS else 0.0
+    if not value > 0:
+        raise ValueError(f"{name} is a size such as 8GB, 500MB or 2GiB, not {str(size)[:80]!r}")
+    return value
+
+
+@contextlib.contextmanager
+def max_memory(
+    size: float | int | str | None,  # bytes, or text such as "8GB"; None: what is free
+):
+    "Within it, files and images may ask for this much memory, for more or less than is free."
+    token = _ALLOWED.set(None if size is None else bytes_of(size, "max_memory"))
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def memory_limit() -> tuple[float, str]:  # bytes, and whence
+    "How much memory a file may ask for: as `max_memory` says, else DIFFPOSE_MAX_MEMORY, else what is free."
+    if _ALLOWED.get() is not None:
+        return _ALLOWED.get(), "max_memory= allows"
+    if os.environ.get(MEMORY_VARIABLE, "").strip():
+        return bytes_of(os.environ[MEMORY_VARIABLE], MEMORY_VARIABLE), f"{MEMORY_VARIABLE} allows"
+    return _free_memory(), ""
+
+
+def check_memory(
+    what,  # that asks: a path, an option
+    shape,  # of its values
+    bytes_each: float,  # of the largest moment of the work
+    fix: str = "if its header is right, crop or resample it, read it on a larger machine, or allow more with max_memory=",
+) -> None:
+    "Is there room for as many values? Raises ValueError where there is not."
+    need, (limit, whence) = math.prod(int(s) for s in shape) * bytes_each, memory_limit()
+    if need > limit:
         size = " x ".join(str(int(s)) for s in shape)
-        raise ValueError(f"{path} asks for {size} values, {need / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free: {fix}")
+        there = f"{whence} {_in_bytes(limit)}" if whence else f"{_in_bytes(limit)} are free"
+        raise ValueError(f"{what} asks for {size} values, {_in_bytes(need)} of memory, and {there}: {fix}")
+
+
+def _in_bytes(size):
+    "A size for people."
+    unit, each = next((u, n) for u, n in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1)) if size >= n or n == 1)
+    return f"{size / each:.1f} {unit}"
+
+
+def _check_memory(path, shape, itemsize):
+    "Is there room for an image of this shape, as stored and as float32, and for its density afterwards?"
+    check_memory(path, shape, max(itemsize, 4) + 4)
 
 
 _PIXELS_MAX = 1 << 27  # of one X-ray; detectors have up to 2**25
@@ -324,10 +384,16 @@ def _check_pixels(path, height, width, frames=1, itemsize=4):
     _check_memory(path, (frames, height, width), itemsize)
 
 
-def _out_of_memory(error):
-    "Did the machine run out of memory?"
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(said in text for said in ("out of memory", "allocate memory", "bad allocation"))
+_SHORTAGE = ("can't allocate memory", "bad allocation", "bad_alloc", "failed to allocate", "unable to allocate", "memory allocation failed")
+
+
+def out_of_memory(
+    error: BaseException,
+) -> bool:
+    "Did the machine run out of memory? By the error's class; by its words where a library has none: torch on the CPU, and ITK."
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SHORTAGE)
 
 # %% ../notebooks/api/04_data.ipynb #2f9c31a2
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -350,7 +416,7 @@ def _load_file(path, floating, sized=False, placed=False):
 
 def _unreadable(path, error):
     "What to say of a file that no reader understands."
-    if _out_of_memory(error):
+    if out_of_memory(error):
         return MemoryError(f"not enough memory to read {path}: crop or resample it, or close other programs")
     said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
@@ -373,6 +439,27 @@ def _to_the_end(stream, path, limit=_SLACK):
 
 def _too_long(path):
     return ValueError(f"{path} unpacks to more than its header announces: it is damaged, or no image; copy or download it again")
+
+
+_NIFTI_STARTS = {348: ("f", 108), 540: ("q", 168)}  # size of the header: kind and place of the offset of its voxels
+
+
+def _open_nifti(path):
+    "A file for nibabel, which unpacks everything before the voxels and takes the lengths of header extensions on trust."
+    import nibabel as nib
+
+    with (gzip.open if path.name.lower().endswith("gz") else open)(path, "rb") as file:
+        start = file.read(552)
+    for order in "<>":
+        n = struct.unpack(f"{order}i", start[:4].ljust(4, b"\0"))[0]
+        if n not in _NIFTI_STARTS or len(start) < n:
+            continue
+        kind, at = _NIFTI_STARTS[n]
+        offset = struct.unpack_from(order + kind, start, at)[0]
+        extension = struct.unpack_from(f"{order}i", start, n + 4)[0] if len(start) >= n + 8 and start[n] else 0
+        if not (math.isfinite(offset) and 0 <= offset <= _SLACK) or not 0 <= extension <= _SLACK:
+            raise ValueError(f"{path} is damaged: its voxels begin at byte {offset:g}, and its header is followed by {extension} bytes of remarks; copy or download it again")
+    return nib.load(str(path))
 
 
 def _stored_voxels(image, path):
@@ -614,9 +701,7 @@ def _load_npy(path):
 
 
 def _load_nibabel(path, floating, sized, placed):
-    import nibabel as nib
-
-    image = nib.load(str(path))
+    image = _open_nifti(path)
     if len(image.shape) - (image.shape[3:] == (1,)) != 3:
         raise ValueError(f"{path} has shape {image.shape}: one 3D volume is expected")
     affine = np.eye(4) if placed else _nifti_affine(image, path, sized)
@@ -671,6 +756,7 @@ def _dicom_series(folder):
         odd.clear()
         for path in filter(Path.is_file, files):
             try:
+                _check_deflated(path)
                 header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_SLICE_TAGS)
             except Exception:  # no DICOM, or damaged in the header
                 odd.append((path, None))
@@ -777,11 +863,14 @@ def _dicom_pixels(path):
     import pydicom
 
     try:
+        _check_deflated(path)
         header = pydicom.dcmread(path)
         _check_grey(path, header)
         _check_pixels(path, header.Rows, header.Columns, int(header.get("NumberOfFrames") or 1), int(header.get("BitsAllocated") or 16) // 8)
         stored = header.pixel_array  # of every frame
-    except (pydicom.errors.InvalidDicomError, EOFError, AttributeError) as error:
+    except pydicom.errors.InvalidDicomError as error:
+        raise ValueError(f"cannot read {path}: no DICOM file, or damaged: it has not the mark DICM behind its first 128 bytes") from error
+    except (EOFError, AttributeError) as error:
         raise ValueError(f"cannot read {path}: no DICOM image, or damaged ({error})") from error
     except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
         if str(path) in str(error):
@@ -796,6 +885,23 @@ def _dicom_pixels(path):
         return header, pydicom.pixels.apply_modality_lut(stored, header).astype(np.float32)
     slope, intercept = _rescale(header, path)
     return header, stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _check_deflated(path):
+    "Is there room for what a deflated DICOM file unpacks to? pydicom unpacks all of it, whatever it is asked for."
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    with open(path, "rb") as file:
+        if file.read(132)[128:] != b"DICM" or DeflatedExplicitVRLittleEndian.encode() not in file.read(1024):
+            return
+        file.seek(132)
+        read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group > 2)  # the file's own description
+        stream, count, limit = zlib.decompressobj(-zlib.MAX_WBITS), 0, memory_limit()[0] / 3
+        while not stream.eof and (piece := stream.unconsumed_tail or file.read(_PIECE)):
+            count += len(stream.decompress(piece, _PIECE))
+            if count > limit:
+                check_memory(path, (count,), 3)
 
 
 def _rescale(header, path):
@@ -1122,7 +1228,7 @@ def read(
         warnings.warn("no voxel of the volume is below 0 HU: is it a CT in HU? Stored values are often 1024 higher; subtract that, and pass the array with affine=", stacklevel=2)
     if resample_target is not None:
         shape, target = _target_grid(resample_target, hu.shape, scan)
-        _check_memory("resample_target=", shape, 4, "choose a coarser or a smaller grid")
+        check_memory("resample_target=", shape, 12, "choose a coarser or a smaller grid")
         hu, scan = resample(hu, scan, shape, target, fill=AIR_HU), target
     mask = None if labelmap is None else _load_labels(labelmap, hu, scan)
     contrast = Contrast.measure(hu, bone_attenuation_multiplier, density, hu_max)
@@ -1334,9 +1440,7 @@ def _picture(path, calibrated=False):
         elif kind in (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"):
             stack = _pillow_frames(path, calibrated)
         elif path.name.lower().endswith(_NIFTI):
-            import nibabel as nib
-
-            file = nib.load(str(path))
+            file = _open_nifti(path)
             _check_pixels(path, *file.shape[1::-1], math.prod(file.shape[2:]))
             stack, pitch = _scaled_voxels(file, path).T, _nifti_pitch(file)
         else:
@@ -1378,18 +1482,26 @@ def _nifti_pitch(image):
 _GREY = "an X-ray has one grey value per pixel: save it as grey (8 or 16 bits, or float)"
 
 
+_PICTURES = ("PNG", "TIFF", "JPEG", "MPO", "BMP", "DIB")  # what Pillow may take a picture for, whatever it is called
+
+
 def _pillow_frames(path, calibrated=False):
     "Grey frames [F H W] of a picture, the way up that it is shown; refused if it is `calibrated` as it is stored."
     from PIL import Image, ImageSequence
 
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=_PICTURES) as picture:
             _check_pixels(path, *picture.size[::-1], getattr(picture, "n_frames", 1))
             picture.verify()  # the checksums of a PNG
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is an image too large for an X-ray ({error}): at most {_PIXELS_MAX} pixels are read; if its header is right, resize or crop it") from error
-    with open(path, "rb") as file, Image.open(file) as picture:  # given a path, Pillow maps a raw TIFF with the rows and columns of the turned one
-        stack = np.stack([_grey(frame, calibrated) for frame in ImageSequence.Iterator(picture)])
+    with open(path, "rb") as file, Image.open(file, formats=_PICTURES) as picture:  # given a path, Pillow maps a raw TIFF with the rows and columns of the turned one
+        size, frames = picture.size, []
+        for frame in ImageSequence.Iterator(picture):
+            if frame.size != size:
+                raise _Refused(f"frames of different sizes ({size[1]} x {size[0]} and {frame.size[1]} x {frame.size[0]} pixels); save the one that is the X-ray as a file of its own")
+            frames.append(_grey(frame, calibrated))
+        stack = np.stack(frames)
     return stack.astype(stack.dtype.newbyteorder("="), copy=False)
 
 

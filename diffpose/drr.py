@@ -43,6 +43,9 @@ def beer_lambert(
     return i0 * torch.exp(-mu * integral)
 
 # %% ../notebooks/api/11_drr.ipynb #86935b67
+_CHANNELS_MAX = 2**15 - 1  # of int16, as which the kernels take labels
+
+
 class _Projector(torch.nn.Module):
     "What a DRR is made of: volume, detector, renderer. See `DRR`."
 
@@ -56,9 +59,10 @@ class _Projector(torch.nn.Module):
         self.register_buffer("density", _density_of(subject), persistent=persistent)
         mask = getattr(subject, "mask", None)
         if mask is not None:
-            mask = mask.data[0].to(torch.int16).permute(2, 1, 0).contiguous().permute(2, 1, 0)
+            mask = mask.data[0]
             if mask.numel() and mask.min() < 0:
                 raise ValueError(f"labels are 0 (background) and above, and the label map goes down to {int(mask.min())}")
+            mask = mask.to(torch.int16 if not mask.numel() or mask.max() <= _CHANNELS_MAX else torch.int32).permute(2, 1, 0).contiguous().permute(2, 1, 0)
         self.register_buffer("mask", mask, persistent=persistent)
         self.n_channels = None if mask is None else int(mask.max()) + 1
         # float64 whatever `.to(dtype)` says: kept outside the buffers and moved with the rays
@@ -162,6 +166,8 @@ class _Casting(_Filled):
         "What a renderer wants to know beside volume and rays: labels, number of channels, contrast map, bricks."
         if mask_to_channels and self.mask is None:
             raise ValueError("mask_to_channels needs a label map, and this subject has none: read(..., labelmap=...)")
+        if mask_to_channels and self.n_channels > _CHANNELS_MAX:
+            raise ValueError(f"mask_to_channels makes a channel of every number up to the largest label, which is {self.n_channels - 1}: number the structures anew, 1, 2, 3, ...")
         return self.mask if mask_to_channels else None, self.n_channels if mask_to_channels else None, self._pieces(multiplier, batch), self._occupied(density)
 
     def _pieces(self, multiplier, batch: int) -> Optional[Tensor]:

@@ -22,7 +22,7 @@ import torchio as tio
 from beartype import beartype
 from jaxtyping import Float, Float32, UInt8, jaxtyped
 
-from .data import compiled, read
+from .data import check_memory, compiled, read
 
 # %% ../notebooks/api/05_phantom.ipynb #aab2dce5
 SWEPT, BALL, BARREL = 0.0, 1.0, 2.0  # kinds of element
@@ -775,6 +775,7 @@ def phantom_volume(
     shape = np.maximum(np.round(field / spacing), 1).astype(int)
     origin = centre - (shape - 1) / 2 * spacing
 
+    check_memory("the phantom", shape, 20, "a larger spacing= (mm) gives fewer voxels")  # with the temporaries of painting, and its density afterwards
     hu, labels = np.full(shape, -1000, np.float32), np.zeros(shape, np.uint8)
     paint(flesh + skeleton(who), hu, labels, origin, spacing, seed)
     affine = np.diag([*spacing, 1.0])

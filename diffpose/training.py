@@ -37,6 +37,7 @@ import torchio
 from torch import Tensor
 
 from .calibration import Camera, keep_out, read_text, reorientation, save_atomically
+from .data import check_memory, memory_limit
 from .deepfluoro import OFFSET_MEAN_MM, OFFSET_ROTATION_RAD, OFFSET_STD_MM
 from .drr import DRR
 from .images import open_field
@@ -54,6 +55,16 @@ class NormalPoses:
     translation_mean_mm: tuple = OFFSET_MEAN_MM  # of the twist, in the RAS world
     translation_std_mm: tuple = OFFSET_STD_MM
     source_mm: tuple = (0.0, -510.0, 0.0)  # of the isocentric pose, whose rotation is none: the source in the camera's axes
+
+    @classmethod
+    def of_view(
+        cls,
+        orientation: Optional[str],  # "AP", "PA" or None, as the subject was read
+    ) -> "NormalPoses":
+        "The same distribution seen from the side that a view looks from: in view AP the patient, and not the C-arm, is turned round."
+        turn = {"PA": lambda x, y, z: (x, y, z), "AP": lambda x, y, z: (-x, -y, z), None: lambda x, y, z: (x, z, y)}[orientation]
+        same = cls()
+        return cls(tuple(map(abs, turn(*same.rotation_std_rad))), turn(*same.translation_mean_mm), tuple(map(abs, turn(*same.translation_std_mm))), turn(*same.source_mm))
 
     def sample(self, n: int, generator: Optional[torch.Generator] = None) -> RigidTransform:
         "Draw n poses."
@@ -318,15 +329,15 @@ class _Plain:
 
     def to_dict(self) -> dict:
         "Plain values, for checkpoints and JSON."
-        return {**asdict(self), "poses": {"kind": type(self.poses).__name__, **asdict(self.poses)}}
+        return {**asdict(self), "poses": None if self.poses is None else {"kind": type(self.poses).__name__, **asdict(self.poses)}}
 
     @classmethod
     def from_dict(cls, data: dict) -> "TrainConfig":
         "The settings that `to_dict` wrote."
         data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
         thaw = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items() if k != "kind"}
-        kind = {"NormalPoses": NormalPoses, "UniformPoses": UniformPoses}[data["poses"]["kind"]]
-        parts = {"poses": kind(**thaw(data["poses"])), "appearance": Appearance(**thaw(data["appearance"])), "loss": LossWeights(**data["loss"]), "model_options": thaw(data["model_options"])}
+        kinds = {"NormalPoses": NormalPoses, "UniformPoses": UniformPoses}
+        parts = {"poses": None if data["poses"] is None else kinds[data["poses"]["kind"]](**thaw(data["poses"])), "appearance": Appearance(**thaw(data["appearance"])), "loss": LossWeights(**data["loss"]), "model_options": thaw(data["model_options"])}
         return cls(**{**data, **parts})
 
 # %% ../notebooks/api/26_training.ipynb #f5ab3a23
@@ -334,7 +345,7 @@ class _Plain:
 class TrainConfig(_Plain):
     "Settings of a training. Those of the patient (CT, camera) are not among them."
 
-    poses: PoseRange = NormalPoses()  # where the C-arm may stand
+    poses: Optional[PoseRange] = None  # where the C-arm may stand; None: `NormalPoses.of_view` of the subjects' orientation
     appearance: Appearance = Appearance()  # what its X-rays may look like
     loss: LossWeights = LossWeights()
     # the network
@@ -374,6 +385,13 @@ class TrainConfig(_Plain):
         if bad or not 0 <= self.min_foreground < 1 or self.precision not in _PRECISIONS or self.renderer not in ("siddon", "trilinear"):
             raise ValueError(f"settings out of range: {', '.join(bad) or self}. Counts are 1 or more, step sizes positive, min_foreground in [0, 1), precision one of {', '.join(_PRECISIONS)}, renderer siddon or trilinear")
 
+    def of_view(
+        self,
+        orientation: Optional[str],  # of the subjects
+    ) -> "TrainConfig":
+        "The same, with poses of this view where none are given."
+        return self if self.poses is not None else replace(self, poses=NormalPoses.of_view(orientation))
+
     @classmethod
     def paper(cls, **changes) -> "TrainConfig":
         "DiffPose [@gopalakrishnan2024]: 1000 epochs of 100 batches; only the contrast of bone varies; 48 GB of a GPU there."
@@ -411,7 +429,7 @@ def training_drr(
         i, j, k = (torch.arange(n) * f + f // 2 for n, f in zip(density.shape, factors))
         i, j, k = (x.clamp(max=n - 1) for x, n in zip((i, j, k), whole.mask.shape))
         parts["mask"] = torchio.LabelMap(tensor=whole.mask[i][:, j][:, :, k][None], affine=affine.numpy())
-    small = torchio.Subject(**parts, reorient=subject.reorient)
+    small = torchio.Subject(**parts, reorient=subject.reorient, orientation=getattr(subject, "orientation", None))
     if getattr(subject, "contrast", None) is not None:
         small["contrast"] = replace(subject.contrast, multiplier=1.0)
     if getattr(subject, "fiducials", None) is not None:
@@ -445,7 +463,7 @@ class Views:
     "Synthetic X-rays of one patient or several, without end."
 
     def __init__(self, drrs: Sequence[DRR], config: TrainConfig):
-        self.drrs, self.config = list(drrs), config
+        self.drrs, self.config = list(drrs), config.of_view(drrs[0].subject.orientation)
 
     def batch(
         self,
@@ -507,9 +525,11 @@ def _check_bits(path: Path, name: Path) -> None:
         raise ValueError(f"{name} is no file of diffpose's training: it begins with {start!r}")
     try:
         with zipfile.ZipFile(path) as parts:
-            wrong = parts.testzip()
+            size = sum(part.file_size for part in parts.infolist())
+            wrong = parts.testzip() if size <= memory_limit()[0] / 2 else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, struct.error) as error:
         raise ValueError(f"{name} is damaged, or was cut short ({error})") from None
+    check_memory(name, (size,), 2, "a training writes no such file; copy it again, or choose a smaller model_name=")
     if wrong is not None:
         raise ValueError(f"{name} is damaged: the checksum of {wrong} is wrong")
 
@@ -899,20 +919,26 @@ def _fingerprint(subjects: Sequence[torchio.Subject], camera: Camera) -> str:
     return hashlib.sha256(json.dumps([numbers, camera.to_dict()]).encode()).hexdigest()[:16]
 
 # %% ../notebooks/api/26_training.ipynb #8dbc46e4
+_TRAIN_BYTES = 100  # per pixel of a batch, at the least: features of the network and their gradients
+
+
 class _Prepared:
     "All that an iteration needs, in its first state."
 
     def __init__(self, subjects: Sequence[torchio.Subject], camera: Camera, folder: Path, config: TrainConfig, init: Optional[Path], device: Optional[torch.device]):
-        self.config, self.folder = config, Path(folder).expanduser()
+        self.folder = Path(folder).expanduser()
         self.rank, self.world, found = process_group()
         self.device = torch.device(device or found)
         views = {s.orientation for s in subjects}
         if len(views) > 1:
             raise ValueError(f"one network, one view: the subjects were read with orientation {' and '.join(map(str, views))}")
         self.orientation, self.fingerprint = views.pop(), _fingerprint(subjects, camera)
+        config = self.config = config.of_view(self.orientation)
         distance = config.poses.center.translation.norm().item()
         _check_labels(config.loss, all(getattr(s, "mask", None) is not None for s in subjects))
         drrs = [training_drr(s, camera, config.height, config.renderer, distance) for s in subjects]
+        if self.device.type == "cpu":
+            check_memory("batch_size=", (config.batch_size, drrs[0].camera.height, drrs[0].camera.width), _TRAIN_BYTES, "choose a smaller one, or allow more with max_memory=")
         self.landmarks = [default_landmarks(d).float() for d in drrs]
         self.camera, self.views = drrs[0].camera, Views([d.to(self.device) for d in drrs], config)
         torch.manual_seed(config.seed)

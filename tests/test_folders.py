@@ -4,6 +4,8 @@ Each test is a law for one kind of trouble; the notebooks teach the rest.
 """
 
 import contextlib
+import csv
+import dataclasses
 import gzip
 import json
 import os
@@ -15,6 +17,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -22,11 +25,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from diffpose import training
 from diffpose.calibration import Camera, keep_out
-from diffpose.cli import app, write_ct
+from diffpose.cli import app, load_ct, load_poses, write_ct, write_inputs
 from diffpose.deepfluoro import fetch
 from diffpose.phantom import make_phantom
-from diffpose.training import PoseEstimator, TrainConfig, Trainer, load_saved, train
+from diffpose.pose import convert
+from diffpose.simulation import simulate_xray
+from diffpose.training import NormalPoses, PoseEstimator, TrainConfig, Trainer, load_saved, train
 
 TINY = TrainConfig(model_name="test_convnext", model_options={}, height=32, batch_size=4, iterations=4, warmup=1, validate_every=2, n_validation=4, checkpoint_every=2, log_every=1)
 CAMERA = Camera(1020.0, 96, 96, 2.9, 2.9)
@@ -472,3 +478,87 @@ def test_what_is_written_can_be_read_by_others_and_names_no_folder(ct, tmp_path)
     assert code == 0, text
     assert json.loads(camera.read_text())["height_px"] == 16
     assert str(tmp_path).encode() not in (tmp_path / "a.png").read_bytes() + camera.read_bytes()
+
+
+# several at once ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", ["AP", "PA", None])
+def test_the_settings_as_they_are_train_a_subject_as_it_is(tmp_path, orientation):
+    "Nobody says where the C-arm may stand: it stands where the subject's view looks from."
+    subject = make_phantom(0, 8.0, orientation=orientation)
+    estimator = train(subject, CAMERA, tmp_path, dataclasses.replace(TINY, iterations=1), progress=False, tensorboard=False)
+    assert estimator.config.poses == NormalPoses.of_view(orientation)
+    assert load_saved(tmp_path)["validation"]["mtre_mm_median"] > 0
+    again = Trainer([subject], CAMERA, tmp_path, dataclasses.replace(TINY, iterations=1), tensorboard=False)  # with the same settings it goes on
+    assert again.iteration == 1
+
+
+def test_the_command_trains_on_several_patients_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(training.RECIPES, "cpu", lambda **changes: dataclasses.replace(TINY, **changes))
+    for seed in (0, 1):
+        write_ct(tmp_path / f"{seed}.nii.gz", make_phantom(seed, 9.0))
+    quick = ["train", tmp_path / "0.nii.gz", tmp_path / "1.nii.gz", "--out", tmp_path / "net", "--height", 32, "--delx", 9, "--batch-size", 2]
+    code, text = call(*quick, "--iterations", 1)
+    assert code == 0 and "diffpose register CT XRAY" in text, text
+    code, text = call(*quick, "--iterations", 2)
+    assert code == 0 and load_saved(tmp_path / "net", "checkpoint.pt")["iteration"] == 2, text
+    code, text = call(quick[0], quick[1], *quick[3:], "--iterations", 3)
+    assert code == 2 and "another CT or camera" in text and "--force starts anew" in text, text
+    code, text = call(*quick, "--iterations", 3, "--labelmap", tmp_path / "0.nii.gz")
+    assert code == 2 and "2 CTs and 1 label maps are given: give --labelmap once for each CT" in text, text
+    code, text = call(*quick[:5], "--iterations", 1, "--max-memory", "100kB", "--out", tmp_path / "other")
+    assert code == 2 and "0.nii.gz asks for" in text and "--max-memory allows 100.0 kB" in text and not (tmp_path / "other").exists(), text
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    "A patient, and two X-rays of it with their cameras and starts."
+    folder = tmp_path_factory.mktemp("case")
+    subject, camera = make_phantom(0, 5.0), Camera(1020.0, 48, 48, 8.0, 8.0, sid=850.0, primary_angle=0.0, secondary_angle=0.0)
+    write_ct(folder / "ct.nii.gz", subject)
+    for name, angle in (("ap", 1.0), ("oblique", 20.0)):
+        truth, start = (convert(torch.tensor([[a, 2.0, 1.0]]), torch.tensor([[3.0, 845, -4]]), parameterization="euler_angles", convention="ZXY", degrees=True) for a in (angle, angle + 3))
+        (folder / name).mkdir()
+        write_inputs(folder / name, subject, camera, simulate_xray(subject, camera, truth, seed=0), start, truth)
+    return folder
+
+
+def test_every_xray_is_registered_whatever_the_others_do(case, tmp_path):
+    "The CT is read once, each X-ray has its results and its row, and the exit code is the worst."
+    (tmp_path / "broken.png").write_bytes((case / "ap" / "xray.png").read_bytes()[:300])
+    shutil.copy(case / "ap" / "xray.png", tmp_path / "lonely.png")  # its start is not beside it
+    given = [case / "*" / "xray.png", tmp_path]
+    job = ["register", case / "ct.nii.gz", *given, "--each", "--camera", "{folder}/camera.json", "--init", "{folder}/start.json", "--restarts", 0, "--out", tmp_path / "all"]
+    (tmp_path / "camera.json").write_bytes((case / "ap" / "camera.json").read_bytes())
+    with mock.patch("diffpose.cli.load_ct", side_effect=load_ct) as reading:
+        code, text = call(*job)
+    assert reading.call_count == 1 and code == 2, text
+    rows = {row["folder"]: row for row in csv.DictReader(open(tmp_path / "all" / "summary.csv"))}
+    assert list(rows) == ["ap_xray", "oblique_xray", "broken", "lonely"]
+    for name in ("ap", "oblique"):
+        row, alone = rows[f"{name}_xray"], json.loads((tmp_path / "all" / f"{name}_xray" / "pose.json").read_text())
+        assert row["verdict"] == alone["verdict"] and row["exit_code"] == ("0" if row["verdict"] == "converged" else "1")
+        assert [float(row[k]) for k in ("alpha_deg", "beta_deg", "gamma_deg", "bx_mm", "by_mm", "bz_mm")] == pytest.approx([*alone["rotation_zxy_deg"], *alone["translation_mm"]], abs=1e-6)
+        truth = load_poses(case / name / "truth.json")[0]["rotation_zxy_deg"]
+        assert abs(float(row["alpha_deg"]) - truth[0]) < 2
+    assert {rows[k]["verdict"] for k in ("broken", "lonely")} == {"failed"} and "start.json does not exist" in rows["lonely"]["error"]
+    assert not (tmp_path / "all" / "broken").exists()
+    summary = json.loads((tmp_path / "all" / "summary.json").read_text())
+    assert summary["n"] == 4 and summary["verdicts"]["failed"] == 2 and [row["folder"] for row in summary["xrays"]] == list(rows)
+    assert [row["xray"] for row in rows.values()] == ["xray.png", "xray.png", "broken.png", "lonely.png"]  # names, no folders
+    one = [case / "oblique" / name for name in ("xray.png", "camera.json", "start.json")]
+    call("register", case / "ct.nii.gz", one[0], "--camera", one[1], "--init", one[2], "--restarts", 0, "--out", tmp_path / "one")
+    assert (tmp_path / "one" / "history.csv").read_bytes() == (tmp_path / "all" / "oblique_xray" / "history.csv").read_bytes()  # as if it were alone
+    code, text = call(*job)
+    assert code == 2 and "already holds summary.csv" in text, text
+
+
+def test_several_xrays_need_a_word(case, tmp_path):
+    "Two images of one pose are another question than two poses; nothing is guessed."
+    for xrays, said in (([case / "ap" / "xray.png"] * 2, "2 X-rays are given"), ([case / "ap"], "is a folder or a pattern"), ([case / "*" / "*.png"], "is a folder or a pattern")):
+        code, text = call("register", case / "ct.nii.gz", *xrays, "--out", tmp_path / "a")
+        assert code == 2 and said in text and "with --each every X-ray is registered by itself" in text, text
+    code, text = call("register", case / "ct.nii.gz", case / "ct.nii.gz", "--each", "--camera", tmp_path / "no.json", "--out", tmp_path / "a")
+    assert code == 2 and "none" in text and "no.json does not exist" in text, text
+    assert not (tmp_path / "a").exists()

@@ -4,10 +4,13 @@ Every file is written by somebody else's writer, or byte by byte after the forma
 is what is read; what it leaves open is said aloud, with the option that settles it; what contradicts itself is refused before any work, by name.
 """
 
+import contextlib
 import gzip
 import json
 import struct
+import tracemalloc
 import warnings
+import zipfile
 import zlib
 
 import h5py
@@ -23,12 +26,13 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from diffpose import data
-from diffpose.calibration import carm_pose
+from diffpose.calibration import carm_pose, load_json
 from diffpose.cli import load_poses, pose_from_dict, pose_to_dict, reported, write_json
-from diffpose.data import _check_gaps, _load, read, read_xray
-from diffpose.deepfluoro import _open, check_layout
+from diffpose.data import _check_gaps, _load, bytes_of, check_memory, max_memory, read, read_xray
+from diffpose.deepfluoro import _open, _voxels, check_layout
 from diffpose.drr import DRR
 from diffpose.phantom import phantom_volume
+from diffpose.training import load_saved
 
 RNG = np.random.default_rng(0)
 BLOCK = RNG.integers(-1000, 1500, (12, 10, 8)).astype(np.int16)
@@ -679,6 +683,142 @@ def test_a_lack_of_memory_is_no_fault_of_ours(tmp_path, capsys, monkeypatch, kin
     monkeypatch.setattr("diffpose.data._stored_voxels", lambda *given: shortage(kind))
     with pytest.raises(MemoryError, match=r"not enough memory to read .*ct\.nii\.gz"):
         voxels(path)
+
+
+@pytest.mark.parametrize("size, n", [("8GB", 8e9), (" 1.5 gib", 1.5 * 2**30), ("500MB", 5e8), ("2k", 2000), (4096, 4096), ("7 B", 7)])
+def test_a_size_is_typed_as_people_write_it(size, n):
+    assert bytes_of(size) == n
+
+
+@pytest.mark.parametrize("size", ["", "GB", "-1GB", "0", 0, -3, float("nan"), float("inf"), "8 gigs", "1e9", "9" * 400])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(ValueError, match="x is a size such as 8GB, 500MB or 2GiB, not"):
+        bytes_of(size, "x")
+
+
+def test_the_limit_of_memory_can_be_set(tmp_path, monkeypatch):
+    "By argument and by environment, upwards too; the readers of volumes, slices, pictures and arrays ask for it."
+    ct_folder(tmp_path / "slices")
+    np.save(tmp_path / "a.npy", BLOCK)
+    dicom(tmp_path / "f.dcm", COUNTS, kind=pydicom.uid.XRayAngiographicImageStorage, ImagerPixelSpacing=[1, 1], DistanceSourceToDetector=1000)
+    volumes = [write_nifti(tmp_path / "a.nii"), write_nifti(tmp_path / "a.nii.gz"), write_itk(tmp_path / "a.nrrd"), write_itk(tmp_path / "a.mha"), tmp_path / "slices", tmp_path / "a.npy"]
+    pictures = [write_png(tmp_path / "a.png"), tmp_path / "f.dcm"]
+    np.save(tmp_path / "x.npy", COUNTS)
+    calls = [lambda path=path: voxels(path, affine=AFFINE) for path in volumes] + [lambda path=path: pixels(path) for path in [*pictures, tmp_path / "x.npy"]]
+    for call, path in zip(calls, [*volumes, *pictures, tmp_path / "x.npy"]):
+        sound = call()
+        with max_memory("2 kB"), pytest.raises(ValueError, match=rf"{path.name} asks for .* and max_memory= allows 0.0 GB: .*max_memory="):
+            call()
+        monkeypatch.setenv("DIFFPOSE_MAX_MEMORY", "2kB")
+        with pytest.raises(ValueError, match="and DIFFPOSE_MAX_MEMORY allows"):
+            call()
+        with max_memory("1 TB"):
+            assert np.array_equal(call(), sound)
+        monkeypatch.delenv("DIFFPOSE_MAX_MEMORY")
+    large = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (30000, 30000, 30000), (0, 0, 0))
+    with max_memory("1000 TB"):
+        check_memory("a", large.shape, 8)  # more than any machine has
+    with pytest.raises(ValueError, match="a asks for 30000 x 30000 x 30000 values, 216.0 GB of memory, and"):
+        check_memory("a", large.shape, 8)
+
+
+@contextlib.contextmanager
+def little_memory():
+    "Python's objects and numpy's arrays take less than 16 MB meanwhile."
+    tracemalloc.start()
+    try:
+        yield
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert taken < 1 << 24, taken
+
+
+@pytest.mark.parametrize("which", ["voxels", "remarks", "nifti2"])
+def test_a_nifti_header_does_not_lead_far_into_a_stream(tmp_path, which):
+    "A bomb of 64 kB, which nibabel would unpack to 64 MB."
+    image = (nib.Nifti2Image if which == "nifti2" else nib.Nifti1Image)(BLOCK, AFFINE)
+    content = bytearray(image.to_bytes())
+    if which == "remarks":
+        content[348:352] = b"\1\0\0\0"
+        struct.pack_into("<f", content, 108, float(1 << 26))
+        content[352:352] = struct.pack("<2i", 1 << 26, 6)
+    else:
+        struct.pack_into(*(("<q", content, 168, 1 << 26) if which == "nifti2" else ("<f", content, 108, float(1 << 26))))
+    path = tmp_path / "bomb.nii.gz"
+    path.write_bytes(gzip.compress(bytes(content) + bytes(1 << 26)))
+    assert path.stat().st_size < 1 << 17
+    for reader in (voxels, pixels):
+        with little_memory(), pytest.raises(ValueError, match=r"bomb.nii.gz is damaged: its voxels begin at byte .* copy or download it again"):
+            reader(path)
+
+
+def test_remarks_in_a_nifti_header_are_read_past(tmp_path):
+    image = nib.Nifti1Image(BLOCK, AFFINE)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a" * 100_000))
+    for name in ("a.nii", "a.nii.gz"):
+        nib.save(image, tmp_path / name)
+        assert np.array_equal(voxels(tmp_path / name), BLOCK)
+
+
+def test_a_deflated_dicom_file_is_unpacked_only_where_there_is_room(tmp_path):
+    path = dicom(tmp_path / "x.dcm", COUNTS, kind=pydicom.uid.XRayAngiographicImageStorage, ImagerPixelSpacing=[1, 1], DistanceSourceToDetector=1000)
+    sound, header = pixels(path), pydicom.dcmread(path)
+    header.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    header.save_as(path)
+    assert np.array_equal(pixels(path), sound)
+    header.add_new(0x00091010, "OB", bytes(1 << 26))
+    header.save_as(path)
+    assert path.stat().st_size < 1 << 17
+    for reader in (pixels, voxels):
+        with max_memory("50 MB"), little_memory(), pytest.raises(ValueError, match="x.dcm asks for .* max_memory= allows 0.1 GB"):
+            reader(path)
+    (tmp_path / "scan").mkdir()
+    path.rename(tmp_path / "scan" / "x.dcm")
+    with max_memory("50 MB"), pytest.raises(ValueError, match="x.dcm"):
+        voxels(tmp_path / "scan")
+
+
+def test_every_frame_of_a_picture_has_the_size_of_the_first(tmp_path):
+    small, large = Image.fromarray(COUNTS), Image.new("1", (30000, 20000))
+    small.save(tmp_path / "a.tif", save_all=True, append_images=[large], compression="tiff_adobe_deflate")
+    with pytest.raises(ValueError, match=r"a.tif: frames of different sizes \(40 x 50 and 20000 x 30000 pixels\)"):
+        read_xray(tmp_path / "a.tif", frame=0)
+
+
+def test_what_a_data_set_declares_is_held_against_memory(tmp_path):
+    "HDF5 keeps nothing of what was never written."
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        item = file.create_dataset("vol/pixels", (30000, 30000, 30000), np.float32, chunks=(1, 100, 100))
+        with pytest.raises(ValueError, match=r"/vol/pixels of .*a.h5 asks for 30000 x 30000 x 30000 values"):
+            _voxels({"pixels": item})
+
+
+def test_a_text_file_without_end_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    with open(path, "wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(ValueError, match=r"a.json is not a camera: it has 1074 MB, and at most 67 MB are read as text"):
+        load_json(path, "a camera")
+
+
+def test_a_large_label_keeps_its_number(tmp_path):
+    "int16, as which the kernels take labels, would make 70,000 a 4,464."
+    labels = np.zeros(BLOCK.shape, np.int32)
+    labels[3:6] = 70_000
+    drr = DRR(read(BLOCK, labels, spacing=1), sdd=1000.0, height=8, delx=9.0)
+    assert drr.mask.unique().tolist() == [0, 70_000]
+    with pytest.raises(ValueError, match="up to the largest label, which is 70000: number the structures anew"):
+        drr(carm_pose(0.0, 0.0, 850.0), mask_to_channels=True)
+
+
+def test_a_model_that_unpacks_without_end_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "model.pt", "w", zipfile.ZIP_DEFLATED) as file, file.open("archive/data/0", "w") as part:
+        for _ in range(64):
+            part.write(bytes(1 << 20))
+    assert (tmp_path / "model.pt").stat().st_size < 1 << 17
+    with max_memory("50 MB"), pytest.raises(ValueError, match="model.pt asks for 67108864 values, 0.1 GB of memory, and max_memory= allows 0.1 GB"):
+        load_saved(tmp_path)
 
 
 # files that lead elsewhere
