@@ -515,7 +515,7 @@ def start_pose(
     if start is not None:
         return pose_from_dict(start, subject, name).float()
     known = {"sid_mm": camera.sid, "primary_angle_deg": camera.primary_angle, "secondary_angle_deg": camera.secondary_angle}
-    unknown = [key for key, value in known.items() if value is None]
+    unknown = [key for key, value in known.items() if value is None and not (key == "sid_mm" and camera.parallel)]
     if unknown:
         raise ValueError(
             f"where to start is unknown: neither the camera file nor the X-ray states {', '.join(unknown)}. Add {'it' if len(unknown) == 1 else 'them'} to the camera file, "
@@ -566,10 +566,14 @@ def load_xray(
     polarity: Optional[str] = None,  # "bone_dark" or "bone_bright"
     line_integrals: Optional[bool] = None,  # are they line integrals already?
     frame: Optional[str] = None,  # number, or "mean"
+    parallel: bool = False,  # was the beam parallel?
 ) -> tuple:  # (xray 1 1 H W, Camera, mask 1 1 H W)
     "An X-ray as line integrals, its geometry, and which of its pixels can be trusted."
     from diffpose.data import read_xray
 
+    if parallel and (camera is not None or sdd is not None):
+        why = "--sdd says where the source is: leave out one of the two" if camera is None else f"--camera {camera} says what the beam is: write \"parallel\": true into that file"
+        raise ValueError(f"--parallel is a beam without a source, and {why}")
     given = None if camera is None else load_camera(camera)
     pitch = None if spacing is None else numbers(spacing, 2 if "," in spacing else 1, "--spacing (mm)")
     if given is not None:
@@ -578,7 +582,7 @@ def load_xray(
         sdd, pitch = given.sdd, (given.dely, given.delx)
     which = int(frame) if frame is not None and frame.lstrip("-").isdigit() else frame
     with in_options(path, spacing="--spacing"):
-        xray, own, mask = read_xray(path, polarity=polarity, already_line_integral=line_integrals, frame=which, sdd=sdd, spacing=pitch, return_mask="file")
+        xray, own, mask = read_xray(path, polarity=polarity, already_line_integral=line_integrals, frame=which, sdd=sdd, spacing=pitch, return_mask="file", parallel=parallel)
     if own is None:
         raise ValueError(f"{path} does not say how it was taken: give --camera camera.json, or --sdd (source to detector, mm) and --spacing (detector pixel, mm)")
     return xray, own if given is None else _agreed(given, own, camera, path), mask
@@ -745,6 +749,7 @@ _Tolerance = _option(_Number, "How far a DICOM slice may be off its place in an 
 _Camera = _option(_Path, "Camera file (JSON) with sdd_mm, height_px, width_px, delx_mm, dely_mm, ...; see diffpose.calibration.Camera.", _GEOMETRY)
 _Sdd = _option(_Number, "Distance from source to detector in mm.", _GEOMETRY)
 _Sdd1020 = _option(_Number, "Distance from source to detector in mm. (default: 1020)", _GEOMETRY)
+_Parallel = _option(bool, "Parallel rays, as of a source infinitely far away: there is no --sdd, and a pixel is as large at the patient as on the detector.", _GEOMETRY, "--parallel")
 _Rows = _option(_Whole, "Rows. (default: 256)", _GEOMETRY, **_PX)
 _Columns = _option(_Whole, "Columns. (default: as rows)", _GEOMETRY, **_PX)
 _Delx = _option(_Number, "Width of a pixel in mm. (default: 400 mm / columns)", _GEOMETRY)
@@ -776,7 +781,9 @@ def chosen_camera(
     "The camera of a file or of options."
     from diffpose.calibration import Camera
 
-    said = {name: value for name, value in options.items() if value is not None}
+    said = {name: value for name, value in options.items() if value is not None and value is not False}
+    if {"sdd", "parallel"} <= said.keys():
+        raise ValueError("--parallel is a beam without a source, and --sdd says where the source is: leave out one of the two")
     if path is not None:
         if said:
             raise ValueError(f"--camera {path} and {', '.join('--' + name for name in said)} say the same twice: give the one or the other")
@@ -840,6 +847,7 @@ def render(
     dely: _option(_Number, "Height of a pixel in mm. (default: as its width)", _GEOMETRY) = None,
     x0: _option(_Number, "Principal point right of the image's centre in mm.", _GEOMETRY) = None,
     y0: _option(_Number, "Principal point below the image's centre in mm.", _GEOMETRY) = None,
+    parallel: _Parallel = False,
     rotation: _option(_Text, "Euler angles a,b,c in degrees (ZXY: primary, secondary, roll).", _GEOMETRY) = None,
     translation: _option(_Text, "Source from isocentre x,y,z in mm, in the rotated frame. (default, AP: 0,850,0)", _GEOMETRY) = None,
     pose: _option(_Path, "Pose file instead: JSON (as register writes it, or a list), or CSV with a row per pose.", _GEOMETRY) = None,
@@ -921,6 +929,7 @@ TWIST = ("omega_x_rad", "omega_y_rad", "omega_z_rad", "v_x_mm", "v_y_mm", "v_z_m
 def parameter_deviations(
     pose: object,  # RigidTransform, one
     covariance: object,  # 6 6, of a left twist [omega (rad), v (mm)]
+    beam: Optional[list] = None,  # direction of a parallel beam, along which nothing is known
 ) -> list[float]:  # of the angles a, b, c [deg] and of x, y, z [mm]
     "Standard deviations of a pose's Euler angles and translation."
     import torch
@@ -934,12 +943,16 @@ def parameter_deviations(
         return torch.cat(RigidTransform(moved).convert("euler_angles", "ZXY", degrees=True), 1)[0]
 
     J = torch.autograd.functional.jacobian(numbers_of, torch.zeros(6, dtype=torch.float64))
-    return (J @ torch.as_tensor(covariance).cpu().double() @ J.T).diagonal().clamp(min=0).sqrt().tolist()
+    spread = (J @ torch.as_tensor(covariance).cpu().double() @ J.T).diagonal().clamp(min=0).sqrt()
+    if beam is not None:
+        spread[(J[:, 3:] @ torch.tensor(beam, dtype=J.dtype)).abs() > 1e-6] = torch.inf
+    return spread.tolist()
 
 
 def covariance_to_dict(
     covariance: object,  # 6 6
     expected_tre_mm: float,
+    across: object = None,  # 6 6, of a parallel beam: at the depth as it is
 ) -> dict:
     "A covariance with what it is of."
     import torch
@@ -952,7 +965,7 @@ def covariance_to_dict(
         "covariance": matrix.tolist(),
         "standard_deviations": dict(zip(TWIST, matrix.diagonal().clamp(min=0).sqrt().tolist())),
         "expected_tre_mm": expected_tre_mm,
-    }
+    } | ({} if across is None else {"parallel_beam": "null is infinite: the depth is not seen; expected_tre_mm is across the beam", "covariance_across_the_beam": across.tolist()})
 
 # %% ../notebooks/api/29_cli.ipynb #1326cc1f
 OVERLAY_PX = 600, 900  # least and greatest size of an overlay
@@ -1050,7 +1063,7 @@ def write_results(
     field = None if mask is None else resize_image(mask.float(), *image.shape[-2:]) > 0.5
     with written_together(folder) as inside, torch.no_grad():
         write_json(inside / "pose.json", {**pose_to_dict(result.pose, drr.subject), **verdict_to_dict(result), **(about or {})})
-        write_json(inside / "covariance.json", covariance_to_dict(result.covariance, float(result.expected_tre_mm)))
+        write_json(inside / "covariance.json", covariance_to_dict(result.covariance, float(result.expected_tre_mm), result.across))
         history = result.history
         units = {**{c: f"{c}_rad" for c in COLUMNS[0]}, **{c[:-3]: c for c in COLUMNS[1]}}
         history.rename(columns=units).to_csv(inside / "history.csv", index=False)
@@ -1106,7 +1119,7 @@ def report(
 ) -> str:
     "A registration in a dozen lines."
     columns = [[x for part in pose.detach().cpu().double().convert("euler_angles", "ZXY", degrees=True) for x in part[0].tolist()] for pose in (start, result.pose)]
-    columns.append(parameter_deviations(result.pose, result.covariance))
+    columns.append(parameter_deviations(result.pose, result.covariance if result.across is None else result.across, result.evidence.get("beam")))
     lines = [f"verdict         {result.verdict}", *(f"                {reason}" for reason in result.reasons)]
     lines += [f"work            {result.steps} steps, {result.renders} images, {seconds:.1f} s; {share:.0%} of the X-ray's pixels count", ""]
     lines += [f"{'':16}{'start':>10}{'result':>10}{'+- 1 sd':>10}"]
@@ -1123,9 +1136,11 @@ def register(
     camera: _Camera = None,
     sdd: _Sdd = None,
     spacing: _option(_Text, "Size of a detector pixel in mm: one number, or row,column.", _GEOMETRY) = None,
+    parallel: _Parallel = False,
     orientation: _View = _Orientation.AP,
     init: _option(str, "Six numbers 'a,b,c;x,y,z' (ZXY degrees, then mm), a pose file (JSON), or carm: the angles that camera file or X-ray state.", _START) = "carm",
     model: _option(_Path, "Network of `diffpose train` (model.pt, or its folder): no start is needed.", _START) = None,
+    antipodal: _option(bool, "Where the first start does not convince, try the view from the other side of the patient too.", _START, "--antipodal") = False,
     restarts: _option(int, "Where the first start does not convince: further starts, drawn from a box around it; with --model, from what the network learned.", _START) = 48,
     prior_rotation: _option(float, "Half width of that box in each angle, degrees. (without --model)", _START) = 40.0,
     prior_translation: _option(float, "Half width of that box in each direction, mm. (without --model)", _START) = 40.0,
@@ -1216,7 +1231,7 @@ def _register(patient: dict, ct, xray, out, camera, init, model, restarts, prior
         with alone(job.folder):
             estimator = None if model is None else load_model(model, patient["orientation"])
             step("reading the X-ray")
-            seen = _seen(job, **{name: options.pop(name) for name in ("sdd", "spacing", "polarity", "line_integrals", "frame", "whole_image")})
+            seen = _seen(job, **{name: options.pop(name) for name in ("sdd", "spacing", "parallel", "polarity", "line_integrals", "frame", "whole_image")})
             step("reading the CT")
             subject = load_ct(ct, **patient)
             result, pose, seconds = _answer(step, job, seen, subject, estimator, ct, landmarks, box, **options)
@@ -1226,11 +1241,11 @@ def _register(patient: dict, ct, xray, out, camera, init, model, restarts, prior
     return [*said, f"not converged ({result.verdict}): {'; '.join(result.reasons)}"], NOT_CONVERGED
 
 
-def _seen(job: _Job, sdd, spacing, polarity, line_integrals, frame, whole_image) -> tuple:  # X-ray 1 1 H W, Camera, mask 1 1 H W
+def _seen(job: _Job, sdd, spacing, parallel, polarity, line_integrals, frame, whole_image) -> tuple:  # X-ray 1 1 H W, Camera, mask 1 1 H W
     "The X-ray, its camera, and which of its pixels count."
     from diffpose.images import open_field
 
-    image, cam, counts = load_xray(job.xray, job.camera, sdd, spacing, polarity and polarity.replace("-", "_"), line_integrals, frame)
+    image, cam, counts = load_xray(job.xray, job.camera, sdd, spacing, polarity and polarity.replace("-", "_"), line_integrals, frame, parallel)
     if job.mask is not None:
         counts &= load_mask(job.mask, tuple(image.shape[-2:]))
     elif not whole_image:
@@ -1238,12 +1253,12 @@ def _seen(job: _Job, sdd, spacing, polarity, line_integrals, frame, whole_image)
     return image, cam, counts
 
 
-def _answer(step, job: _Job, seen: tuple, subject: object, estimator: object, ct: Path, landmarks: Optional[Path], box: dict, seed: int, landmarks_frame: str, full_paths: bool) -> tuple:  # (Result, start, seconds)
+def _answer(step, job: _Job, seen: tuple, subject: object, estimator: object, ct: Path, landmarks: Optional[Path], box: dict, seed: int, antipodal: bool, landmarks_frame: str, full_paths: bool) -> tuple:  # (Result, start, seconds)
     "Register an X-ray that was read, and write what came of it."
     image, cam, counts = seen
     targets = None if landmarks is None else load_landmarks(landmarks, landmarks_frame, subject)
     pose = start_pose(job.start, subject, cam, job.init) if estimator is None else estimator.estimate(image, cam, counts)
-    result, drr, seconds = solve(step, subject, cam, image, pose, counts, targets, seed, estimator, **box)
+    result, drr, seconds = solve(step, subject, cam, image, pose, counts, targets, seed, estimator, antipodal, **box)
     step("writing")
     shown = str if full_paths else lambda path: Path(path).resolve().name  # results are passed on, and folders may be named after patients
     about = {"ct": shown(ct), "xray": shown(job.xray), "camera": cam.to_dict()}
@@ -1251,10 +1266,11 @@ def _answer(step, job: _Job, seen: tuple, subject: object, estimator: object, ct
     return result, pose, seconds
 
 
-def solve(step, subject, camera, xray, start, mask=None, targets=None, seed: int = 0, estimator=None, **options) -> tuple:  # (Result, DRR, seconds)
+def solve(step, subject, camera, xray, start, mask=None, targets=None, seed: int = 0, estimator=None, antipodal: bool = False, **options) -> tuple:  # (Result, DRR, seconds)
     "Register one X-ray from a start that sees the patient, or from a network's guess."
     import torch
 
+    from diffpose.calibration import antipode
     from diffpose.drr import DRR
     from diffpose.registration import GaussNewton
 
@@ -1267,7 +1283,10 @@ def solve(step, subject, camera, xray, start, mask=None, targets=None, seed: int
     began = time.perf_counter()
     stages = lambda k, n, *_: step.note(f"registering, stage {k} of {n} done")
     solver, given = GaussNewton(drr, **options), {"mask": mask, "landmarks": targets, "seed": seed, "callback": stages}
-    result = solver.register(xray, init=start, **given) if estimator is None else estimator.register(xray, solver, n_more=options.get("restarts", 48), **given)
+    if estimator is None:
+        result = solver.register(xray, init=start, more=antipode(start, subject.orientation) if antipodal else None, **given)
+    else:
+        result = estimator.register(xray, solver, n_more=options.get("restarts", 48), antipodal=antipodal, **given)
     return result, drr, time.perf_counter() - began
 
 # %% ../notebooks/api/29_cli.ipynb #5e9f1a02
@@ -1335,7 +1354,7 @@ def _register_each(patient: dict, ct, xray, out, camera, init, model, restarts, 
     box, shared = _check_register(patient, ct, init, model, restarts, prior_rotation, prior_translation, landmarks)
     paths = found_xrays(xray)
     out = check_writable(out, SUMMARY_FILES, force, (*shared, *paths))
-    reading = {name: options.pop(name) for name in ("sdd", "spacing", "polarity", "line_integrals", "frame", "whole_image")}
+    reading = {name: options.pop(name) for name in ("sdd", "spacing", "parallel", "polarity", "line_integrals", "frame", "whole_image")}
     with steps(2 + 3 * len(paths)) as step:
         jobs = [_attempt(debug, lambda: _job_of(path, out / name, camera, init, mask, force, shared)) for path, name in zip(paths, result_names(paths))]
         if all(isinstance(job, tuple) for job in jobs):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['AIR_HU', 'AIR_MAX_HU', 'BONE_MIN_HU', 'HU_MAX', 'METAL_MIN_HU', 'DENSE_BONE_HU', 'MU_WATER', 'MU_BONE',
-           'DENSITY_MODES', 'ras_from_lps', 'MEMORY_VARIABLE', 'EXAMPLE_WHEEL', 'EXAMPLE_FILES', 'Pieces', 'Contrast',
-           'hu_to_density', 'lps_from_ras', 'bytes_of', 'max_memory', 'memory_limit', 'check_memory', 'out_of_memory',
-           'resample', 'read', 'to_line_integrals', 'read_xray', 'cache_dir', 'data_path', 'load_example_ct',
-           'compiled', 'FieldOfView', 'find_field', 'open_field', 'resize_image']
+           'DENSITY_MODES', 'ras_from_lps', 'MEMORY_VARIABLE', 'PLANE_MM', 'EXAMPLE_WHEEL', 'EXAMPLE_FILES', 'Pieces',
+           'Contrast', 'hu_to_density', 'lps_from_ras', 'bytes_of', 'max_memory', 'memory_limit', 'check_memory',
+           'out_of_memory', 'resample', 'read', 'to_line_integrals', 'read_xray', 'cache_dir', 'data_path',
+           'load_example_ct', 'compiled', 'FieldOfView', 'find_field', 'open_field', 'resize_image']
 
 # %% ../notebooks/api/04_data.ipynb #4d73eea8
 import contextlib
@@ -1580,10 +1580,15 @@ def _dicom_pitch(header, name, magnification):
     return pitch
 
 
-def _camera_of(shape, header, pitch, sdd, spacing, name):
+PLANE_MM = 1000.0  # of a parallel beam: where its detector is drawn
+
+
+def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
     "Camera from the file and the arguments; None for a picture of which nothing is known."
     said = {} if header is None else _dicom_geometry(header, name, spacing)
-    if pitch is not None and sdd is not None:
+    if parallel and "sdd" in said:
+        raise ValueError(f"{name} says that its source is {said['sdd']:.6g} mm from the detector, and parallel=True that there is none: leave out parallel=True, or pass camera=Camera(..., parallel=True) with the size of pixels at the patient")
+    if pitch is not None and (sdd is not None or parallel):
         said |= {"dely": pitch[0], "delx": pitch[1]}
     if sdd is not None:
         said["sdd"] = float(sdd)
@@ -1593,7 +1598,9 @@ def _camera_of(shape, header, pitch, sdd, spacing, name):
             raise ValueError(f"spacing={spacing} must be one positive number or two (row, column), in mm")
         two = np.broadcast_to(two, 2)
         said |= {"dely": float(two[0]), "delx": float(two[1])}
-    if header is None and sdd is None and spacing is None:
+    if parallel:
+        said |= {"sdd": PLANE_MM, "parallel": True}
+    elif header is None and sdd is None and spacing is None:
         return None
     missing = [what for key, what in (("sdd", "sdd= (source to detector, mm)"), ("delx", "spacing= (detector pixel, mm: one number or (row, column))")) if key not in said]
     if missing:
@@ -1611,6 +1618,7 @@ def read_xray(
     sdd: float | None = None,  # source to detector, mm, if the file does not say
     spacing=None,  # detector pixel, mm: one number or (row, column), if the file does not say
     return_mask: bool | Literal["file"] = False,  # also return which pixels can be trusted; "file": by the file alone
+    parallel: bool = False,  # taken with a parallel beam: spacing, and no sdd
 ):  # (xray [1 1 H W], Camera or None) or (xray, camera, mask [1 1 H W])
     """An X-ray as line integrals (bone bright, float32), and what is known of the C-arm that took it.
 
@@ -1621,10 +1629,12 @@ def read_xray(
         raise ValueError(f"polarity={polarity!r} is not 'bone_dark', 'bone_bright' or None")
     if camera is not None and not isinstance(camera, Camera):
         raise TypeError(f"camera= must be a diffpose.calibration.Camera, not {type(camera).__name__}; a file is read with Camera.from_json(path)")
-    pixels, header, pitch, top = _xray_pixels(image, frame, not (camera is None and sdd is None and spacing is None))
+    if parallel and (sdd is not None or camera is not None):
+        raise ValueError(f"parallel=True is a beam without a source: leave out {'sdd=' if camera is None else 'it, and make the camera with parallel=True'}")
+    pixels, header, pitch, top = _xray_pixels(image, frame, not (camera is None and sdd is None and spacing is None and not parallel))
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
     if camera is None:
-        camera = _camera_of(pixels.shape, header, pitch, sdd, spacing, name)
+        camera = _camera_of(pixels.shape, header, pitch, sdd, spacing, name, parallel)
     elif (camera.height, camera.width) != pixels.shape:
         raise ValueError(
             f"camera is for {camera.height} x {camera.width} pixels (height x width), {name} has {pixels.shape[0]} x {pixels.shape[1]}: "

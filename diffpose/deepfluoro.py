@@ -394,6 +394,8 @@ def _twin_options(path, specimens, xrays, size, spacing, finer, physics, rotated
     if camera is None:
         pixel = PIXEL_MM * SIZE_PX / size
         camera = Camera(SDD_MM, size, size, pixel, pixel)
+    if camera.parallel:
+        raise ValueError("the file's cameras have a source at a distance, and this one is parallel: leave out parallel=True")
     if not camera.reverse_x_axis or camera.reverse_y_axis:
         raise ValueError("the file has no axis flags: leave reverse_x_axis=True and reverse_y_axis=False")
     if physics is None:

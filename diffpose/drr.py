@@ -201,6 +201,15 @@ class _Casting(_Filled):
         return out.unflatten(-1, (height, width))
 
 # %% ../notebooks/api/11_drr.ipynb #df4e92bc
+def _held(matrix: Tensor, beam: Tensor) -> Tensor:  # B 4 4
+    "Poses as they are, without a derivative along a parallel beam (3, in their frame): an optimiser would follow its rounding."
+    if not matrix.requires_grad:
+        return matrix
+    t, ahead = matrix[:, :3, 3], matrix[:, :3, :3] @ beam.to(matrix)
+    depth = (t * ahead).sum(-1, keepdim=True)
+    return torch.cat([torch.cat([matrix[:, :3, :3], (t + (depth.detach() - depth) * ahead)[..., None]], -1), matrix[:, 3:]], -2)
+
+
 class _Posed(_Casting):
     "Poses in, images out."
 
@@ -255,11 +264,31 @@ class _Posed(_Casting):
             pose = pose.float()  # after the check, which allows for their rounding
         return pose
 
-    def _rays(self, pose: RigidTransform, calibration=None) -> tuple[Tensor, Tensor]:
-        "World ends of the rays, in double precision."
+    def rays(self, pose: RigidTransform, calibration=None) -> tuple[Tensor, Tensor]:  # B 1|N 3 and B N 3
+        "World ends of the rays [mm], in double precision: from the source to the pixels, or, of a parallel beam, through the whole volume."
         if pose.device != self.device:
             raise ValueError(f"the pose is on {pose.device} and the DRR on {self.device}: move one with .to(...)")
-        return self.detector.rays(pose.double(), calibration)
+        camera, beam = self.detector._intrinsics(calibration)[1], self._beam()
+        if camera.parallel:
+            pose = RigidTransform._of(_held(pose.matrix.double(), beam))
+        source, target = self.detector.rays(pose.double(), calibration)
+        if not camera.parallel:
+            return source, target
+        near, far = self._reach(pose, beam).unbind(-1)
+        ahead = (pose.matrix[:, :3, :3].double() @ beam)[:, None]
+        return source + near[:, None, None] * ahead, target + (far - camera.sdd)[:, None, None] * ahead
+
+    def _beam(self) -> Tensor:  # 3
+        "Direction of the viewing axis in the frame that a pose takes to the world, float64."
+        return self.detector._exact[:3, 2].to(self.device)
+
+    def _reach(self, pose: RigidTransform, beam: Tensor) -> Tensor:  # B 2
+        "From where to where, along the viewing axis from the pose's origin, a parallel beam passes through the volume [mm]."
+        matrix = pose.matrix.detach().double()
+        ends = [torch.arange(2, dtype=torch.float64, device=self.device) * (n + 3) - 2 for n in self.density.shape]
+        corners = _to_index(self.affine, torch.cartesian_prod(*ends))  # 8 3, a voxel outside
+        depth = ((corners - matrix[:, None, :3, 3]) * (matrix[:, :3, :3] @ beam)[:, None]).sum(-1)
+        return torch.stack([depth.amin(1), depth.amax(1)], -1)
 
     def _view(self, pose: RigidTransform, calibration=None) -> View:
         "The rays of poses, in double precision."
@@ -268,7 +297,15 @@ class _Posed(_Casting):
         centres, distances = self.detector.pixels(calibration)
         if len({len(pose), len(centres), 1}) > 2:
             raise ValueError(f"batches do not fit: {len(pose)} poses, {len(centres)} calibrations; each must be the same number or 1")
-        return View(pose.matrix.expand(max(len(pose), len(centres)), 4, 4), self.affine_inverse, centres, distances, self.detector.width if self.detector.subsamples is None else 0)
+        camera, beam, matrix = self.detector._intrinsics(calibration)[1], self._beam(), pose.matrix
+        if camera.parallel:
+            matrix = _held(matrix, beam)
+        view = View(matrix.expand(max(len(pose), len(centres)), 4, 4), self.affine_inverse, centres, distances, self.detector.width if self.detector.subsamples is None else 0)
+        if not camera.parallel:
+            return view
+        near, far = self._reach(pose, beam)[:, None, :, None].unbind(2)  # B 1 1 each
+        through = (far - near)[..., 0].expand(-1, centres.shape[1])
+        return view._replace(pixels=centres + (far - camera.sdd) * beam, lengths=through, starts=centres + (near - camera.sdd) * beam)
 
     def _light(self, out: Tensor, mu: Union[bool, float]) -> Tensor:
         if mu is False:
@@ -302,11 +339,19 @@ class _Differentiated(_Posed):
         return self.reshape_transform(out), jacobian.movedim(1, -1)
 
     def _by_twist(self, view: View, by_ends: Tensor) -> Tensor:  # B N 6
-        "From derivatives by both ends in index coordinates, B N 6, to those by a twist: with the source at t and a pixel at t + arm, omega moves them by omega x t and omega x (t + arm), and v moves both."
+        "From derivatives by both ends in index coordinates, B N 6, to those by a twist: with the source at t and a pixel at t + arm, omega moves them by omega x t and omega x (t + arm), and v moves both. Rays of a parallel beam start at t + an arm of their own."
         A, t = self.affine_inverse[:3, :3].to(by_ends.dtype), view.pose[:, :3, 3].to(by_ends.dtype)
         out = by_ends @ torch.cat([torch.cat([torch.zeros_like(A), A], 1), torch.cat([A, A], 1)])  # by the pixel, and by both together
-        arm = view.pixels.to(by_ends.dtype) @ view.pose[:, :3, :3].mT.to(by_ends.dtype)
-        out[..., :3] = torch.linalg.cross(arm, out[..., :3]) + torch.linalg.cross(t[:, None], out[..., 3:])
+        R = view.pose[:, :3, :3].to(by_ends.dtype)
+        arm = lambda points: points.to(by_ends.dtype) @ R.mT
+        by_pixel, both = out[..., :3], out[..., 3:]
+        if view.starts is None:
+            out[..., :3] = torch.linalg.cross(arm(view.pixels), by_pixel) + torch.linalg.cross(t[:, None], both)
+            return out
+        ahead = (R @ self._beam().to(by_ends.dtype))[:, None]
+        by_start = both - by_pixel
+        both -= (both * ahead).sum(-1, keepdim=True) * ahead  # nothing is seen of the depth: the rest is rounding
+        out[..., :3] = torch.linalg.cross(arm(view.pixels), by_pixel) + torch.linalg.cross(arm(view.starts), by_start) + torch.linalg.cross(t[:, None], both)
         return out
 
 # %% ../notebooks/api/11_drr.ipynb #f2763133
@@ -314,7 +359,7 @@ class _Adjustable(_Differentiated):
     "The detector of a DRR: exchanged, rescaled, and used for points."
 
     def set_intrinsics_(self, n_subsample: Optional[int] = None, **changes) -> "_Adjustable":
-        "Change sdd, height, width, delx, dely, x0, y0, reverse_x_axis in place; None leaves as is."
+        "Change sdd, height, width, delx, dely, x0, y0, reverse_x_axis, parallel in place; None leaves as is."
         changes = {name: value for name, value in changes.items() if value is not None}
         self.detector.set_camera_(replace(self.camera, **changes), n_subsample or self.detector.n_subsample)
         return self
@@ -353,6 +398,8 @@ def _check_subject(subject, sdd, options: dict) -> None:
     missing = [name for name in ("density", "reorient") if not hasattr(subject, name)]
     if missing:
         raise TypeError(f"this subject has no {' and no '.join(missing)}: it holds {', '.join(subject) or 'nothing'}. Make it with diffpose.data.read(file, or tensor with spacing), which finds the densities, the isocentre and the view")
+    if "orthographic" in options:
+        raise TypeError(_new_call("DRR(..., orthographic=True)", "DRR(..., parallel=True)"))
     if "sdr" in options or "bone_attenuation_multiplier" in options:
         name = "sdr" if "sdr" in options else "bone_attenuation_multiplier"
         raise TypeError(_new_call(f"DRR(..., {name}=...)", "sdd=2 * sdr" if name == "sdr" else "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)"))
@@ -394,10 +441,11 @@ class DRR(_Adjustable):
         checkpoint_gradients: bool = False,  # accepted, no effect: nothing is stored per sample
         reverse_y_axis: bool = False,  # rows upside down
         generator: Optional[torch.Generator] = None,  # for the subset of p_subsample
+        parallel: bool = False,  # a parallel beam: no source, no depth; delx is the width of a pixel at the patient
         **renderer_kwargs,  # reducefn, n_points, backend, ...
     ):
         _check_subject(subject, sdd, renderer_kwargs)
-        camera = Camera(sdd, height, width or height, delx, dely or delx, x0, y0, reverse_x_axis, reverse_y_axis)
+        camera = Camera(sdd, height, width or height, delx, dely or delx, x0, y0, reverse_x_axis, reverse_y_axis, parallel=parallel)
         self._assemble(subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs)
 
     @classmethod

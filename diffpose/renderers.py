@@ -118,19 +118,23 @@ def _kernels(backend: str):
 
 # %% ../notebooks/api/10_renderers.ipynb #df584f01
 class View(NamedTuple):
-    "The rays of images, from a source to its detector's pixels."
+    "The rays of images, from a source to its detector's pixels, or each from a start of its own (a parallel beam)."
 
     pose: Tensor  # B 4 4 world from C-arm, rigid: its origin is the source [mm]
     frame: Tensor  # 4 4 index coordinates from world, float64
     pixels: Tensor  # 1|B N 3 pixel centres in the C-arm's frame [mm], float64
-    lengths: Tensor  # 1|B N distances from source to pixels [mm], float64
+    lengths: Tensor  # 1|B N lengths of the rays [mm], float64
     columns: int = 0  # the pixels are an image in rows of so many; 0: in no order
+    starts: Optional[Tensor] = None  # 1|B N 3 where rays start in the C-arm's frame [mm], float64; None: at its origin
 
-    def ends(self) -> tuple[Tensor, Tensor]:  # B 1 3 and B N 3
+    def ends(self) -> tuple[Tensor, Tensor]:  # B 1|N 3 and B N 3
         "Both ends of every ray, in index coordinates."
         right, up, ahead, source = compose(self.frame, self.pose)[:, None, :3].unbind(-1)
-        x, y, z = self.pixels.unsqueeze(-2).unbind(-1)  # 1|B N 1 each
-        return source, x * right + y * up + z * ahead + source
+        def moved(points):
+            x, y, z = points.unsqueeze(-2).unbind(-1)  # 1|B N 1 each
+            return x * right + y * up + z * ahead + source
+
+        return source if self.starts is None else moved(self.starts), moved(self.pixels)
 
     def geometry(self) -> dict:
         "What a kernel is told of the rays, beside the pixels."
@@ -138,7 +142,8 @@ class View(NamedTuple):
 
     def chunk(self, n: int) -> list["View"]:
         "The view in n parts."
-        return [self._replace(pixels=p, lengths=l, columns=0) for p, l in zip(self.pixels.chunk(n, 1), self.lengths.chunk(n, 1))]
+        parts = [[None] * n if x is None else x.chunk(n, 1) for x in (self.pixels, self.lengths, self.starts)]
+        return [self._replace(pixels=p, lengths=l, columns=0, starts=s) for p, l, s in zip(*parts)]
 
 # %% ../notebooks/api/10_renderers.ipynb #7b6ee936
 class _Underived(torch.autograd.Function):
@@ -275,7 +280,8 @@ def project(
     chosen = choose_backend(backend, volume, request.check(), view.frame)
     if chosen != "torch":
         refuse_transforms()
-        return _Projection.apply(volume, *view, request, chosen, torch.is_grad_enabled())
+        if view.starts is None:
+            return _Projection.apply(volume, *view[:5], request, chosen, torch.is_grad_enabled())
     return line_integral(volume, *view.ends(), view.lengths.expand(len(view.pose), -1), request, chosen)
 
 
@@ -291,7 +297,8 @@ def project_with_ends(
         raise ValueError("project_with_ends differentiates one image, and label channels are many: leave the labels out, or differentiate through project")
     chosen = choose_backend(backend, volume, request.check())
     if chosen != "torch":
-        return _kernels(chosen).integrate(volume, None, view.pixels, jacobian=True, **view.geometry(), **_options(request))
+        rays, how = ((None, view.pixels), view.geometry()) if view.starts is None else (view.ends(), {"length": view.lengths, "columns": view.columns})
+        return _kernels(chosen).integrate(volume, *rays, jacobian=True, **how, **_options(request))
     source, target = view.ends()
     ends = [x.detach().requires_grad_() for x in (source.expand_as(target).contiguous(), target)]
     with torch.enable_grad():

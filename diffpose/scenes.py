@@ -154,7 +154,7 @@ FRUSTUM = 0.125  # length of the pyramid at the source, of the distance to the d
 class ImageMesh(NamedTuple):
     "A C-arm in space."
 
-    camera: object  # PolyData: pyramid at the source
+    camera: object  # PolyData: pyramid at the source; of a parallel beam: a slab, where it begins
     detector: object  # StructuredGrid with texture coordinates; field data `height` and `width`
     texture: object  # pyvista.Texture: the image
     principal_ray: object  # PolyData: from the source to the detector, along the viewing axis
@@ -166,13 +166,20 @@ def _one_pose(pose: RigidTransform) -> None:
 
 
 def _corners(drr: DRR, pose: RigidTransform, calibration=None) -> tuple[np.ndarray, np.ndarray]:
-    "The source, and the detector's corners 2 2 3 by row and column [mm]."
+    "Where the rays of the detector's corners begin, 3 (the source) or 2 2 3, and the corners 2 2 3 by row and column [mm]."
     if isinstance(calibration, Tensor) and calibration.numel() != 9:
         raise ValueError(f"a scene takes one calibration for all poses, a Camera or K as 3 3, not {tuple(calibration.shape)}")
     h, w = drr.detector.height, drr.detector.width
     pixels = torch.tensor([[0, 0], [w, 0], [0, h], [w, h]], dtype=torch.float64, device=drr.device)
     corners = drr.detector.unproject(pose.double(), pixels[None], calibration)[0]
-    return pose.matrix[0, :3, 3].detach().cpu().double().numpy(), corners.detach().cpu().numpy().reshape(2, 2, 3)
+    corners, (camera, along) = corners.detach().cpu().numpy().reshape(2, 2, 3), _axis(drr, pose, calibration)
+    return corners - along if camera.parallel else pose.matrix[0, :3, 3].detach().cpu().double().numpy(), corners
+
+
+def _axis(drr: DRR, pose: RigidTransform, calibration=None) -> tuple[Camera, np.ndarray]:
+    "The camera, and the way from the pose's origin to the detector, 3 [mm]."
+    camera = calibration if isinstance(calibration, Camera) else drr.camera
+    return camera, camera.sdd * drr.detector.world_from_camera(pose.double())[0, :3, 2].detach().cpu().numpy()
 
 
 def _texture(img: Tensor, window: tuple) -> np.ndarray:  # 1 C H W -> H W 3
@@ -201,15 +208,18 @@ def img_to_mesh(
         raise ValueError(f"the image has {img.shape[2]} x {img.shape[3]} pixels and the detector {h} x {w}: make the DRR from the X-ray's camera")
     source, corners = _corners(drr, pose, calibration)
     base = source + FRUSTUM * (corners - source)
-    camera = pv.PolyData(np.vstack([source[None], base.reshape(4, 3)]), faces=[3, 0, 1, 2, 3, 0, 2, 4, 3, 0, 4, 3, 3, 0, 3, 1])
+    if source.ndim == 1:
+        camera = pv.PolyData(np.vstack([source[None], base.reshape(4, 3)]), faces=[3, 0, 1, 2, 3, 0, 2, 4, 3, 0, 4, 3, 3, 0, 3, 1])
+    else:
+        sides = [[0, 1, 3, 2], [4, 5, 7, 6], [0, 1, 5, 4], [1, 3, 7, 5], [3, 2, 6, 7], [2, 0, 4, 6]]
+        camera = pv.PolyData(np.vstack([source.reshape(4, 3), base.reshape(4, 3)]), faces=[x for side in sides for x in (4, *side)])
     detector = pv.StructuredGrid(*corners.transpose(2, 0, 1)[..., None])
     detector.active_texture_coordinates = np.array([[0, 1], [0, 0], [1, 1], [1, 0]], dtype=np.float32)  # points run down the columns
     detector.field_data["height"], detector.field_data["width"] = [h], [w]
-    ahead = drr.detector.world_from_camera(pose.double())[0, :3, 2].detach().cpu().numpy()
-    sdd = calibration.sdd if isinstance(calibration, Camera) else drr.detector.sdd
+    start, (_, along) = pose.matrix[0, :3, 3].detach().cpu().double().numpy(), _axis(drr, pose, calibration)
     with torch.no_grad():
         shown = drr(pose, calibration=calibration) if img is None else img
-    return ImageMesh(camera, detector, pv.Texture(_texture(shown, window)), pv.Line(source, source + sdd * ahead))
+    return ImageMesh(camera, detector, pv.Texture(_texture(shown, window)), pv.Line(start, start + along))
 
 # %% ../notebooks/api/27_scenes.ipynb #d7d76d44
 class FiducialMesh(NamedTuple):
@@ -251,7 +261,8 @@ def fiducials_to_mesh(
     pixels = drr.perspective_projection(pose.double(), points[None].double().to(drr.device), calibration)
     on = ((pixels >= 0) & (pixels <= pixels.new_tensor([drr.detector.width, drr.detector.height]))).all(-1)[0]  # NaN behind the source is not
     ends = drr.inverse_projection(pose.double(), pixels[:, on], calibration)[0].detach().cpu().numpy()
-    lines = np.stack([np.broadcast_to(source, ends.shape), ends], 1).reshape(-1, 3)
+    starts = np.broadcast_to(source, ends.shape) if source.ndim == 1 else ends - _axis(drr, pose, calibration)[1]
+    lines = np.stack([starts, ends], 1).reshape(-1, 3)
     return FiducialMesh(balls, _balls(ends, radius * 0.6), pv.line_segments_from_points(lines) if len(lines) else pv.PolyData())
 
 # %% ../notebooks/api/27_scenes.ipynb #dea80818
@@ -339,7 +350,7 @@ def add_image(
 
     mesh = img_to_mesh(drr, pose, calibration, img, window)
     source, corners = _corners(drr, pose, calibration)
-    edges = np.stack([np.broadcast_to(source, (4, 3)), corners.reshape(4, 3)], 1).reshape(-1, 3)
+    edges = np.stack(np.broadcast_arrays(source, corners), 2).reshape(-1, 3)
     _add(plotter, mesh.camera, color=to_hex(color), name=f"{name}: source")
     _add(plotter, mesh.detector.extract_surface(algorithm=None).triangulate(), texture=mesh.texture, lighting=False, name=f"{name}: image")
     _add(plotter, mesh.detector.extract_feature_edges(), color=to_hex(color), line_width=3, name=f"{name}: detector")
@@ -441,10 +452,12 @@ def from_source(
     calibration: Camera | Tensor | None = None,
     label: str = "from the source",
 ) -> View:
-    "The view from the source on the whole detector."
+    "The view from the source on the whole detector; along a parallel beam, from so far away that it is nearly parallel."
     _one_pose(pose)
     source, corners = _corners(drr, pose, calibration)
     middle = corners.mean((0, 1))
+    if source.ndim > 1:
+        source = middle - 20 * _axis(drr, pose, calibration)[1]
     up = corners[0].mean(0) - corners[1].mean(0)
     angle = 2 * math.degrees(math.atan(np.linalg.norm(up) / 2 / np.linalg.norm(middle - source)))
     as_tuple = lambda v: tuple(float(x) for x in v)

@@ -119,7 +119,7 @@ def simulate_xray(
     fine = camera.resize(camera.height * physics.oversample, camera.width * physics.oversample)
     drr = DRR.from_camera(subject, fine, renderer="siddon", persistent=False)
     with torch.no_grad():
-        rays = drr.detector.rays(pose.double().cpu())
+        rays = drr.rays(pose.double().cpu())
         shape = (len(pose), fine.height, fine.width)
         water, bone = (drr.render(m, *rays).reshape(shape) / 10 for m in materials(subject.volume.data[0].float()))  # mm to cm
         beams = transmit(water, physics.bone * bone)

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 import torchio
 from torch import Tensor
 
-from .calibration import Camera, keep_out, read_text, reorientation, save_atomically
+from .calibration import Camera, antipode, keep_out, read_text, reorientation, save_atomically
 from .data import check_memory, memory_limit
 from .deepfluoro import OFFSET_MEAN_MM, OFFSET_ROTATION_RAD, OFFSET_STD_MM
 from .drr import DRR
@@ -318,7 +318,7 @@ def image_terms(
 def _through(drr: DRR, pose: RigidTransform) -> Tensor:  # B C H W
     "Length of each ray in each structure [mm]."
     ones = torch.ones_like(drr.density)
-    return drr.reshape_transform(drr.render(ones, *drr._rays(pose), True))[:, 1:]
+    return drr.reshape_transform(drr.render(ones, *drr.rays(pose), True))[:, 1:]
 
 # %% ../notebooks/api/26_training.ipynb #e5eee8ad
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -674,6 +674,12 @@ class _Log:
                     self.board.add_scalar(f"{self.name}/{key}", value, row["iteration"])
 
 # %% ../notebooks/api/26_training.ipynb #d0eaadc3
+def _sourced(camera: Camera) -> None:
+    "Refuse a parallel beam."
+    if camera.parallel:
+        raise ValueError("a network learns whole poses, and a parallel beam does not show the depth: train for a camera with a source (parallel=False); X-rays of a parallel beam are registered from a start, GaussNewton(drr).register(xray, init=pose)")
+
+
 def retarget(
     xray: Tensor,  # B 1 H W line integrals
     camera: Camera,  # that took it
@@ -681,6 +687,8 @@ def retarget(
     mask: Optional[Tensor] = None,  # B 1 H W bool, where the X-ray can be trusted
 ) -> tuple[Tensor, Tensor]:  # B 1 h w, and where it is known, bool
     "The X-ray that another detector would have taken behind the same source."
+    _sourced(camera)
+    _sourced(target)
     if tuple(xray.shape[-2:]) != (camera.height, camera.width):
         raise ValueError(f"the X-ray has {xray.shape[-2]} x {xray.shape[-1]} pixels, its camera {camera.height} x {camera.width}")
     mask = torch.ones_like(xray) if mask is None else mask.to(xray)
@@ -877,6 +885,7 @@ class PoseEstimator(_Guessing):
         seed: int = 0,
         progress: bool = False,
         callback: Optional[Callable] = None,  # as for `GaussNewton.register`
+        antipodal: bool = False,  # try the view from the other side too, which a network may have taken for this one
     ) -> Result:  # its `evidence` holds "guess", the network's pose 4 4
         "Network, refinement, verdict."
         solver = GaussNewton(solver) if isinstance(solver, DRR) else solver
@@ -888,11 +897,13 @@ class PoseEstimator(_Guessing):
         options = {"mask": mask, "landmarks": landmarks, "seed": seed, "progress": progress}
         drawn = self.hypotheses(guess, n_hypotheses + (0 if first_order else n_more // 2), seed)
         starts, around = drawn[: n_hypotheses + 1], drawn[n_hypotheses + 1 :]
+        other = [antipode(guess, self.orientation)] if antipodal else []
         if first_order:
+            starts = RigidTransform.cat([starts, *other])
             result = solver.register(xray, starts, features=self.features(xray, camera, mask), **options)
         else:
             anywhere = self.config.poses.sample(n_more - n_more // 2, torch.Generator().manual_seed(seed))
-            result = solver.register(xray, starts, more=RigidTransform.cat([around, anywhere]), callback=callback, **options)
+            result = solver.register(xray, starts, more=RigidTransform.cat([*other, around, anywhere]), callback=callback, **options)
         result.evidence["guess"] = guess.matrix[0].tolist()
         return result
 
@@ -1247,6 +1258,7 @@ class Trainer(_Watched):
     ):
         if not subjects:
             raise ValueError("a training needs a patient at least")
+        _sourced(camera)
         if init is not None and _own(Path(init).expanduser(), Path(folder).expanduser()):
             raise ValueError(f"init={init} is in the folder that the training writes to, which would replace it: give another folder")
         alone = keep_out(folder) if process_group()[0] == 0 else lambda: None  # of all processes of a training, the first one writes

@@ -20,9 +20,9 @@ from ..drr import DRR
 from ..field import burnt_out, open_field
 from ..pose import RigidTransform
 from .pyramid import Stage, default_stages, make_level, pooling, state_of
-from .solver import Fit, evaluate, refine
+from .solver import Fit, at_depth, depth_of, evaluate, refine, unseen_axis
 from .starts import Job, Pool, PosePrior, _Track, funnel, widen
-from .uncertainty import _landmarks, default_landmarks, expected_tre, newton_step, pose_covariance
+from .uncertainty import _landmarks, default_landmarks, expected_tre, infinite_along, newton_step, pose_covariance
 from .verdict import Reason, Result, Thresholds, _history, judge, separation
 
 # %% ../../notebooks/api/21_registration_gauss_newton.ipynb #0b060e33
@@ -237,7 +237,9 @@ class GaussNewton:
         drawn = isinstance(init, PosePrior)
         starts = init.sample(n_starts, torch.Generator().manual_seed(seed)) if drawn else init
         shared = n == 1 or drawn
-        each = [starts.matrix if shared else starts.matrix[k : k + 1] for k in range(n)]
+        depth = depth_of(self.drr, starts.matrix)  # all answers to one X-ray have the depth of its first start
+        level = lambda matrix, k: matrix if depth is None else at_depth(self.drr, matrix, depth[k])
+        each = [level(starts.matrix, 0) if shared else starts.matrix[k : k + 1] for k in range(n)]
         job = self._job(xray, masks, starts.translation.norm(dim=-1).median().item(), landmarks)
         with torch.no_grad(), _Progress(len(job.levels), progress, callback) as tell:
             which = torch.arange(n).repeat_interleave(len(each[0]))
@@ -246,7 +248,8 @@ class GaussNewton:
             pool = funnel(job, torch.cat(each), which, first, self.keep, distance, tell)
             further = None if more is None else check_poses(more).matrix
             for x in range(n):
-                one, how = slice(x, x + 1), (self.spread, self.restarts, distance, further)
+                there = further if further is None else level(further, 0 if shared else x)
+                one, how = slice(x, x + 1), (self.spread, self.restarts, distance, there)
                 pool = widen(job, pool, x, each[x][0], xray[one], mask[one], *how)
             results = self._finish(job, pool, tell)
             for x, result in enumerate(results):
@@ -300,7 +303,7 @@ class GaussNewton:
         pool, newton = self._refined(job, pool, still)
         evidence = self._evidence(job, pool, others) | {"newton_mm": newton}
         verdict, reasons = judge(evidence, self.thresholds)
-        covariance = evidence.pop("covariance")
+        covariance, beam = evidence.pop("covariance"), self._beam(pool.fit)
         far = job.apart(pool.fit.matrix[0], others.fit.matrix) > self.thresholds.distance_mm
         rows = job.track.of(int(pool.ids[0])) if job.track.rows else []
         rows = rows or [
@@ -310,7 +313,7 @@ class GaussNewton:
             RigidTransform(pool.fit.matrix[:1]),
             verdict,
             reasons,
-            covariance,
+            covariance if beam is None else infinite_along(covariance, beam),
             evidence["expected_tre_mm"],
             evidence["similarity"],
             _history(rows),
@@ -318,6 +321,7 @@ class GaussNewton:
             int(job.renders[x]),
             evidence,
             RigidTransform(others.fit.matrix[far]) if far.any() else None,
+            None if beam is None else covariance,
         )
 
     def _refined(self, job: Job, pool: Pool, still: bool) -> tuple[Pool, float]:
@@ -338,7 +342,7 @@ class GaussNewton:
             if not still:
                 pool.settled[0] = settled
             job.renders[x] += renders
-        newton = newton_step(_curvature(fit, 0), fit.g[0], job.points)
+        newton = newton_step(_curvature(fit, 0), fit.g[0], job.points, self._beam(fit))
         if not still:
             pool.settled[:1] |= newton < AT_REST_MM
         return pool, newton
@@ -349,7 +353,8 @@ class GaussNewton:
         local = self._look(job, job.local, fit.matrix[:1], fit.which[:1])
         stated = local if job.stated == job.local else self._look(job, job.stated, fit.matrix[:1], fit.which[:1])
         curvature = _curvature(fit, 0)
-        covariance = t.misfit**2 * pose_covariance(curvature, fit.score[0])
+        beam = self._beam(fit)
+        covariance = t.misfit**2 * pose_covariance(curvature, fit.score[0], beam)
         apart = torch.tensor([math.inf])
         if len(others.fit.matrix):
             far = job.apart(fit.matrix[0], others.fit.matrix) > t.distance_mm
@@ -365,12 +370,17 @@ class GaussNewton:
             "agreement": fit.agreement[0].sum().item(),
             "local_agreement": stated.agreement[0].sum().item(),
             "covariance": covariance,
-            "expected_tre_mm": expected_tre(covariance, job.points),
+            "expected_tre_mm": expected_tre(covariance, job.points, beam),
             "separation": apart.min().item(),
             "contrast": self._contrast(job, fit.matrix[:1]),
             "cost": fit.cost[0].item(),
             "starts": job.starts,
-        }
+        } | ({} if beam is None else {"beam": beam.tolist()})
+
+    def _beam(self, fit: Fit) -> Tensor | None:  # 3
+        "Where a parallel beam goes from the first of the poses."
+        axis = unseen_axis(self.drr, fit.matrix[:1])
+        return None if axis is None else axis[0].cpu()
 
     def _look(self, job: Job, k: int, matrix: Tensor, which: Tensor) -> Fit:
         "A level's view of poses, beside the poses."

@@ -184,7 +184,7 @@ def pooling(
     if stage.full_volume:
         return 1, 1, 1
     camera, short = drr.camera, min(drr.camera.height, drr.camera.width)
-    pixel = min(camera.delx, camera.dely) * short / stage.size * distance / camera.sdd
+    pixel = min(camera.delx, camera.dely) * short / stage.size * (1 if camera.parallel else distance / camera.sdd)
     spacing = drr.affine.cpu()[:3, :3].norm(dim=0).tolist()
     return tuple(max(1, int(pixel / voxel + 1e-6)) for voxel in spacing)
 

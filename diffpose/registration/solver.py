@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..drr import DRR
 from ..pose import RigidTransform, se3_exp
 from .pyramid import Level, Target
 from .residuals import _along, _mean, blurred
@@ -113,6 +114,43 @@ def evaluate(
     image, J = level.drr.jacobian(RigidTransform._of(matrix))  # nothing to wait for
     return compare(level, target, image, J, matrix, which)
 
+# %% ../../notebooks/api/17_registration_solver.ipynb #653c54b6
+def unseen_axis(
+    drr: DRR,
+    matrix: Tensor,  # B 4 4 poses
+) -> Tensor | None:  # B 3, world
+    "The direction along which a parallel beam shows no change of a pose; None where there is a source."
+    return matrix[:, :3, :3] @ drr._beam().to(matrix) if drr.camera.parallel else None
+
+
+def depth_of(
+    drr: DRR,
+    matrix: Tensor,  # B 4 4 poses
+) -> Tensor | None:  # B [mm]
+    "Where the origins of poses are along a parallel beam, from the isocentre; None where there is a source."
+    axis = unseen_axis(drr, matrix)
+    return None if axis is None else (matrix[:, :3, 3] * axis).sum(-1)
+
+
+def at_depth(
+    drr: DRR,  # of a parallel beam
+    matrix: Tensor,  # B 4 4 poses
+    depth: Tensor,  # B or one [mm]
+) -> Tensor:  # B 4 4
+    "Poses that show the same image, with their origins at a depth."
+    moved = matrix.clone()
+    axis = unseen_axis(drr, matrix)
+    moved[:, :3, 3] += (depth - depth_of(drr, matrix))[:, None] * axis
+    return moved
+
+
+def _pinned(H: Tensor, axis: Tensor) -> Tensor:  # B 6 6
+    "What is added to the curvatures B 6 6 so that no step goes along an axis B 3."
+    pin = torch.zeros_like(H)
+    stiff = 1e3 * H.diagonal(dim1=1, dim2=2)[:, 3:].amax(1).clamp(min=1e-12)
+    pin[:, 3:, 3:] = stiff[:, None, None] * axis[:, :, None] * axis[:, None, :]
+    return pin
+
 # %% ../../notebooks/api/17_registration_solver.ipynb #05a591c5
 ROUNDING = 1e-8  # a cost below this is float32's rounding
 
@@ -152,6 +190,7 @@ def descend(
     together = matrix.is_cuda if together is None else together
     arrived, one = _Arrival(matrix.device), {"dtype": torch.float64, "device": matrix.device}
     lam, steps, rejected, renders = (torch.full((len(matrix),), x, **one) for x in (1e-2, 0, 0, 1))
+    depth = depth_of(level.drr, matrix)
     settled, away = fit.cost < ROUNDING, matrix.clone()
     away[:, :3, 3] = 1e7  # whose rays miss everything: nothing is rendered for who stays
     record(fit.matrix, fit.cost, fit.similarity)
@@ -162,8 +201,10 @@ def descend(
         now = slice(None) if together else active.nonzero()[:, 0]
         share = fit.similarity[now].clamp(stage.curvature, 1.0)[:, None, None]
         H, g, moving = fit.H[now] * share, fit.g[now], active[now]
-        damping = lam[now, None] * H.diagonal(dim1=1, dim2=2) + 1e-12
-        step = -torch.linalg.solve_ex(H + torch.diag_embed(damping), g)[0].nan_to_num()
+        damping = torch.diag_embed(lam[now, None] * H.diagonal(dim1=1, dim2=2) + 1e-12)
+        if depth is not None:
+            damping = damping + _pinned(H, unseen_axis(level.drr, fit.matrix[now]))
+        step = -torch.linalg.solve_ex(H + damping, g)[0].nan_to_num()
         promise = -(g * step).sum(-1)
         idle = moving & (promise < 0.5 * stage.tolerance * fit.cost[now]) & (rejected[now] == 0)
         settled[now] = settled[now] | idle
@@ -173,6 +214,8 @@ def descend(
             if not len(now):
                 continue
         moved = se3_exp(step.roll(3, -1)) @ fit.matrix[now]
+        if depth is not None:
+            moved = at_depth(level.drr, moved, depth[now])
         if together:
             moved = torch.where(moving[:, None, None], moved, away)
         trial = look(level, target, moved, fit.which[now])

@@ -133,7 +133,7 @@ class SparseRegistration(Registration):
             return self.drr(self.pose, **options), everywhere
         mask = self.draw(n_patches, self.patch_size if patch_size is None else patch_size)
         index = mask.any(0).flatten().nonzero()[:, 0]
-        source, target = self.drr.detector.rays(self.pose.double())
+        source, target = self.drr.rays(self.pose.double())
         pixels = self.drr.render(self.drr.density, source, target[:, index], **options)
         image = pixels.new_zeros(1, 1, height * width).index_copy(-1, index, pixels)
         return image.unflatten(-1, (height, width)), mask

@@ -189,7 +189,8 @@ def survey(
     centre = float(camera.K[0, 2]), float(camera.K[1, 2])
     turned, masks = _turned(image, centre, grid), (_turned(seen, centre, grid) > 0.95).to(image)
     masks = band_support(masks)
-    pixel = camera.delx * float((around[:3, 3]).norm()) / camera.sdd  # at the patient [mm]
+    magnified = 1 if camera.parallel else camera.sdd / float(around[:3, 3].norm())
+    pixel = camera.delx / magnified  # at the patient [mm]
     reach = min(margin, max(1, round(translation_mm / pixel)))
     found = _matches(images, _whitened(turned, masks) * masks, masks, margin, reach)
     return _peaks(found, grid, views, reorient, camera, (pixel, reach, n))

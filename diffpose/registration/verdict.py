@@ -60,18 +60,19 @@ class Result:
     covariance: (
         Tensor  # 6 6, of a left twist [omega (rad) x 3, v (mm) x 3] about the world's origin
     )
-    expected_tre_mm: float  # at the landmarks; infinite where the image says nothing
+    expected_tre_mm: float  # at the landmarks; infinite where the image says nothing; of a parallel beam: across it
     similarity: float  # correlation of the standardised images at the last stage
     history: Any  # pandas DataFrame: the winning start, and a row for each of its steps
     steps: int  # accepted steps of the winning start
     renders: int  # images rendered, all starts and stages
     evidence: dict = field(default_factory=dict)  # the numbers behind the verdict
     others: RigidTransform | None = None  # different poses that were found too, best first
+    across: Tensor | None = None  # 6 6, of a parallel beam: the covariance at the depth as it is, for `covariance` is infinite along the beam
 
     def __repr__(self) -> str:
         return (
             f"Result({self.verdict}: {'; '.join(self.reasons)}; expected TRE "
-            f"{self.expected_tre_mm:.2f} mm, {self.steps} steps, {self.renders} renders)"
+            f"{self.expected_tre_mm:.2f} mm{'' if self.across is None else ' across the beam'}, {self.steps} steps, {self.renders} renders)"
         )
 
 # %% ../../notebooks/api/20_registration_verdict.ipynb #2aadf8c1
@@ -117,13 +118,18 @@ def _stalling(e: dict, t: Thresholds) -> list[Reason]:
     return found
 
 
+def _where(e: dict) -> str:
+    "What the expected error is of."
+    return " across the beam" if e.get("beam") else ""
+
+
 def _doubts(e: dict, t: Thresholds) -> list[Reason]:
     "What says that another pose may be the answer."
     error, apart, found = e["expected_tre_mm"], e["separation"], []
     if not error <= t.expected_tre_mm:  # NaN too
         left = f"{error:.1f} mm" if math.isfinite(error) else "any amount"
         text = (
-            f"the image leaves {left} of expected error at the landmarks, "
+            f"the image leaves {left} of expected error at the landmarks{_where(e)}, "
             f"{t.expected_tre_mm:.1f} mm is allowed"
         )
         found.append(Reason(text, "uncertain", error, t.expected_tre_mm))
@@ -136,17 +142,21 @@ def _doubts(e: dict, t: Thresholds) -> list[Reason]:
     return found
 
 
+DEPTH = "a parallel beam does not show the depth along it: that stays as it was given, and the expected error leaves it out"
+
+
 def judge(
-    evidence: dict,  # settled, agreement, local_agreement, newton_mm, expected_tre_mm, separation, contrast
+    evidence: dict,  # settled, agreement, local_agreement, newton_mm, expected_tre_mm, separation, contrast; of a parallel beam its direction, beam
     thresholds: Thresholds,
 ) -> tuple[str, list[Reason]]:  # "converged", "stalled" or "ambiguous", and why
     "Verdict and reasons, from evidence that does not know the truth."
     stalling, doubts = _stalling(evidence, thresholds), _doubts(evidence, thresholds)
+    blind = [Reason(DEPTH, "depth")] if evidence.get("beam") else []
     if stalling or doubts:
-        return "stalled" if stalling else "ambiguous", stalling + doubts
+        return "stalled" if stalling else "ambiguous", stalling + doubts + blind
     local, error = evidence["local_agreement"], evidence["expected_tre_mm"]
-    text = f"images agree (agreement {local:.2f}), expected error {error:.2f} mm"
-    return "converged", [Reason(text, "agreement", local, thresholds.similarity)]
+    text = f"images agree (agreement {local:.2f}), expected error {error:.2f} mm{_where(evidence)}"
+    return "converged", [Reason(text, "agreement", local, thresholds.similarity), *blind]
 
 # %% ../../notebooks/api/20_registration_verdict.ipynb #ee6997c0
 def _history(rows: list):  # level, pose 4 4, cost, similarity -> pandas DataFrame
