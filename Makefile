@@ -1,5 +1,6 @@
 # Each target makes the virtual environment first; nothing is needed but Python >= 3.10 and make.
 #   make test               every notebook, the repository's contract, the wheel   (DIFFPOSE_DATA=folder: the real scans too)
+#   make fuzz               the command on spoilt files and odd options, for a minute   (FUZZ="--seconds 3600 --seed 7": for an hour, other ones)
 #   make demo               the main job on the phantom, with pictures
 #   make bench              speed and accuracy next to other packages, tables into _runs/bench (DIFFPOSE_DATA: the chest CT; an hour and a half)
 #   make docs               the site, into _docs/ (by Quarto where it is installed, else by Sphinx)
@@ -16,12 +17,13 @@ VENV ?= .venv
 TESTS ?=
 NB ?=
 QUICK ?=
+FUZZ ?=
 
 python := $(VENV)/bin/python
 installed := $(VENV)/.diffpose-installed
 documented := $(VENV)/.diffpose-documented
 
-.PHONY: help install test demo bench documented docs docs-test notebooks export refresh clean readme prepare
+.PHONY: help install test fuzz demo bench documented docs docs-test notebooks export refresh clean readme prepare
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -35,6 +37,9 @@ $(installed): settings.ini setup.py pyproject.toml
 
 test: $(installed)
 	@$(python) -m tests $(TESTS)
+
+fuzz: $(installed)
+	@$(python) -m tests.fuzz $(FUZZ)
 
 demo: $(installed)
 	@$(VENV)/bin/diffpose demo --force

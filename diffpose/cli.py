@@ -54,6 +54,7 @@ _SENTENCES = (  # what to say instead of a call in Python
     (r"\bcamera=Camera\(\.\.\.\)", "--camera FILE"),
     (r"\bread_xray\b", "`diffpose register CT XRAY`"),
     (r"\bthe same call\b", "the same command"),
+    (r"\bspacing=(\S+) and finer=\S+", r"--spacing \1"),
     (r"(; )?pass affine= \(voxel to RAS, mm\)( for another)?(?=$|[.;])", r"\1if that is wrong, correct the header"),
     (r"(subtract that|rescale them),? and pass the array with affine=", r"\1 and save the volume again"),
     (r"of a multi-frame file pass affine= .*, of single slices stack an array yourself and pass it with affine=", "save the scan as NIfTI, NRRD or MetaImage, with its affine"),
@@ -996,7 +997,7 @@ def windowed(
     "An X-ray without the extremes of its masked part, for display: blades and tools would take all the contrast."
     import torch
 
-    seen = xray if mask is None else xray[mask.to(xray.device)]
+    seen = xray if mask is None or not mask.any() else xray[mask.to(xray.device)]
     seen = seen.flatten()[:: max(1, seen.numel() // 100_000)].float()
     return xray.clamp(*torch.quantile(seen, torch.tensor([0.005, 0.995], device=seen.device)).tolist())
 

@@ -1482,7 +1482,7 @@ def _nifti_pitch(image):
 _GREY = "an X-ray has one grey value per pixel: save it as grey (8 or 16 bits, or float)"
 
 
-_PICTURES = ("PNG", "TIFF", "JPEG", "MPO", "BMP", "DIB")  # what Pillow may take a picture for, whatever it is called
+_PICTURES = ("PNG", "TIFF", "JPEG", "BMP", "DIB")  # what Pillow may take a picture for, whatever it is called
 
 
 def _pillow_frames(path, calibrated=False):
