@@ -209,7 +209,7 @@ def img_to_mesh(
     if source.ndim == 1:
         camera = pv.PolyData(np.vstack([source[None], base.reshape(4, 3)]), faces=[3, 0, 1, 2, 3, 0, 2, 4, 3, 0, 4, 3, 3, 0, 3, 1])
     else:
-        sides = [[0, 1, 3, 2], [4, 5, 7, 6], [0, 1, 5, 4], [1, 3, 7, 5], [3, 2, 6, 7], [2, 0, 4, 6]]
+        sides = [[0, 1, 3, 2], [4, 6, 7, 5], [1, 0, 4, 5], [3, 1, 5, 7], [2, 3, 7, 6], [0, 2, 6, 4]]
         camera = pv.PolyData(np.vstack([source.reshape(4, 3), base.reshape(4, 3)]), faces=[x for side in sides for x in (4, *side)])
     detector = pv.StructuredGrid(*corners.transpose(2, 0, 1)[..., None])
     detector.active_texture_coordinates = np.array([[0, 1], [0, 0], [1, 1], [1, 0]], dtype=np.float32)  # points run down the columns
