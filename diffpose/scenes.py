@@ -154,7 +154,7 @@ FRUSTUM = 0.125  # length of the pyramid at the source, of the distance to the d
 class ImageMesh(NamedTuple):
     "A C-arm in space."
 
-    camera: object  # PolyData: pyramid at the source; of a parallel beam: a slab, where it begins
+    camera: object  # PolyData: pyramid at the source; of a parallel beam: a frame, where it begins
     detector: object  # StructuredGrid with texture coordinates; field data `height` and `width`
     texture: object  # pyvista.Texture: the image
     principal_ray: object  # PolyData: from the source to the detector, along the viewing axis
@@ -207,12 +207,13 @@ def img_to_mesh(
     if img is not None and img.shape[2:] != (h, w):
         raise ValueError(f"the image has {img.shape[2]} x {img.shape[3]} pixels and the detector {h} x {w}: make the DRR from the X-ray's camera")
     source, corners = _corners(drr, pose, calibration)
-    base = source + FRUSTUM * (corners - source)
     if source.ndim == 1:
+        base = source + FRUSTUM * (corners - source)
         camera = pv.PolyData(np.vstack([source[None], base.reshape(4, 3)]), faces=[3, 0, 1, 2, 3, 0, 2, 4, 3, 0, 4, 3, 3, 0, 3, 1])
     else:
-        sides = [[0, 1, 3, 2], [4, 5, 7, 6], [0, 1, 5, 4], [1, 3, 7, 5], [3, 2, 6, 7], [2, 0, 4, 6]]
-        camera = pv.PolyData(np.vstack([source.reshape(4, 3), base.reshape(4, 3)]), faces=[x for side in sides for x in (4, *side)])
+        inner = source + FRUSTUM * (source.mean((0, 1)) - source)
+        sides = [[0, 1, 5, 4], [1, 3, 7, 5], [3, 2, 6, 7], [2, 0, 4, 6]]
+        camera = pv.PolyData(np.vstack([source.reshape(4, 3), inner.reshape(4, 3)]), faces=[x for side in sides for x in (4, *side)])
     detector = pv.StructuredGrid(*corners.transpose(2, 0, 1)[..., None])
     detector.active_texture_coordinates = np.array([[0, 1], [0, 0], [1, 1], [1, 0]], dtype=np.float32)  # points run down the columns
     detector.field_data["height"], detector.field_data["width"] = [h], [w]

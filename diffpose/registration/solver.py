@@ -120,7 +120,7 @@ def unseen_axis(
     matrix: Tensor,  # B 4 4 poses
 ) -> Tensor | None:  # B 3, world
     "The direction along which a parallel beam shows no change of a pose; None where there is a source."
-    return matrix[:, :3, :3] @ drr._beam().to(matrix) if drr.camera.parallel else None
+    return F.normalize(matrix[:, :3, :3] @ drr._beam().to(matrix), dim=-1) if drr.camera.parallel else None
 
 
 def depth_of(
