@@ -421,7 +421,8 @@ def silhouette(
     if drr.detector.subsamples is not None or not drr.reshape:
         raise ValueError("a silhouette needs all pixels: make the DRR without p_subsample and reshape=False")
     with torch.no_grad():
-        seen = drr.reshape_transform(drr.render((drr.density != 0).to(drr.dtype), *drr._rays(pose))) > 0
+        solid, view = (drr.density != 0).to(drr.dtype), drr._view(drr._pose((pose,), None, None, False))
+        seen = drr.reshape_transform(drr.renderer.project(solid, view, *drr._rest(solid, len(view.pose), False, None))) > 0
     pitch = drr.camera.dely, drr.camera.delx
     near = [torch.from_numpy(distance_transform_edt(~image.cpu().numpy(), sampling=pitch)) <= margin if image.any() else image for image in seen[:, 0]]
     return torch.stack(near)[:, None].to(drr.device)
