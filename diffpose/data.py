@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['AIR_HU', 'AIR_MAX_HU', 'BONE_MIN_HU', 'HU_MAX', 'METAL_MIN_HU', 'DENSE_BONE_HU', 'MU_WATER', 'MU_BONE',
-           'DENSITY_MODES', 'ras_from_lps', 'MEMORY_VARIABLE', 'PLANE_MM', 'EXAMPLE_WHEEL', 'EXAMPLE_FILES', 'Pieces',
-           'Contrast', 'hu_to_density', 'lps_from_ras', 'bytes_of', 'max_memory', 'memory_limit', 'check_memory',
-           'out_of_memory', 'resample', 'read', 'to_line_integrals', 'read_xray', 'cache_dir', 'data_path',
-           'load_example_ct', 'compiled', 'FieldOfView', 'find_field', 'open_field', 'resize_image']
+           'DENSITY_MODES', 'ras_from_lps', 'MEMORY_VARIABLE', 'TISSUE_HU', 'PLANE_MM', 'EXAMPLE_WHEEL',
+           'EXAMPLE_FILES', 'Pieces', 'Contrast', 'hu_to_density', 'lps_from_ras', 'bytes_of', 'max_memory',
+           'memory_limit', 'check_memory', 'out_of_memory', 'resample', 'read', 'in_tissue', 'to_line_integrals',
+           'read_xray', 'cache_dir', 'data_path', 'load_example_ct', 'compiled', 'FieldOfView', 'find_field',
+           'open_field', 'resize_image']
 
 # %% ../notebooks/api/04_data.ipynb #4d73eea8
 import contextlib
@@ -1198,7 +1199,7 @@ def _load_structures(structures):
 def read(
     volume,  # CT: path (NIfTI, NRRD, MetaImage, NPY, folder of DICOM slices), array [x, y, z], tensor, or torchio image, in HU
     labelmap=None,  # the same kinds; any orientation, spacing and extent
-    labels=None,  # keep only these: number, name or group of the table, or several
+    labels=None,  # keep only these: number, name or group of the table, or several; to register them see `in_tissue`
     orientation: Literal["AP", "PA"] | None = "AP",  # which way the C-arm looks at zero angles (see calibration)
     bone_attenuation_multiplier: float = 1.0,  # contrast of bone, >= 0
     fiducials=None,  # points [N 3] or [1 N 3] in the scan's RAS frame, mm
@@ -1314,6 +1315,23 @@ def _world_from_scan(transform, center, shape, affine):
         middle = affine @ [*(np.array(shape) - 1) / 2, 1.0]
         matrix[:3, 3] -= (matrix @ torch.from_numpy(middle))[:3]
     return RigidTransform(matrix)
+
+# %% ../notebooks/api/04_data.ipynb #5b0e1a02
+TISSUE_HU = 50.0  # muscle
+
+
+def in_tissue(
+    subject: tio.Subject,  # a part of a patient, from `read(..., labels=...)`
+    hu: float | int = TISSUE_HU,  # of what surrounds it
+) -> tio.Subject:  # the same with another density, and without `contrast`: choose bone_attenuation_multiplier when reading
+    "A part of a patient as an X-ray of the whole shows it: the density that it has more (or less) than soft tissue. Raises ValueError without labels."
+    contrast, mask = getattr(subject, "contrast", None), getattr(subject, "mask", None)
+    if not isinstance(contrast, Contrast) or mask is None:
+        raise ValueError("the subject has no label map, or does not know its contrast: make it with read(volume, labelmap, labels=...), and put it in tissue once")
+    base = contrast.density(torch.tensor([float(hu)])).item()
+    density = torch.where(mask.data > 0, subject.density.data - base, 0.0)
+    rest = {name: value for name, value in subject.items() if name != "contrast"}
+    return tio.Subject(**{**rest, "density": tio.ScalarImage(tensor=density, affine=subject.density.affine)})
 
 # %% ../notebooks/api/04_data.ipynb #8d1c927e
 @jaxtyped(typechecker=beartype)
