@@ -59,7 +59,6 @@ _SENTENCES = (  # what to say instead of a call in Python
     (r"(subtract that|rescale them),? and pass the array with affine=", r"\1 and save the volume again"),
     (r"of a multi-frame file pass affine= .*, of single slices stack an array yourself and pass it with affine=", "save the scan as NIfTI, NRRD or MetaImage, with its affine"),
     (r",? or (pass )?affine=[^.;:]*", ""),
-    (r" with a smaller model_name=|, or choose a smaller model_name=", ""),
 )
 _NAMES = contextvars.ContextVar("names", default=None)  # options by argument, of the file that is being read
 

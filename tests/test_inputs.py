@@ -655,7 +655,7 @@ def test_the_limit_of_memory_can_be_set(tmp_path, monkeypatch):
     calls = [lambda path=path: voxels(path, affine=AFFINE) for path in volumes] + [lambda path=path: pixels(path) for path in [*pictures, tmp_path / "x.npy"]]
     for call, path in zip(calls, [*volumes, *pictures, tmp_path / "x.npy"]):
         sound = call()
-        with max_memory("2 kB"), pytest.raises(ValueError, match=rf"{path.name} asks for .* and max_memory= allows 0.0 GB: .*max_memory="):
+        with max_memory("2 kB"), pytest.raises(ValueError, match=rf"{path.name} asks for .* and max_memory= allows 2.0 kB: .*max_memory="):
             call()
         monkeypatch.setenv("DIFFPOSE_MAX_MEMORY", "2kB")
         with pytest.raises(ValueError, match="and DIFFPOSE_MAX_MEMORY allows"):
@@ -719,7 +719,7 @@ def test_a_deflated_dicom_file_is_unpacked_only_where_there_is_room(tmp_path):
     header.save_as(path)
     assert path.stat().st_size < 1 << 17
     for reader in (pixels, voxels):
-        with max_memory("50 MB"), little_memory(), pytest.raises(ValueError, match="x.dcm asks for .* max_memory= allows 0.1 GB"):
+        with max_memory("50 MB"), little_memory(), pytest.raises(ValueError, match="x.dcm asks for .* max_memory= allows 50.0 MB"):
             reader(path)
     (tmp_path / "scan").mkdir()
     path.rename(tmp_path / "scan" / "x.dcm")
@@ -765,7 +765,7 @@ def test_a_model_that_unpacks_without_end_is_refused(tmp_path):
         for _ in range(64):
             part.write(bytes(1 << 20))
     assert (tmp_path / "model.pt").stat().st_size < 1 << 17
-    with max_memory("50 MB"), pytest.raises(ValueError, match="model.pt asks for 67108864 values, 0.1 GB of memory, and max_memory= allows 0.1 GB"):
+    with max_memory("50 MB"), pytest.raises(ValueError, match="model.pt asks for 67108864 values, 134.2 MB of memory, and max_memory= allows 50.0 MB"):
         load_saved(tmp_path)
 
 
