@@ -666,7 +666,7 @@ def test_the_limit_of_memory_can_be_set(tmp_path, monkeypatch):
     large = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (30000, 30000, 30000), (0, 0, 0))
     with max_memory("1000 TB"):
         check_memory("a", large.shape, 8)  # more than any machine has
-    with pytest.raises(ValueError, match="a asks for 30000 x 30000 x 30000 values, 216.0 GB of memory, and"):
+    with pytest.raises(ValueError, match="a asks for 30000 x 30000 x 30000 values, 216000.0 GB of memory, and"):
         check_memory("a", large.shape, 8)
 
 
