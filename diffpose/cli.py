@@ -59,7 +59,6 @@ _SENTENCES = (  # what to say instead of a call in Python
     (r"(subtract that|rescale them),? and pass the array with affine=", r"\1 and save the volume again"),
     (r"of a multi-frame file pass affine= .*, of single slices stack an array yourself and pass it with affine=", "save the scan as NIfTI, NRRD or MetaImage, with its affine"),
     (r",? or (pass )?affine=[^.;:]*", ""),
-    (r" with a smaller model_name=|, or choose a smaller model_name=", ""),
 )
 _NAMES = contextvars.ContextVar("names", default=None)  # options by argument, of the file that is being read
 
@@ -1658,15 +1657,17 @@ def _animate(step, patient: dict, ct, poses, out, xray, camera, spacing, polarit
     cam, image = _film_view(cam if camera is None else None, xray, camera, spacing, polarity, line_integrals, frame, **geometry)
     cam = cam.rescale(min(1.0, px / cam.height))
     n = frames if len(poses) == 2 else len(wanted)
-    check_memory("the film", (n, px, max(1, round(px * cam.width / cam.height)) * (1 if image is None else 2)), 8, "choose fewer --frames or --px, or allow more with --max-memory")
+    check_memory("the film", (n, px, max(1, round(px * cam.width / cam.height)) * (1 if image is None else 2)), 16, "choose fewer --frames or --px, or allow more with --max-memory")
     step("reading the CT")
     subject = load_ct(ct, **patient)
     shown = [pose_from_dict(data, subject, text) if data else start_pose(None, subject, cam, text) for data, text in zip(wanted, poses if len(poses) == 2 else poses * n)]
     way = poses_between(*shown, frames) if len(poses) == 2 else RigidTransform(torch.cat([p.matrix for p in shown]))
     step("rendering")
     drr = DRR.from_camera(subject, cam, persistent=False)
-    with written_together(folder) as inside:
-        animate(inside / out.name, _history(way), drr, "euler_angles", "ZXY", fixed=image, height=px, extension=kind, verbose=False, duration=1000 * seconds / n)
+    with torch.no_grad():
+        images = torch.cat([drr(way[k : k + 16]) for k in range(0, n, 16)])
+    with written_together(folder) as inside:  # all images at a time, so that one grey scale fits all of them
+        animate(inside / out.name, _history(way), lambda _: images, "euler_angles", "ZXY", fixed=image, height=px, extension=kind, batch_size=n, verbose=False, duration=1000 * seconds / n)
         step("writing")
     return f"{out}: {n} frames in {seconds:g} s, {cam.height} x {cam.width} pixels rendered, shown {px} high"
 

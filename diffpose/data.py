@@ -449,8 +449,9 @@ def _open_nifti(path):
     "A file for nibabel, which unpacks everything before the voxels and takes the lengths of header extensions on trust."
     import nibabel as nib
 
-    with (gzip.open if path.name.lower().endswith("gz") else open)(path, "rb") as file:
-        start = file.read(552)
+    with open(path, "rb") as file:
+        with gzip.open(file) if path.name.lower().endswith("gz") and file.peek(2)[:2] == b"\x1f\x8b" else file as stream:
+            start = stream.read(552)
     for order in "<>":
         n = struct.unpack(f"{order}i", start[:4].ljust(4, b"\0"))[0]
         if n not in _NIFTI_STARTS or len(start) < n:

@@ -529,7 +529,7 @@ def _check_bits(path: Path, name: Path) -> None:
             wrong = parts.testzip() if size <= memory_limit()[0] / 2 else None
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, struct.error) as error:
         raise ValueError(f"{name} is damaged, or was cut short ({error})") from None
-    check_memory(name, (size,), 2, "a training writes no such file; copy it again, or choose a smaller model_name=")
+    check_memory(name, (size,), 2, "if the network is really as large, allow more with max_memory=")
     if wrong is not None:
         raise ValueError(f"{name} is damaged: the checksum of {wrong} is wrong")
 

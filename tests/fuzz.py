@@ -313,7 +313,7 @@ def run_case(seed: int, number: int, sound: Path, folder: Path, process: bool = 
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             text += f"\nTraceback: {type(result.exception).__name__}: {result.exception}"
     found, took = broken(code, text, out), time.monotonic() - began
-    found += [f"{took:.0f} s"] if took > PATIENCE / 3 else []
+    found += [f"{took:.0f} s"] if took > PATIENCE / 3 and not process else []
     peak = status("VmHWM") - at_rest
     found += [f"{peak / 1e6:.0f} MB"] if at_rest and not process and peak > PEAK else []
     found += ["a file that was read was changed"] if digest(inside) != before else []
