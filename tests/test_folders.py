@@ -15,6 +15,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -22,10 +23,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from diffpose.calibration import Camera, keep_out
+from diffpose.calibration import Camera, antipode, keep_out
 from diffpose.cli import app, write_ct
 from diffpose.deepfluoro import fetch
+from diffpose.drr import DRR
 from diffpose.phantom import make_phantom
+from diffpose.pose import RigidTransform
+from diffpose.registration import GaussNewton
 from diffpose.training import PoseEstimator, TrainConfig, Trainer, load_saved, train
 
 TINY = TrainConfig(model_name="test_convnext", model_options={}, height=32, batch_size=4, iterations=4, warmup=1, validate_every=2, n_validation=4, checkpoint_every=2, log_every=1)
@@ -162,6 +166,20 @@ def test_a_malformed_model_is_refused_by_name(network, kind):
     text = str(caught.value)
     assert str(path) in text or str(network) in text, text
     assert "train again" in text and "weights_only" not in text, text
+
+
+def test_a_network_may_have_taken_one_side_for_the_other(network, patient):
+    class Recording(GaussNewton):
+        def register(self, xray, init, **options):
+            self.more = options["more"].matrix
+            return SimpleNamespace(evidence={})
+
+    estimator, solver = PoseEstimator.load(network), Recording(DRR.from_camera(patient, CAMERA))
+    xray = solver.drr(estimator.config.poses.center)
+    estimator.register(xray, solver, n_more=3)
+    plain = solver.more
+    guess = RigidTransform(torch.tensor(estimator.register(xray, solver, n_more=3, antipodal=True).evidence["guess"])[None])
+    assert torch.equal(solver.more[1:], plain) and torch.equal(solver.more[:1], antipode(guess, "PA").matrix)
 
 
 def test_a_malformed_model_ends_the_command_with_exit_code_2(network, ct, tmp_path):
