@@ -17,6 +17,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -26,11 +27,13 @@ import torch
 from typer.testing import CliRunner
 
 from diffpose import training
-from diffpose.calibration import Camera, keep_out
+from diffpose.calibration import Camera, antipode, keep_out
 from diffpose.cli import app, load_ct, load_poses, write_ct, write_inputs
 from diffpose.deepfluoro import fetch
+from diffpose.drr import DRR
 from diffpose.phantom import make_phantom
-from diffpose.pose import convert
+from diffpose.pose import RigidTransform, convert
+from diffpose.registration import GaussNewton
 from diffpose.simulation import simulate_xray
 from diffpose.training import NormalPoses, PoseEstimator, TrainConfig, Trainer, load_saved, train
 
@@ -168,6 +171,20 @@ def test_a_malformed_model_is_refused_by_name(network, kind):
     text = str(caught.value)
     assert str(path) in text or str(network) in text, text
     assert "train again" in text and "weights_only" not in text, text
+
+
+def test_a_network_may_have_taken_one_side_for_the_other(network, patient):
+    class Recording(GaussNewton):
+        def register(self, xray, init, **options):
+            self.more = options["more"].matrix
+            return SimpleNamespace(evidence={})
+
+    estimator, solver = PoseEstimator.load(network), Recording(DRR.from_camera(patient, CAMERA))
+    xray = solver.drr(estimator.config.poses.center)
+    estimator.register(xray, solver, n_more=3)
+    plain = solver.more
+    guess = RigidTransform(torch.tensor(estimator.register(xray, solver, n_more=3, antipodal=True).evidence["guess"])[None])
+    assert torch.equal(solver.more[1:], plain) and torch.equal(solver.more[:1], antipode(guess, "PA").matrix)
 
 
 def test_a_malformed_model_ends_the_command_with_exit_code_2(network, ct, tmp_path):

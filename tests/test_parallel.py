@@ -12,6 +12,7 @@ import SimpleITK as sitk
 import torch
 from typer.testing import CliRunner
 
+from diffpose import cli
 from diffpose.calibration import Camera, Detector, antipode, carm_pose, get_pinhole_camera, reorientation
 from diffpose.cli import app, parameter_deviations, write_ct
 from diffpose.data import read, read_xray
@@ -20,7 +21,7 @@ from diffpose.drr import DRR
 from diffpose.metrics import NormalizedCrossCorrelation2d
 from diffpose.phantom import make_phantom
 from diffpose.pose import RigidTransform, convert
-from diffpose.registration import GaussNewton, PosePrior, Registration
+from diffpose.registration import GaussNewton, PosePrior, Registration, SparseRegistration
 from diffpose.simulation import Physics, simulate_xray
 from diffpose.training import TrainConfig, retarget, train
 from tests.test_inputs import COUNTS, dicom
@@ -110,21 +111,28 @@ def test_adam_does_not_follow_the_rounding_along_the_beam():
     assert registration.translation[0, 1].item() == pytest.approx(700, abs=0.1) and registration.translation[0, 0].item() == pytest.approx(5, abs=0.5)
 
 
-def test_a_start_from_the_other_side(ct, tmp_path):
-    camera = Camera(1020.0, 64, 64, 6.3, 6.3)
+def test_patches_are_cut_from_the_same_picture():
+    drr, pose = DRR.from_camera(PATIENT, CAMERA.resize(32, 32)), at(2.0, -3, 4, 5, -4000, -6).float()
+    sparse = SparseRegistration(drr, pose, "euler_angles", "ZXY", n_patches=5, patch_size=5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        image, patches = sparse()
+    seen = patches.any(0)
+    assert 0 < seen.sum() < 32 * 32
+    assert (image[0, 0, seen] - drr(pose)[0, 0, seen]).abs().max() < 1e-4 * image.max()
+
+
+def test_a_start_from_the_other_side(ct, tmp_path, monkeypatch):
+    camera, kept = Camera(1020.0, 64, 64, 6.3, 6.3), []
     drr, truth = DRR.from_camera(PATIENT, camera, renderer="trilinear"), at(5.0, 3, -4, 4, 850, 7)
-    xray, behind = drr(truth), antipode(at(8.0, 0, -2, 4, 800, 0))
-    solver = GaussNewton(drr, restarts=0)
-    assert solver.register(xray, behind).verdict != "converged"
-    found = solver.register(xray, behind, more=antipode(behind))
-    assert found.verdict == "converged" and errors(found.pose, truth)[0] < 0.1
-    np.save(tmp_path / "x.npy", xray[0, 0].numpy())
+    behind = antipode(at(8.0, 0, -2, 4, 800, 0))
+    np.save(tmp_path / "x.npy", drr(truth)[0, 0].numpy())
     camera.to_json(tmp_path / "c.json")
     numbers = ";".join(",".join(map(str, x[0].tolist())) for x in behind.convert("euler_angles", "ZXY", degrees=True))
-    code, said = call("register", ct, tmp_path / "x.npy", "--out", tmp_path / "out", "--camera", tmp_path / "c.json", "--line-integrals", "--polarity", "bone-bright", "--whole-image", "--init", numbers, "--antipodal", "--restarts", 0)
-    assert code == 0, said
-    found = RigidTransform(torch.tensor(json.loads((tmp_path / "out" / "pose.json").read_text())["pose_matrix"])[None])
-    assert errors(found, truth)[0] < 0.5
+    monkeypatch.setattr(cli, "write_results", lambda folder, result, *_, **__: kept.append(result))  # no pictures
+    given = ("register", ct, tmp_path / "x.npy", "--camera", tmp_path / "c.json", "--line-integrals", "--polarity", "bone-bright", "--whole-image", "--init", numbers, "--restarts", 0)
+    codes = [call(*given, "--out", tmp_path / name, *more)[0] for name, more in (("a", ()), ("b", ("--antipodal",)))]
+    assert codes == [cli.NOT_CONVERGED, 0] and [result.verdict for result in kept] == ["stalled", "converged"]
+    assert errors(kept[1].pose, truth)[0] < 0.5
 
 
 def test_the_command_registers_a_parallel_xray(ct, tmp_path):
