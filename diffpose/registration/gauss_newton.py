@@ -22,7 +22,7 @@ from ..pose import RigidTransform
 from .pyramid import Stage, default_stages, make_level, pooling, state_of
 from .solver import Fit, at_depth, depth_of, evaluate, refine, unseen_axis
 from .starts import Job, Pool, PosePrior, _Track, funnel, widen
-from .uncertainty import _landmarks, default_landmarks, expected_tre, infinite_along, newton_step, pose_covariance
+from .uncertainty import _landmarks, default_landmarks, expected_tre, _infinite_along, newton_step, pose_covariance
 from .verdict import Reason, Result, Thresholds, _history, judge, separation
 
 # %% ../../notebooks/api/21_registration_gauss_newton.ipynb #0b060e33
@@ -313,7 +313,7 @@ class GaussNewton:
             RigidTransform(pool.fit.matrix[:1]),
             verdict,
             reasons,
-            covariance if beam is None else infinite_along(covariance, beam),
+            covariance if beam is None else _infinite_along(covariance, beam),
             evidence["expected_tre_mm"],
             evidence["similarity"],
             _history(rows),
