@@ -18,7 +18,7 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(line)
 
 
-LONG = ("test_kernels_compile", "10_renderers", "11_drr", "09_kernels", "26_training", "04_data", "21_registration", "08_kernels", "23_registration", "29_cli")
+LONG = ("26_training", "29_cli", "test_kernels_compile", "21_registration", "10_renderers", "11_drr", "09_kernels", "04_data", "14_deepfluoro", "23_registration", "08_kernels")
 
 
 def pytest_collection_modifyitems(items):
