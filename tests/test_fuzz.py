@@ -42,6 +42,8 @@ def test_a_law_that_is_broken_is_named(tmp_path, code, text, written, law):
 def said(module):
     "The texts that a module raises and warns with, X where a value stands."
     for node in ast.walk(ast.parse((ROOT / "diffpose" / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Raise) and "_new_call(" in ast.unparse(node):
+            continue  # the answer to an old call in Python, which no command makes
         if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "warn"):
             parts = {id(part) for text in ast.walk(node) if isinstance(text, ast.JoinedStr) for part in ast.walk(text) if part is not text}
             for text in ast.walk(node):
