@@ -779,7 +779,7 @@ class Detector(_Imaging):
         pose: RigidTransform,  # b poses
         calibration: Camera | Tensor | None = None,  # other intrinsics: a Camera, 3 3, or b 3 3
     ) -> tuple[Tensor, Tensor]:  # source b 1 3 (parallel: b n 3) and targets b n 3, world [mm], in the wider dtype of pose and module
-        "Both ends of every ray; targets row by row, or the subset."
+        "Both ends of every ray; targets row by row, or the subset. Those of a parallel beam start in the plane z = 0; `DRR.rays` go through the whole volume."
         world, K, camera = self._matrices(pose, calibration)
         right, up, ahead, source = world.matrix[:, None, :3].unbind(-1)  # b 1 3 each
         offsets = self._offsets(K, camera)

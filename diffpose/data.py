@@ -1649,7 +1649,7 @@ def read_xray(
     if camera is not None and not isinstance(camera, Camera):
         raise TypeError(f"camera= must be a diffpose.calibration.Camera, not {type(camera).__name__}; a file is read with Camera.from_json(path)")
     if parallel and (sdd is not None or camera is not None):
-        raise ValueError(f"parallel=True is a beam without a source: leave out {'sdd=' if camera is None else 'it, and make the camera with parallel=True'}")
+        raise ValueError(f"parallel=True is a beam without a source: {'leave out sdd=' if camera is None else 'leave it out here, and make the camera with parallel=True'}")
     pixels, header, pitch, top = _xray_pixels(image, frame, not (camera is None and sdd is None and spacing is None and not parallel))
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
     if camera is None:
