@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tools.notebook import ROOT, directives, dumps, environment, load, notebooks
 
-QUICK = ("index.ipynb", "notebooks/benchmarks.ipynb", "notebooks/tutorials/geometry.ipynb")
+QUICK = ("index.ipynb", "notebooks/tutorials/geometry.ipynb")
 RUNNER = ("nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29", "fastcore<2")  # the kernel, and what the API notebooks' tests are written with
 FLAGS = {"data", "slow", "cuda"}  # cells that a plain run leaves out
 EXECUTE = """
