@@ -451,6 +451,11 @@ def _matrix(data: dict, key: str, name: str) -> object:
 COLUMNS = ("alpha", "beta", "gamma"), ("bx_mm", "by_mm", "bz_mm")  # of a table of poses; angles end in _deg or _rad
 
 
+def _columns(unit: str) -> list[str]:
+    "Columns of a table of poses, with angles in deg or rad."
+    return [*(f"{angle}_{unit}" for angle in COLUMNS[0]), *COLUMNS[1]]
+
+
 def load_poses(
     path: Path,  # JSON or CSV
 ) -> list[dict]:  # for `pose_from_dict`
@@ -479,7 +484,7 @@ def _poses_of_table(path: Path) -> list[dict]:
     if both:
         raise ValueError(f"{path} has {both[0]}_deg and {both[0]}_rad, which say the same twice: keep the columns of one unit")
     unit = next((u for u in ("deg", "rad") if f"alpha_{u}" in have), "deg")
-    names = [*(f"{angle}_{unit}" for angle in COLUMNS[0]), *COLUMNS[1]]
+    names = _columns(unit)
     if any(name not in have for name in names):
         raise ValueError(f"{path} has the columns {', '.join(have) or '(none)'}; a table of poses has alpha_deg, beta_deg, gamma_deg (or _rad) and {', '.join(COLUMNS[1])}")
     values = [numbers(",".join(row[name] or "?" for name in names), 6, f"row {i + 1} of {path}") for i, row in enumerate(rows)]
@@ -1400,7 +1405,7 @@ def _row(step, job: _Job, subject: object, estimator: object, ct: Path, landmark
     step("reading")
     result, _, seconds = _answer(step, job, _seen(job, **reading), subject, estimator, ct, landmarks, box, **options)
     rotation, translation = result.pose.detach().cpu().double().convert("euler_angles", "ZXY", degrees=True)
-    pose = dict(zip((*(f"{angle}_deg" for angle in COLUMNS[0]), *COLUMNS[1]), (*rotation[0].tolist(), *translation[0].tolist())))
+    pose = dict(zip(_columns("deg"), (*rotation[0].tolist(), *translation[0].tolist())))
     about = {"verdict": result.verdict, "expected_tre_mm": float(result.expected_tre_mm), **pose, "seconds": round(seconds, 2), "reasons": "; ".join(result.reasons)}
     return {**about, "exit_code": 0 if result.verdict == "converged" else NOT_CONVERGED}
 
@@ -1413,7 +1418,7 @@ def write_summary(
     import pandas as pd
 
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in dict.fromkeys(row["verdict"] for row in rows)}
-    columns = ["xray", "folder", "verdict", "expected_tre_mm", *(f"{angle}_deg" for angle in COLUMNS[0]), *COLUMNS[1], "seconds", "reasons", "error", "exit_code"]
+    columns = ["xray", "folder", "verdict", "expected_tre_mm", *_columns("deg"), "seconds", "reasons", "error", "exit_code"]
     with written_together(folder) as inside:
         pd.DataFrame(rows, columns=columns).to_csv(inside / "summary.csv", index=False)
         about = {"of_the_numbers": {key: CONVENTIONS[key] for key in ("units", "rotation_zxy_deg", "translation_mm", "pose_matrix")}, "poses_in_full": "pose.json in each X-ray's folder"}
