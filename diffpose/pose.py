@@ -10,6 +10,7 @@ __all__ = ['PARAMETERIZATIONS', 'so3_exp', 'so3_log', 'se3_exp', 'se3_log', 'Rig
            'random_rigid_transform']
 
 # %% ../notebooks/api/00_pose.ipynb #8dd71785
+import builtins
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -240,120 +241,12 @@ def _unseen(x: Tensor) -> bool:
     "Is nobody able to look at a tensor's values now, because it is being compiled by torch, or captured? Then what is no rotation becomes NaN."
     return torch.compiler.is_compiling() or _capturing(x)
 
-# %% ../notebooks/api/00_pose.ipynb #7929859a
-class _Batch:
-    "A tensor `matrix` of 4x4 matrices that can be indexed, stacked and moved like a tensor."
+# %% ../notebooks/api/00_pose.ipynb #ea988196
+class RigidTransform:
+    "A batch of rigid transforms x -> R x + t on points in mm. Indexing and iterating keep the batch axis."
 
     matrix: Tensor
     __getattr__ = _lacking
-
-    @classmethod
-    def _of(cls, matrix: Tensor):
-        "Without the constructor's checks, for matrices that are right by construction."
-        self = cls.__new__(cls)
-        self.matrix = matrix
-        return self
-
-    @classmethod
-    def identity(cls, n: int = 1, dtype: torch.dtype = torch.float32, device=None):
-        "`n` transforms that move nothing."
-        return cls._of(torch.eye(4, dtype=dtype, device=device).repeat(n, 1, 1))
-
-    @classmethod
-    def cat(cls, transforms: Sequence):
-        "Several batches in one, in order. A single transform is a batch of one, so `stack` does the same."
-        return cls._of(torch.cat([T.matrix for T in transforms]))
-
-    stack = cat
-    dtype = property(lambda self: self.matrix.dtype, doc="float32 or float64.")
-    device = property(lambda self: self.matrix.device, doc="Where the matrices live.")
-
-    def __len__(self) -> int:
-        return len(self.matrix)
-
-    def __getitem__(self, index):
-        picked = self.matrix[index]
-        if picked.shape[-2:] != (4, 4) or picked.ndim > 3:
-            raise IndexError(f"{index!r} does not pick whole transforms from a batch of {len(self)}; use an integer, a slice, a mask or a list, or index `.matrix`.")
-        return self._of(picked if picked.ndim == 3 else picked[None])
-
-    def __iter__(self) -> Iterator:
-        return (self._of(m) for m in self.matrix.split(1))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.matrix})"
-
-# %% ../notebooks/api/00_pose.ipynb #c1152a11
-class _Movable(_Batch):
-    "The tensor methods that return a batch of the same kind."
-
-    def to(self, *args, **kwargs):
-        "On another device or in another dtype, as `Tensor.to`."
-        return self._of(self.matrix.to(*args, **kwargs))
-
-    def cpu(self):
-        "On the CPU."
-        return self.to("cpu")
-
-    def cuda(self):
-        "On the current CUDA device."
-        return self.to("cuda")
-
-    def float(self):
-        "In single precision."
-        return self.to(torch.float32)
-
-    def double(self):
-        "In double precision."
-        return self.to(torch.float64)
-
-    def detach(self):
-        "Cut off from the graph that made it."
-        return self._of(self.matrix.detach())
-
-    def clone(self):
-        "A copy with its own memory."
-        return self._of(self.matrix.clone())
-
-    def expand(self, n: int):
-        "A batch of one, seen `n` times without a copy."
-        return self._of(self.matrix.expand(n, 4, 4))
-
-    def requires_grad_(self, requires_grad: bool = True):
-        "Record operations on the matrices, in place."
-        self.matrix.requires_grad_(requires_grad)
-        return self
-
-# %% ../notebooks/api/00_pose.ipynb #6e07c234
-class _Rigid(_Movable):
-    "The parts of the matrices, and the check that they are what a rigid transform needs."
-
-    rotation = property(lambda self: self.matrix[:, :3, :3], doc="b 3 3: the linear part R.")
-    translation = property(lambda self: self.matrix[:, :3, 3], doc="b 3: the last column t [mm].")
-
-    @_exactly
-    def check_rigid(
-        self,
-        atol: float = 1e-3,  # allowed error of each entry of RᵀR, and of the determinant
-    ) -> "RigidTransform":  # itself
-        "Raise a ValueError unless every R is a rotation and every t is finite."
-        R = _widened(self.rotation.detach())  # LAPACK knows no half precision
-        atol = max(atol, 8 * torch.finfo(self.dtype).eps)  # no more than rounding can hold
-        off = (R.mT @ R - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((-2, -1))
-        det = torch.linalg.det(R)
-        good = (off <= atol) & ((det - 1).abs() <= atol) & self.translation.detach().isfinite().all(-1)
-        if not good.all():
-            i = int((~good).nonzero()[0])
-            what = "is a reflection" if off[i] <= atol and det[i] < 0 else "is not rigid or not finite"
-            raise ValueError(
-                f"transform {i} of {len(self)} {what}: RᵀR is off the identity by {off[i]:.2g}, det R = {det[i]:.4g}, t = {self.translation[i].tolist()}. "
-                "A rotation is needed; `convert(R.flatten(1), t, parameterization='rotation_9d')` takes the nearest one."
-            )
-        return self
-
-# %% ../notebooks/api/00_pose.ipynb #ea988196
-class RigidTransform(_Rigid):
-    "A batch of rigid transforms x -> R x + t on points in mm. Indexing and iterating keep the batch axis."
 
     def __init__(
         self,
@@ -370,6 +263,102 @@ class RigidTransform(_Rigid):
         if not _unseen(matrix) and not torch.allclose(matrix.detach()[:, 3], last.to(matrix.dtype), rtol=0, atol=1e-6):
             raise ValueError(f"the last row of a rigid transform is (0, 0, 0, 1), not {matrix[0, 3].tolist()}. A row-vector matrix (translation in the last row) must be transposed first.")
         self.matrix = matrix
+
+    @classmethod
+    def _of(cls, matrix: Tensor) -> "RigidTransform":
+        "Without the constructor's checks, for matrices that are right by construction."
+        self = cls.__new__(cls)
+        self.matrix = matrix
+        return self
+
+    @classmethod
+    def identity(cls, n: int = 1, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> "RigidTransform":
+        "`n` transforms that move nothing."
+        return cls._of(torch.eye(4, dtype=dtype, device=device).repeat(n, 1, 1))
+
+    @classmethod
+    def cat(cls, transforms: Sequence["RigidTransform"]) -> "RigidTransform":
+        "Several batches in one, in order. A single transform is a batch of one, so `stack` does the same."
+        return cls._of(torch.cat([T.matrix for T in transforms]))
+
+    stack = cat
+    dtype = property(lambda self: self.matrix.dtype, doc="float32 or float64.")
+    device = property(lambda self: self.matrix.device, doc="Where the matrices live.")
+
+    def __len__(self) -> int:
+        return len(self.matrix)
+
+    def __getitem__(self, index):
+        picked = self.matrix[index]
+        if picked.shape[-2:] != (4, 4) or picked.ndim > 3:
+            raise IndexError(f"{index!r} does not pick whole transforms from a batch of {len(self)}; use an integer, a slice, a mask or a list, or index `.matrix`.")
+        return self._of(picked if picked.ndim == 3 else picked[None])
+
+    def __iter__(self) -> Iterator["RigidTransform"]:
+        return (self._of(m) for m in self.matrix.split(1))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.matrix})"
+
+    def to(self, *args, **kwargs) -> "RigidTransform":
+        "On another device or in another dtype, as `Tensor.to`."
+        return self._of(self.matrix.to(*args, **kwargs))
+
+    def cpu(self) -> "RigidTransform":
+        "On the CPU."
+        return self.to("cpu")
+
+    def cuda(self) -> "RigidTransform":
+        "On the current CUDA device."
+        return self.to("cuda")
+
+    def float(self) -> "RigidTransform":
+        "In single precision."
+        return self.to(torch.float32)
+
+    def double(self) -> "RigidTransform":
+        "In double precision."
+        return self.to(torch.float64)
+
+    def detach(self) -> "RigidTransform":
+        "Cut off from the graph that made it."
+        return self._of(self.matrix.detach())
+
+    def clone(self) -> "RigidTransform":
+        "A copy with its own memory."
+        return self._of(self.matrix.clone())
+
+    def expand(self, n: int) -> "RigidTransform":
+        "A batch of one, seen `n` times without a copy."
+        return self._of(self.matrix.expand(n, 4, 4))
+
+    def requires_grad_(self, requires_grad: bool = True) -> "RigidTransform":
+        "Record operations on the matrices, in place."
+        self.matrix.requires_grad_(requires_grad)
+        return self
+
+    rotation = property(lambda self: self.matrix[:, :3, :3], doc="b 3 3: the linear part R.")
+    translation = property(lambda self: self.matrix[:, :3, 3], doc="b 3: the last column t [mm].")
+
+    @_exactly
+    def check_rigid(
+        self,
+        atol: builtins.float = 1e-3,  # (`float` is a method here) allowed error of each entry of RᵀR, and of the determinant
+    ) -> "RigidTransform":  # itself
+        "Raise a ValueError unless every R is a rotation and every t is finite."
+        R = _widened(self.rotation.detach())  # LAPACK knows no half precision
+        atol = max(atol, 8 * torch.finfo(self.dtype).eps)  # no more than rounding can hold
+        off = (R.mT @ R - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((-2, -1))
+        det = torch.linalg.det(R)
+        good = (off <= atol) & ((det - 1).abs() <= atol) & self.translation.detach().isfinite().all(-1)
+        if not good.all():
+            i = int((~good).nonzero()[0])
+            what = "is a reflection" if off[i] <= atol and det[i] < 0 else "is not rigid or not finite"
+            raise ValueError(
+                f"transform {i} of {len(self)} {what}: RᵀR is off the identity by {off[i]:.2g}, det R = {det[i]:.4g}, t = {self.translation[i].tolist()}. "
+                "A rotation is needed; `convert(R.flatten(1), t, parameterization='rotation_9d')` takes the nearest one."
+            )
+        return self
 
     @_exactly
     def __call__(
@@ -626,7 +615,7 @@ def convert(
     **more,  # refused: input_parameterization and the like
 ) -> RigidTransform:  # camera to world: [R | R t]
     "Poses from rotations and translations; either may be a batch of one. Half precision, as a network under autocast returns it, becomes float32."
-    if old or more or isinstance(rotation, (list, tuple, _Batch)) or isinstance(translation, str):
+    if old or more or isinstance(rotation, (list, tuple, RigidTransform)) or isinstance(translation, str):
         given = ", ".join(more) or "a list, a pose or a name in the place of a tensor"
         new = "convert(rotation, translation, parameterization=..., convention=...) makes a pose of two tensors, pose.convert(parameterization, convention) takes it apart"
         raise TypeError(_new_call(f"convert({given})", new))
