@@ -272,7 +272,7 @@ def _intensities(person: _Person, cameras: Sequence[Camera], poses: RigidTransfo
 def _silhouettes(drr: DRR, pose: RigidTransform, camera: Camera) -> np.ndarray:  # rows columns, uint8, at the DRR's size
     "The label that each ray spends most of its way in; 0 where there is none."
     rays = drr.detector.rays(pose.double(), camera.resize(drr.detector.height, drr.detector.width))
-    path = drr.render(torch.ones_like(drr.density), *rays, mask_to_channels=True)[0, 1:]
+    path = drr.render(torch.ones_like(drr._volume), *rays, mask_to_channels=True)[0, 1:]
     longest, label = path.max(0)
     return torch.where(longest > 0, label + 1, 0).reshape(drr.detector.height, drr.detector.width).to(torch.uint8)
 

@@ -6,10 +6,15 @@
 __all__ = ['beer_lambert', 'DRR', 'silhouette']
 
 # %% ../notebooks/api/11_drr.ipynb #d201b473
+import difflib
+import functools
+import inspect
+import sys
 import warnings
-from dataclasses import replace
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Optional, Sequence, Union
 
 import torch
 import torchio
@@ -17,117 +22,139 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
-from .calibration import Camera, Detector
+from .calibration import Camera, Detector, _intrinsics
 from .data import Contrast
-from .kernels.reference import bounding_box, occupancy
+from .kernels.reference import bounding_box
 from .pose import RigidTransform, _capturing, _lacking, _new_call, _without, convert
-from .renderers import Siddon, Trilinear, View, choose_backend, refuse_transforms
+from .renderers import Siddon, Trilinear, View, _kernels, choose_backend, refuse_transforms
 
 # %% ../notebooks/api/11_drr.ipynb #ae1ae256
+_LABELS_MAX = 2**15 - 1  # of int16, as which the kernels take labels
+
+
+def _x_fastest(voxels: Tensor) -> Tensor:  # X Y Z
+    "A copy of voxels whose first axis is contiguous in memory."
+    return voxels.permute(2, 1, 0).clone(memory_format=torch.contiguous_format).permute(2, 1, 0)
+
+
 def _density_of(subject: torchio.Subject) -> Tensor:  # X Y Z, at bone multiplier 1 if the subject knows its contrast
     "The volume that is rendered. Contrast other than 1 is applied to samples, not to voxels."
     contrast = getattr(subject, "contrast", None)
-    density = subject.density.data[0]
     if isinstance(contrast, Contrast) and contrast.multiplier != 1.0:
-        density = contrast.density(subject.volume.data[0], 1.0)
-    return density.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+        return _x_fastest(contrast.density(subject.volume.data[0], 1.0))
+    return _x_fastest(subject.density.data[0])
+
+
+def _labels_of(subject: torchio.Subject) -> Tensor | None:  # X Y Z
+    "The label map, in int16 if that holds its largest label; None if the subject has none."
+    if getattr(subject, "mask", None) is None:
+        return None
+    labels = subject.mask.data[0]
+    if labels.numel() and labels.min() < 0:
+        raise ValueError(f"labels are 0 (background) and above, and the label map goes down to {int(labels.min())}")
+    small = not labels.numel() or labels.max() <= _LABELS_MAX
+    return _x_fastest(labels.to(torch.int16 if small else torch.int32))
+
+# %% ../notebooks/api/11_drr.ipynb #a1e00002
+def _alone(tensors: dict[str, Tensor | None], name: str) -> bool:
+    "Does nobody but this dict hold a tensor, a view of it, or its memory?"
+    if tensors.get(name) is None:
+        return False
+    fresh = {name: torch.empty(1)}
+    holders = [sys.getrefcount(x[name]) for x in (tensors, fresh)]
+    owners = [torch._C._storage_Use_Count(x[name].untyped_storage()._cdata) for x in (tensors, fresh)]
+    return holders[0] == holders[1] and owners[0] == owners[1]
+
+
+class _Air:
+    "What of a volume is not empty, as a kernel wants to know it: found once, and again whenever the volume may have changed."
+
+    def __init__(self, volume: Tensor | None = None):  # a volume into which nobody else will write
+        self.found, self.made_of, self.volume = None, None, _nothing if volume is None else weakref.ref(volume)
+        self.lent = False  # may somebody else hold the volume, and write into it unseen?
+
+    def __reduce__(self):
+        return _Air, ()  # the volume of a copy counts its changes anew
+
+    def of(self, volume: Tensor, backend: str) -> Tensor | None:
+        "Of a volume as it is now; None where no kernel asks, or where it cannot be looked at now."
+        if backend == "torch":
+            return None
+        made_of = volume._version, volume.data_ptr(), volume.shape, volume.stride(), backend
+        if made_of == self.made_of and volume is self.volume() and not self.lent:
+            return self.found
+        if _capturing(volume):
+            return None  # what is not known before a capture cannot be kept by one
+        with torch.inference_mode(False), torch.no_grad():  # it serves calls of every kind
+            new, old = _filled(volume, backend), self.found
+            if backend == "triton" and old is not None and (old.shape, old.device) == (new.shape, new.device):
+                new = old.copy_(new)  # where a captured graph reads it
+        if volume is not self.volume():
+            self.volume, self.lent = weakref.ref(volume), True  # whoever made it may still have it
+        self.found, self.made_of = new, made_of
+        return new
+
+    def forget(self) -> None:
+        "Look at the volume again when it is next needed."
+        self.made_of = None
+
+
+def _nothing() -> None:
+    "Where no volume is known."
+
+
+def _filled(volume: Tensor, backend: str) -> Tensor:
+    "What of a volume is not empty, as the kernels of a backend take it."
+    return bounding_box(volume) if backend == "triton" else _kernels(backend).occupancy(volume)
 
 # %% ../notebooks/api/11_drr.ipynb #66c526a6
 @jaxtyped(typechecker=beartype)
 def beer_lambert(
     integral: Float[Tensor, "*shape"],  # line integrals [mm x density]
-    mu: Union[float, int] = 1.0,  # attenuation of density 1 [1/mm]; 1 for a physical density
-    i0: Union[float, int] = 1.0,  # unattenuated intensity
+    mu: float | int = 1.0,  # attenuation of density 1 [1/mm]; 1 for a physical density
+    i0: float | int = 1.0,  # unattenuated intensity
 ) -> Float[Tensor, "*shape"]:  # transmitted intensity
     "Intensity behind the patient."
     return i0 * torch.exp(-mu * integral)
 
-# %% ../notebooks/api/11_drr.ipynb #86935b67
-_CHANNELS_MAX = 2**15 - 1  # of int16, as which the kernels take labels
+def _light(out: Tensor, mu: bool | float, contrast: Contrast | None) -> Tensor:
+    "Line integrals as they are (mu is False), or as transmitted intensities."
+    if mu is False:
+        return out
+    if mu is True and getattr(contrast, "mode", None) != "physical":
+        raise ValueError("beer_lambert=True needs attenuation in 1/mm: read(..., density='physical'), or give the attenuation of density 1 as a number")
+    return beer_lambert(out, 1.0 if mu is True else mu)
 
-
-class _Projector(torch.nn.Module):
-    "What a DRR is made of: volume, detector, renderer. See `DRR`."
-
-    def __init__(self, subject: torchio.Subject, detector: Detector, renderer: torch.nn.Module, reshape: bool, patch_size: Optional[int], persistent: bool):
-        super().__init__()
-        if patch_size is not None and patch_size < 1:
-            raise ValueError(f"patch_size must be a positive number of pixels, not {patch_size}")
-        self.subject, self.detector, self.renderer = subject, detector, renderer
-        self.reshape, self.patch_size = reshape, patch_size
-        self.contrast = getattr(subject, "contrast", None)
-        self.register_buffer("density", _density_of(subject), persistent=persistent)
-        mask = getattr(subject, "mask", None)
-        if mask is not None:
-            mask = mask.data[0]
-            if mask.numel() and mask.min() < 0:
-                raise ValueError(f"labels are 0 (background) and above, and the label map goes down to {int(mask.min())}")
-            mask = mask.to(torch.int16 if not mask.numel() or mask.max() <= _CHANNELS_MAX else torch.int32).permute(2, 1, 0).contiguous().permute(2, 1, 0)
-        self.register_buffer("mask", mask, persistent=persistent)
-        self.n_channels = None if mask is None else int(mask.max()) + 1
-        # float64 whatever `.to(dtype)` says: kept outside the buffers and moved with the rays
-        self._world_from_index = torch.as_tensor(subject.density.affine, dtype=torch.float64)
-        self._index_from_world = torch.linalg.inv(self._world_from_index)
-
-    affine = property(lambda self: self._world_from_index.to(self.device), doc="4 4 world-from-index matrix of the volume, float64 [mm].")
-    affine_inverse = property(lambda self: self._index_from_world.to(self.device), doc="4 4 index-from-world matrix, float64.")
-    device = property(lambda self: self.density.device, doc="Where the volume is.")
-    dtype = property(lambda self: self.density.dtype, doc="Of the volume and the images.")
-    camera = property(lambda self: self.detector.camera, doc="Intrinsics as a Camera.")
-
-    spacing = property(lambda self: self.affine[:3, :3].norm(dim=0), doc="3: size of a voxel [mm].")
-
-    def set_bone_attenuation_multiplier(self, multiplier: float) -> None:
-        "Refused, with what to do instead."
-        raise TypeError(_new_call("set_bone_attenuation_multiplier"))
-
-    def __getattr__(self, name: str):
-        "Parameters, buffers and modules; an old name is answered with the new one."
-        return _lacking(self, name) if name in ("volume", "bone_attenuation_multiplier", "set_intrinsics") else super().__getattr__(name)
-
-    @property
-    def n_patches(self) -> int:
-        "Into how many chunks of rays an image is cut."
-        size = self.detector.height * self.detector.width
-        return 1 if self.patch_size is None else max(1, size // self.patch_size**2)
-
-# %% ../notebooks/api/11_drr.ipynb #6dabb99e
-class _Filled(_Projector):
-    "What of the volume is not empty."
-
-    _bricks, _own = (None, None, None), (None, None)  # a volume, its state, and what of it is not empty; a contrast and the map of its own multiplier, kept beside the volume
-
-    def volume_changed_(self) -> "_Filled":
-        "Look at the volume again. Changes by torch's own operations are noticed; this is for those behind its back, through `.data` or NumPy."
-        self._bricks = (None, None, self._bricks[2])
-        return self
-
-    def _apply(self, fn, recurse=True):
-        if fn(self.density.new_zeros(())).device.type == "mps":
-            raise ValueError("a DRR's rays are made in double precision, which Apple's GPUs (MPS) do not have: leave the DRR on the CPU, whose kernels use all cores, and move its images with .to('mps')")
-        super(_Filled, self.volume_changed_())._apply(fn, recurse)
-        self._world_from_index, self._index_from_world = self.affine, self.affine_inverse  # beside the volume, so that no call has to bring them there
-        return self
-
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_bricks"}  # a copy's volume counts its changes anew
-
-    def _occupied(self, density: Tensor) -> Optional[Tensor]:
-        "What of the DRR's own volume is not empty, as the kernels want to know it, made anew when it has changed; None for a volume that is not kept, and where no kernel asks."
-        kept = density is self.density and not density.requires_grad and not density.is_inference()
-        backend = choose_backend(self.renderer.backend, density, self.renderer._request({})) if kept else "torch"
-        if backend == "torch":
+# %% ../notebooks/api/11_drr.ipynb #a1e00004
+def _contrast_map(
+    contrast: Contrast | None,  # of the subject, as the DRR holds it now
+    multiplier: float | Sequence[float] | Tensor | None,  # one, or one per image; None: as the subject was read
+    batch: int,
+    device: torch.device,
+) -> Tensor | None:  # B 5, float64; None: the volume as it is
+    "What takes a volume of bone multiplier 1 to the bone attenuation asked for, for the kernels to apply to each sample."
+    if multiplier is None:
+        if not isinstance(contrast, Contrast) or contrast.multiplier == 1.0:
             return None
-        state = (density._version, density.data_ptr(), density.shape, density.stride())
-        if self._bricks[0] is not density or self._bricks[1] != state:
-            if _capturing(density):
-                return None  # what is not known before a capture cannot be kept by one
-            with torch.inference_mode(False), torch.no_grad():  # it serves calls of every kind
-                new, old = {"numba": occupancy, "triton": bounding_box}[backend](density), self._bricks[2]
-                if backend == "triton" and old is not None and (old.shape, old.device) == (new.shape, new.device):
-                    new = old.copy_(new)  # where a captured graph reads it
-            self._bricks = (density, state, new)
-        return self._bricks[2]
+        return _own_map(contrast, device).expand(batch, 5)
+    if not isinstance(contrast, Contrast):
+        raise ValueError("bone_attenuation_multiplier needs to know which voxels are bone: make the subject with diffpose.data.read, or change its density yourself")
+    factors = torch.as_tensor(multiplier, dtype=torch.float64).reshape(-1)
+    if len(factors) not in (1, batch):
+        raise ValueError(f"bone_attenuation_multiplier has {len(factors)} values for {batch} images; give one, or one per image")
+    return _maps(contrast, factors.tolist(), device).expand(batch, 5)
+
+
+def _maps(contrast: Contrast, factors: Sequence[float], device: torch.device) -> Tensor:  # n 5
+    "Maps to several bone attenuations."
+    return torch.tensor([tuple(contrast.pieces(m)) for m in factors], dtype=torch.float64, device=device)
+
+
+@functools.lru_cache(maxsize=32)
+def _own_map(contrast: Contrast, device: torch.device) -> Tensor:  # 1 5
+    "The map to a contrast's own multiplier: kept, so that a GPU need not wait for it at each call."
+    with torch.inference_mode(False):  # it serves calls of every kind
+        return _maps(contrast, [contrast.multiplier], device)
 
 # %% ../notebooks/api/11_drr.ipynb #5c1e1a30
 def _to_index(
@@ -138,69 +165,12 @@ def _to_index(
     x, y, z = points.to(matrix.dtype).unbind(-1)
     return torch.stack([x * row[0] + y * row[1] + z * row[2] + row[3] for row in matrix[:3]], -1)
 
-# %% ../notebooks/api/11_drr.ipynb #da8b9f9d
-class _Casting(_Filled):
-    "Rays in, pixels out."
+# %% ../notebooks/api/11_drr.ipynb #a1e00007
+def _beam(detector: Detector) -> Tensor:  # 3, float64, of length one
+    "Direction of the viewing axis in the frame that a pose takes to the world."
+    return detector._exact[:3, 2]
 
-    def render(
-        self,
-        density: Tensor,  # X Y Z, for example a volume that is being reconstructed
-        source: Tensor,  # B 1|N 3 world [mm]
-        target: Tensor,  # B N 3 world [mm]
-        mask_to_channels: bool = False,
-        bone_attenuation_multiplier: Union[float, Sequence[float], Tensor, None] = None,
-        **options,  # renderer, n_points, reducefn: instead of the DRR's own
-    ) -> Tensor:  # B C N
-        "Integrate a density on this DRR's grid along rays given in world coordinates."
-        source, target = source.to(density.device), target.to(density.device)
-        length = (target - source).norm(dim=-1)
-        source, target = _to_index(self.affine_inverse, source), _to_index(self.affine_inverse, target)
-        rest = self._rest(density, len(target), mask_to_channels, bone_attenuation_multiplier)
-        if self.n_patches == 1:
-            return self.renderer(density, source, target, length, *rest, **options)
-        sources = [source] * self.n_patches if source.shape[1] == 1 else source.chunk(self.n_patches, 1)
-        parts = zip(sources, target.chunk(self.n_patches, 1), length.chunk(self.n_patches, 1))
-        return torch.cat([self.renderer(density, s, t, l, *rest, **options) for s, t, l in parts], -1)
 
-    def _rest(self, density: Tensor, batch: int, mask_to_channels: bool, multiplier) -> tuple:
-        "What a renderer wants to know beside volume and rays: labels, number of channels, contrast map, bricks."
-        if mask_to_channels and self.mask is None:
-            raise ValueError("mask_to_channels needs a label map, and this subject has none: read(..., labelmap=...)")
-        if mask_to_channels and self.n_channels > _CHANNELS_MAX:
-            raise ValueError(f"mask_to_channels makes a channel of every number up to the largest label, which is {self.n_channels - 1}: number the structures anew, 1, 2, 3, ...")
-        return self.mask if mask_to_channels else None, self.n_channels if mask_to_channels else None, self._pieces(multiplier, batch), self._occupied(density)
-
-    def _pieces(self, multiplier, batch: int) -> Optional[Tensor]:
-        "B 5 contrast map from the volume as stored to the asked bone attenuation."
-        if multiplier is None:
-            if not isinstance(self.contrast, Contrast) or self.contrast.multiplier == 1.0:
-                return None
-            if self._own[0] is not self.contrast or self._own[1].device != self.device:
-                with torch.inference_mode(False):  # it serves calls of every kind
-                    self._own = self.contrast, self._maps([self.contrast.multiplier])
-            return self._own[1].expand(batch, 5)
-        if not isinstance(self.contrast, Contrast):
-            raise ValueError("bone_attenuation_multiplier needs to know which voxels are bone: make the subject with diffpose.data.read, or change its density yourself")
-        factors = torch.as_tensor(multiplier, dtype=torch.float64).reshape(-1)
-        if len(factors) not in (1, batch):
-            raise ValueError(f"bone_attenuation_multiplier has {len(factors)} values for {batch} images; give one, or one per image")
-        return self._maps(factors).expand(batch, 5)
-
-    def _maps(self, factors) -> Tensor:  # n 5, float64
-        "Contrast maps from the volume as stored to bone attenuations."
-        return torch.tensor([tuple(self.contrast.pieces(float(m))) for m in factors], dtype=torch.float64, device=self.device)
-
-    def reshape_transform(self, out: Tensor) -> Tensor:  # B C H W, or B C n for a subset that is not reshaped
-        "Pixels in a row to an image; pixels of a random subset to their places in an image of zeros."
-        if not self.reshape:
-            return out
-        height, width = self.detector.height, self.detector.width
-        if self.detector.subsamples is not None:
-            index = self.detector.subsamples[0].to(out.device)
-            out = out.new_zeros(*out.shape[:2], height * width).index_copy(-1, index, out)
-        return out.unflatten(-1, (height, width))
-
-# %% ../notebooks/api/11_drr.ipynb #df4e92bc
 def _held(matrix: Tensor, beam: Tensor) -> Tensor:  # B 4 4
     "Poses as they are, without a derivative along a parallel beam (3, in their frame): an optimiser would follow its rounding."
     if not matrix.requires_grad:
@@ -210,176 +180,39 @@ def _held(matrix: Tensor, beam: Tensor) -> Tensor:  # B 4 4
     return torch.cat([torch.cat([matrix[:, :3, :3], (t + (depth.detach() - depth) * ahead)[..., None]], -1), matrix[:, 3:]], -2)
 
 
-class _Posed(_Casting):
-    "Poses in, images out."
+def _reach(
+    matrix: Tensor,  # B 4 4, poses
+    beam: Tensor,  # 3
+    affine: Tensor,  # 4 4 world from index, float64
+    shape: torch.Size,  # of the volume
+) -> Tensor:  # B 2 [mm]
+    "From where to where, along the viewing axis from the pose's origin, a parallel beam passes through a volume."
+    matrix = matrix.detach().double()
+    ends = [torch.arange(2, dtype=torch.float64, device=affine.device) * (n + 3) - 2 for n in shape]
+    corners = _to_index(affine, torch.cartesian_prod(*ends))  # 8 3, a voxel outside
+    depth = ((corners - matrix[:, None, :3, 3]) * (matrix[:, :3, :3] @ beam)[:, None]).sum(-1)
+    return torch.stack([depth.amin(1), depth.amax(1)], -1)
 
-    def forward(
-        self,
-        *args,  # a pose, or rotation and translation
-        parameterization: Optional[str] = None,  # of rotation and translation, as for `convert`
-        convention: Optional[str] = None,
-        degrees: bool = False,
-        calibration=None,  # other intrinsics for this call: a Camera, or K as 3 3 or B 3 3
-        mask_to_channels: bool = False,  # one channel per label, background first
-        bone_attenuation_multiplier: Union[float, Sequence[float], Tensor, None] = None,  # one, or one per image
-        beer_lambert: Union[bool, float] = False,  # intensities: True (physical density), or attenuation of density 1 [1/mm]
-        **options,  # renderer, n_points, reducefn: instead of the DRR's own, for this call
-    ) -> Tensor:  # B C H W
-        "Render the volume from a batch of poses."
-        _check_call(args, options)
-        if self.renderer.backend != "torch":
-            refuse_transforms()
-        pose = self._pose(args, parameterization, convention, degrees)
-        view = self._view(pose, calibration)
-        rest = self._rest(self.density, len(view.pose), mask_to_channels, bone_attenuation_multiplier)
-        parts = [view] if self.n_patches == 1 else view.chunk(self.n_patches)
-        out = [self.renderer.project(self.density, part, *rest, **options) for part in parts]
-        out = out[0] if len(out) == 1 else torch.cat(out, -1)
-        self._look(out)
-        return self.reshape_transform(self._light(out, beer_lambert))
-
-    _seen = False  # has an image shown something, or was it said that none does?
-
-    def _look(self, out: Tensor) -> None:
-        "Say once that nothing of the patient is seen; on the CPU, where looking costs nothing."
-        if self._seen or out.device.type != "cpu" or torch.compiler.is_compiling() or not out.numel():
-            return
-        self._seen = True
-        if not out.detach().any() and self.density.detach().any():
-            warnings.warn("nothing of the patient is in this image: all of its pixels are zero. Is the pose a camera-to-world transform in mm, about the isocentre, for the orientation that the subject was read with? The source belongs some 500 to 1000 mm from the origin, the patient between it and the detector (sdd).", stacklevel=3)
-
-    def _pose(self, args, parameterization, convention, degrees) -> RigidTransform:
-        if len(args) == 1 and isinstance(args[0], RigidTransform):
-            pose = args[0]
-        elif len(args) == 2 and parameterization is not None:
-            pose = convert(*args, parameterization=parameterization, convention=convention, degrees=degrees)
-        else:
-            given = ", ".join(type(a).__name__ for a in args) or "nothing"
-            raise TypeError(f"a DRR takes a RigidTransform, or rotation and translation with parameterization=...; it was given {given}")
-        if not len(pose):
-            raise ValueError("a DRR makes an image per pose, and this batch of poses is empty: leave the call out")
-        if pose.device.type == "cpu":
-            pose.check_rigid(1e-3)
-        if pose.dtype in (torch.float16, torch.bfloat16):
-            pose = pose.float()  # after the check, which allows for their rounding
-        return pose
-
-    def rays(self, pose: RigidTransform, calibration=None) -> tuple[Tensor, Tensor]:  # B 1|N 3 and B N 3
-        "World ends of the rays [mm], in double precision: from the source to the pixels, or, of a parallel beam, through the whole volume."
-        if pose.device != self.device:
-            raise ValueError(f"the pose is on {pose.device} and the DRR on {self.device}: move one with .to(...)")
-        camera, beam = self.detector._intrinsics(calibration)[1], self._beam()
-        if camera.parallel:
-            pose = RigidTransform._of(_held(pose.matrix.double(), beam))
-        source, target = self.detector.rays(pose.double(), calibration)
-        if not camera.parallel:
-            return source, target
-        near, far = self._reach(pose, beam).unbind(-1)
-        ahead = (pose.matrix[:, :3, :3].double() @ beam)[:, None]
-        return source + near[:, None, None] * ahead, target + (far - camera.sdd)[:, None, None] * ahead
-
-    def _beam(self) -> Tensor:  # 3
-        "Direction of the viewing axis in the frame that a pose takes to the world, float64."
-        return self.detector._exact[:3, 2].to(self.device)
-
-    def _reach(self, pose: RigidTransform, beam: Tensor) -> Tensor:  # B 2
-        "From where to where, along the viewing axis from the pose's origin, a parallel beam passes through the volume [mm]."
-        matrix = pose.matrix.detach().double()
-        ends = [torch.arange(2, dtype=torch.float64, device=self.device) * (n + 3) - 2 for n in self.density.shape]
-        corners = _to_index(self.affine, torch.cartesian_prod(*ends))  # 8 3, a voxel outside
-        depth = ((corners - matrix[:, None, :3, 3]) * (matrix[:, :3, :3] @ beam)[:, None]).sum(-1)
-        return torch.stack([depth.amin(1), depth.amax(1)], -1)
-
-    def _view(self, pose: RigidTransform, calibration=None) -> View:
-        "The rays of poses, in double precision."
-        if pose.device != self.device:
-            raise ValueError(f"the pose is on {pose.device} and the DRR on {self.device}: move one with .to(...)")
-        centres, distances = self.detector.pixels(calibration)
-        if len({len(pose), len(centres), 1}) > 2:
-            raise ValueError(f"batches do not fit: {len(pose)} poses, {len(centres)} calibrations; each must be the same number or 1")
-        camera, beam, matrix = self.detector._intrinsics(calibration)[1], self._beam(), pose.matrix
-        if camera.parallel:
-            matrix = _held(matrix, beam)
-        view = View(matrix.expand(max(len(pose), len(centres)), 4, 4), self.affine_inverse, centres, distances, self.detector.width if self.detector.subsamples is None else 0)
-        if not camera.parallel:
-            return view
-        near, far = self._reach(pose, beam)[:, None, :, None].unbind(2)  # B 1 1 each
-        through = (far - near)[..., 0].expand(-1, centres.shape[1])
-        return view._replace(pixels=centres + (far - camera.sdd) * beam, lengths=through, starts=centres + (near - camera.sdd) * beam)
-
-    def _light(self, out: Tensor, mu: Union[bool, float]) -> Tensor:
-        if mu is False:
-            return out
-        if mu is True and getattr(self.contrast, "mode", None) != "physical":
-            raise ValueError("beer_lambert=True needs attenuation in 1/mm: read(..., density='physical'), or give the attenuation of density 1 as a number")
-        return beer_lambert(out, 1.0 if mu is True else mu)
-
-# %% ../notebooks/api/11_drr.ipynb #28ed420b
-class _Differentiated(_Posed):
-    "The image and its derivative."
-
-    def jacobian(
-        self,
-        *args,  # a pose, or rotation and translation
-        parameterization: Optional[str] = None,
-        convention: Optional[str] = None,
-        degrees: bool = False,
-        calibration=None,
-        bone_attenuation_multiplier: Union[float, Sequence[float], Tensor, None] = None,
-        **options,  # renderer, n_points
-    ) -> tuple[Tensor, Tensor]:  # image B 1 H W; Jacobian B H W 6, columns [omega (rad), v (mm)]
-        "Image, and its derivative by a left twist of the pose about the world's origin. Neither carries a graph."
-        pose = self._pose(args, parameterization, convention, degrees)
-        with torch.no_grad():
-            view = self._view(pose, calibration)
-            rest = self._rest(self.density, len(view.pose), False, bone_attenuation_multiplier)
-            out, by_ends = self.renderer.project(self.density.detach(), view, *rest, with_ends=True, **options)
-            jacobian = self._by_twist(view, by_ends)
-            jacobian = self.reshape_transform(jacobian.mT.to(self.dtype))
-        return self.reshape_transform(out), jacobian.movedim(1, -1)
-
-    def _by_twist(self, view: View, by_ends: Tensor) -> Tensor:  # B N 6
-        "From derivatives by both ends in index coordinates, B N 6, to those by a twist: with the source at t and a pixel at t + arm, omega moves them by omega x t and omega x (t + arm), and v moves both. Rays of a parallel beam start at t + an arm of their own."
-        A, t = self.affine_inverse[:3, :3].to(by_ends.dtype), view.pose[:, :3, 3].to(by_ends.dtype)
-        out = by_ends @ torch.cat([torch.cat([torch.zeros_like(A), A], 1), torch.cat([A, A], 1)])  # by the pixel, and by both together
-        R = view.pose[:, :3, :3].to(by_ends.dtype)
-        arm = lambda points: points.to(by_ends.dtype) @ R.mT
-        by_pixel, both = out[..., :3], out[..., 3:]
-        if view.starts is None:
-            out[..., :3] = torch.linalg.cross(arm(view.pixels), by_pixel) + torch.linalg.cross(t[:, None], both)
-            return out
-        ahead = (R @ self._beam().to(by_ends.dtype))[:, None]
-        by_start = both - by_pixel
-        both -= (both * ahead).sum(-1, keepdim=True) * ahead  # nothing is seen of the depth: the rest is rounding
-        out[..., :3] = torch.linalg.cross(arm(view.pixels), by_pixel) + torch.linalg.cross(arm(view.starts), by_start) + torch.linalg.cross(t[:, None], both)
+# %% ../notebooks/api/11_drr.ipynb #a1e00009
+def _by_twist(
+    by_ends: Tensor,  # B N 6, derivatives by both ends of each ray in index coordinates: [source, target]
+    view: View,
+    beam: Tensor,  # 3, direction of a parallel beam
+) -> Tensor:  # B N 6
+    "Derivatives by a left twist: with the source at t and a pixel at t + arm, omega moves them by omega x t and omega x (t + arm), and v moves both. Rays of a parallel beam start at t + an arm of their own."
+    A, t = view.frame[:3, :3].to(by_ends.dtype), view.pose[:, :3, 3].to(by_ends.dtype)
+    out = by_ends @ torch.cat([torch.cat([torch.zeros_like(A), A], 1), torch.cat([A, A], 1)])  # by the pixel, and by both together
+    R = view.pose[:, :3, :3].to(by_ends.dtype)
+    arm = lambda points: points.to(by_ends.dtype) @ R.mT
+    by_pixel, both = out[..., :3], out[..., 3:]
+    if view.starts is None:
+        out[..., :3] = torch.linalg.cross(arm(view.pixels), by_pixel) + torch.linalg.cross(t[:, None], both)
         return out
-
-# %% ../notebooks/api/11_drr.ipynb #f2763133
-class _Adjustable(_Differentiated):
-    "The detector of a DRR: exchanged, rescaled, and used for points."
-
-    def set_intrinsics_(self, n_subsample: Optional[int] = None, **changes) -> "_Adjustable":
-        "Change sdd, height, width, delx, dely, x0, y0, reverse_x_axis, parallel in place; None leaves as is."
-        changes = {name: value for name, value in changes.items() if value is not None}
-        self.detector.set_camera_(replace(self.camera, **changes), n_subsample or self.detector.n_subsample)
-        return self
-
-    def rescale_detector_(self, scale: float) -> "_Adjustable":
-        "Change the number of pixels by a factor, in place; the detector keeps its size in mm."
-        camera = self.camera.rescale(scale)
-        n = self.detector.n_subsample
-        if n is not None:
-            n = max(1, n * camera.height * camera.width // (self.camera.height * self.camera.width))
-        self.detector.set_camera_(camera, n)
-        return self
-
-    def perspective_projection(self, pose: RigidTransform, points: Tensor, calibration=None) -> Tensor:  # B N 2
-        "Pixels (column, row) on which world points B N 3 [mm] fall."
-        return self.detector.project(pose, points, calibration)
-
-    def inverse_projection(self, pose: RigidTransform, pixels: Tensor, calibration=None) -> Tensor:  # B N 3
-        "World points [mm] on the detector plane, behind pixels B N 2 (column, row)."
-        return self.detector.unproject(pose, pixels, calibration)
+    ahead = (R @ beam.to(by_ends.dtype))[:, None]
+    by_start = both - by_pixel
+    both -= (both * ahead).sum(-1, keepdim=True) * ahead  # nothing is seen of the depth: the rest is rounding
+    out[..., :3] = torch.linalg.cross(arm(view.pixels), by_pixel) + torch.linalg.cross(arm(view.starts), by_start) + torch.linalg.cross(t[:, None], both)
+    return out
 
 # %% ../notebooks/api/11_drr.ipynb #b960c888
 __getattr__ = _without(__name__, "siddon_raycast", "make_xrays", "reshape_subsampled_drr")
@@ -407,6 +240,9 @@ def _check_subject(subject, sdd, options: dict) -> None:
         raise ValueError(_new_call(f"DRR(subject, sdd={sdd})", "sdd is a distance and positive; a view from behind is read(..., orientation='PA'), and the detector of a pinhole camera DRR.from_camera(subject, camera.camera)"))
 
 
+_ONE_CALL = {"renderer", "n_points", "reducefn"}  # of a renderer's options, those that one call may replace
+
+
 def _check_call(args: tuple, options: dict) -> None:
     "Refuse the arguments that an earlier package took in the place of a pose."
     if "pose" in options:
@@ -414,10 +250,41 @@ def _check_call(args: tuple, options: dict) -> None:
     old = sorted(_SINGLE_ANGLES & set(options))
     if old:
         raise TypeError(_new_call(f"drr({'=..., '.join(old)}=...)", 'drr(rotation, translation, parameterization="euler_angles", convention="ZXY"), or drr(carm_pose(primary, secondary, sid)) in degrees'))
+    if options.keys() - _ONE_CALL:
+        _check_options("a call of a DRR", options.keys(), _parameters(DRR.forward) - {"self"} | _ONE_CALL)
 
+def _as_pose(args: tuple, parameterization: str | None, convention: str | None, degrees: bool) -> RigidTransform:
+    "The pose that a DRR was called with, checked."
+    if len(args) == 1 and isinstance(args[0], RigidTransform):
+        pose = args[0]
+    elif len(args) == 2 and parameterization is not None:
+        pose = convert(*args, parameterization=parameterization, convention=convention, degrees=degrees)
+    else:
+        given = ", ".join(type(a).__name__ for a in args) or "nothing"
+        raise TypeError(f"a DRR takes a RigidTransform, or rotation and translation with parameterization=...; it was given {given}")
+    if not len(pose):
+        raise ValueError("a DRR makes an image per pose, and this batch of poses is empty: leave the call out")
+    if pose.device.type == "cpu":
+        pose.check_rigid(1e-3)
+    if pose.dtype in (torch.float16, torch.bfloat16):
+        pose = pose.float()  # after the check, which allows for their rounding
+    return pose
+
+
+def _parameters(*functions: Callable) -> set[str]:
+    "Names of what functions take by keyword."
+    return {p.name for f in functions for p in inspect.signature(f).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
+def _check_options(owner: str, options: dict, known: set[str]) -> None:
+    "Refuse what is no option of something, by name."
+    wrong = sorted(set(options) - known)
+    if wrong:
+        near = difflib.get_close_matches(wrong[0], known, 1)
+        raise TypeError(f"{owner} has no argument {', '.join(map(repr, wrong))}" + (f": did you mean {near[0]!r}?" if near else f". It takes {', '.join(sorted(known))}"))
 
 # %% ../notebooks/api/11_drr.ipynb #1d49e075
-class DRR(_Adjustable):
+class DRR(torch.nn.Module):
     "Digitally reconstructed radiographs of a subject: a pose in, an image B C H W out, exactly differentiable. Units: mm, and mm x density for pixels."
 
     def __init__(
@@ -426,45 +293,322 @@ class DRR(_Adjustable):
         sdd: float,  # source to detector [mm]
         height: int,  # rows of the image
         delx: float,  # width of a pixel [mm]
-        width: Optional[int] = None,  # columns; default: height
-        dely: Optional[float] = None,  # height of a pixel [mm]; default: delx
+        width: int | None = None,  # columns; default: height
+        dely: float | None = None,  # height of a pixel [mm]; default: delx
         x0: float = 0.0,  # principal point right of the image's centre [mm]
         y0: float = 0.0,  # principal point below the image's centre [mm]
-        p_subsample: Optional[float] = None,  # render this fraction of the pixels, drawn once
+        p_subsample: float | None = None,  # render this fraction of the pixels, drawn once
         reshape: bool = True,  # return images (True) or pixels in a row
         reverse_x_axis: bool = True,  # radiologic view: the patient's right on the left
-        patch_size: Optional[int] = None,  # render patch_size^2 rays at a time, to save memory
+        patch_size: int | None = None,  # render patch_size^2 rays at a time, to save memory
         renderer: str = "siddon",  # "siddon" or "trilinear"
         voxel_shift: float = 0.5,  # centre of voxel 0 above its lower face
         persistent: bool = True,  # keep density and mask in the state dict
         compile_renderer: bool = False,  # accepted, no effect: the kernels are compiled anyway
         checkpoint_gradients: bool = False,  # accepted, no effect: nothing is stored per sample
         reverse_y_axis: bool = False,  # rows upside down
-        generator: Optional[torch.Generator] = None,  # for the subset of p_subsample
+        generator: torch.Generator | None = None,  # for the subset of p_subsample
         parallel: bool = False,  # a parallel beam: no source, no depth; delx is the width of a pixel at the patient
         **renderer_kwargs,  # reducefn, n_points, backend, ...
     ):
         _check_subject(subject, sdd, renderer_kwargs)
-        camera = Camera(sdd, height, width or height, delx, dely or delx, x0, y0, reverse_x_axis, reverse_y_axis, parallel=parallel)
+        columns, tall = height if width is None else width, delx if dely is None else dely
+        camera = Camera(sdd, height, columns, delx, tall, x0, y0, reverse_x_axis, reverse_y_axis, parallel=parallel)
         self._assemble(subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs)
 
     @classmethod
-    def from_camera(cls, subject: torchio.Subject, camera: Camera, *, renderer: str = "siddon", voxel_shift: float = 0.5, p_subsample=None, reshape=True, patch_size=None, persistent=True, generator=None, **renderer_kwargs) -> "DRR":
-        "The DRR of a calibrated camera, such as `read_xray` returns. Keyword arguments as for the constructor."
+    def from_camera(
+        cls,
+        subject: torchio.Subject,  # from `diffpose.data.read`
+        camera: Camera,  # such as `read_xray` returns
+        *,
+        renderer: str = "siddon",  # the rest as for the constructor
+        voxel_shift: float = 0.5,
+        p_subsample: float | None = None,
+        reshape: bool = True,
+        patch_size: int | None = None,
+        persistent: bool = True,
+        generator: torch.Generator | None = None,
+        **renderer_kwargs,
+    ) -> "DRR":
+        "The DRR of a calibrated camera."
         _check_subject(subject, camera.sdd, renderer_kwargs)
         self = cls.__new__(cls)
         self._assemble(subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs)
         return self
 
-    def _assemble(self, subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs):
+    @classmethod
+    def _sharing(cls, subject: torchio.Subject, camera: Camera, density: Tensor, renderer: str, voxel_shift: float, **renderer_kwargs) -> "DRR":
+        "A DRR that keeps a density, X Y Z on the subject's grid, instead of copying the subject's. Nobody is to write into it."
+        self = cls.__new__(cls)
+        density = density.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+        self._assemble(subject, camera, None, True, None, renderer, voxel_shift, True, None, renderer_kwargs, density)
+        return self
+
+    def _assemble(self, subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs, density: Tensor | None = None) -> None:
+        "Put volume, detector and renderer together."
         if p_subsample is not None and not 0 < p_subsample <= 1:
             raise ValueError(f"p_subsample is the fraction of pixels to render, in (0, 1], not {p_subsample}")
-        kinds = {"siddon": Siddon, "trilinear": Trilinear}
-        if renderer not in kinds:
+        if patch_size is not None and patch_size < 1:
+            raise ValueError(f"patch_size must be a positive number of pixels, not {patch_size}")
+        if renderer not in _RENDERERS:
             raise ValueError(f"renderer must be 'siddon' or 'trilinear', not {renderer!r}")
+        _check_options("DRR", renderer_kwargs, _parameters(DRR, _RENDERERS[renderer]))
+        super().__init__()
         n = None if p_subsample is None else max(1, int(p_subsample * camera.height * camera.width))
-        detector = Detector.from_camera(camera, subject.reorient, n, generator)
-        super().__init__(subject, detector, kinds[renderer](voxel_shift=voxel_shift, **renderer_kwargs), reshape, patch_size, persistent)
+        self.subject, self.reshape, self.patch_size = subject, reshape, patch_size
+        self.detector = Detector.from_camera(camera, subject.reorient, n, generator)
+        self.renderer = _RENDERERS[renderer](voxel_shift=voxel_shift, **renderer_kwargs)
+        self.contrast = getattr(subject, "contrast", None)
+        density = _density_of(subject) if density is None else density
+        self._air, self._said = _Air(density), False
+        self.register_buffer("density", density, persistent=persistent)
+        self.register_buffer("mask", _labels_of(subject), persistent=persistent)
+        self.n_channels = None if self.mask is None else int(self.mask.max()) + 1
+        # float64 whatever `.to(dtype)` says: kept outside the buffers and moved with the volume
+        self._world_from_index = torch.as_tensor(subject.density.affine, dtype=torch.float64)
+        self._index_from_world = torch.linalg.inv(self._world_from_index)
+
+    affine = property(lambda self: self._world_from_index.to(self.device), doc="4 4 world-from-index matrix of the volume, float64 [mm].")
+    affine_inverse = property(lambda self: self._index_from_world.to(self.device), doc="4 4 index-from-world matrix, float64.")
+    device = property(lambda self: self._volume.device, doc="Where the volume is.")
+    dtype = property(lambda self: self._volume.dtype, doc="Of the volume and the images.")
+    camera = property(lambda self: self.detector.camera, doc="Intrinsics as a Camera.")
+    spacing = property(lambda self: self.affine[:3, :3].norm(dim=0), doc="3: size of a voxel [mm].")
+
+    @property
+    def n_patches(self) -> int:
+        "Into how many chunks of rays an image is cut."
+        size = self.detector.height * self.detector.width
+        return 1 if self.patch_size is None else max(1, size // self.patch_size**2)
+
+    def forward(
+        self,
+        *args,  # a pose, or rotation and translation
+        parameterization: str | None = None,  # of rotation and translation, as for `convert`
+        convention: str | None = None,
+        degrees: bool = False,
+        calibration: Camera | Tensor | None = None,  # other intrinsics for this call: a Camera, or K as 3 3 or B 3 3
+        mask_to_channels: bool = False,  # one channel per label, background first
+        bone_attenuation_multiplier: float | Sequence[float] | Tensor | None = None,  # one, or one per image
+        beer_lambert: bool | float = False,  # intensities: True (physical density), or attenuation of density 1 [1/mm]
+        **options,  # renderer, n_points, reducefn: instead of the DRR's own, for this call
+    ) -> Tensor:  # B C H W
+        "Render the volume from a batch of poses."
+        self._begin()
+        _check_call(args, options)
+        pose = _as_pose(args, parameterization, convention, degrees)
+        view = self._view(pose, calibration)
+        rest = self._rest(self._volume, len(view.pose), mask_to_channels, bone_attenuation_multiplier)
+        parts = [view] if self.n_patches == 1 else view.chunk(self.n_patches)
+        out = [self.renderer.project(self._volume, part, *rest, **options) for part in parts]
+        out = out[0] if len(out) == 1 else torch.cat(out, -1)
+        self._warn_if_empty(out)
+        return self.reshape_transform(_light(out, beer_lambert, self.contrast))
+
+    def jacobian(
+        self,
+        *args,  # a pose, or rotation and translation
+        parameterization: str | None = None,
+        convention: str | None = None,
+        degrees: bool = False,
+        calibration: Camera | Tensor | None = None,
+        bone_attenuation_multiplier: float | Sequence[float] | Tensor | None = None,
+        **options,  # renderer, n_points
+    ) -> tuple[Tensor, Tensor]:  # image B 1 H W; Jacobian B H W 6, columns [omega (rad), v (mm)]
+        "Image, and its derivative by a left twist of the pose about the world's origin. Neither carries a graph."
+        self._begin()
+        pose = _as_pose(args, parameterization, convention, degrees)
+        with torch.no_grad():
+            view = self._view(pose, calibration)
+            rest = self._rest(self._volume, len(view.pose), False, bone_attenuation_multiplier)
+            out, by_ends = self.renderer.project(self._volume.detach(), view, *rest, with_ends=True, **options)
+            jacobian = _by_twist(by_ends, view, _beam(self.detector))
+            jacobian = self.reshape_transform(jacobian.mT.to(self.dtype))
+        return self.reshape_transform(out), jacobian.movedim(1, -1)
+
+    def render(
+        self,
+        density: Tensor,  # X Y Z, for example a volume that is being reconstructed
+        source: Tensor,  # B 1|N 3 world [mm]
+        target: Tensor,  # B N 3 world [mm]
+        mask_to_channels: bool = False,
+        bone_attenuation_multiplier: float | Sequence[float] | Tensor | None = None,
+        **options,  # renderer, n_points, reducefn: instead of the DRR's own
+    ) -> Tensor:  # B C N
+        "Integrate a density on this DRR's grid along rays given in world coordinates."
+        self._begin()
+        source, target = source.to(density.device), target.to(density.device)
+        length = (target - source).norm(dim=-1)
+        source, target = _to_index(self.affine_inverse, source), _to_index(self.affine_inverse, target)
+        rest = self._rest(density, len(target), mask_to_channels, bone_attenuation_multiplier)
+        if self.n_patches == 1:
+            return self.renderer(density, source, target, length, *rest, **options)
+        sources = [source] * self.n_patches if source.shape[1] == 1 else source.chunk(self.n_patches, 1)
+        parts = zip(sources, target.chunk(self.n_patches, 1), length.chunk(self.n_patches, 1))
+        return torch.cat([self.renderer(density, s, t, l, *rest, **options) for s, t, l in parts], -1)
+
+    def rays(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> tuple[Tensor, Tensor]:  # B 1|N 3 and B N 3
+        "World ends of the rays [mm], in double precision: from the source to the pixels, or, of a parallel beam, through the whole volume."
+        self._check_place(pose)
+        camera, beam = _intrinsics(self.camera, calibration)[1], _beam(self.detector)
+        if not camera.parallel:
+            return self.detector.rays(pose.double(), calibration)
+        pose = RigidTransform._of(_held(pose.matrix.double(), beam))
+        source, target = self.detector.rays(pose, calibration)
+        near, far = _reach(pose.matrix, beam, self.affine, self._volume.shape).unbind(-1)
+        ahead = (pose.matrix[:, :3, :3].double() @ beam)[:, None]
+        return source + near[:, None, None] * ahead, target + (far - camera.sdd)[:, None, None] * ahead
+
+    def reshape_transform(self, out: Tensor) -> Tensor:  # B C H W, or B C n for a subset that is not reshaped
+        "Pixels in a row to an image; pixels of a random subset to their places in an image of zeros."
+        if not self.reshape:
+            return out
+        height, width = self.detector.height, self.detector.width
+        if self.detector.subsamples is not None:
+            index = self.detector.subsamples[0].to(out.device)
+            out = out.new_zeros(*out.shape[:2], height * width).index_copy(-1, index, out)
+        return out.unflatten(-1, (height, width))
+
+    def perspective_projection(self, pose: RigidTransform, points: Tensor, calibration: Camera | Tensor | None = None) -> Tensor:  # B N 2
+        "Pixels (column, row) on which world points B N 3 [mm] fall."
+        return self.detector.project(pose, points, calibration)
+
+    def inverse_projection(self, pose: RigidTransform, pixels: Tensor, calibration: Camera | Tensor | None = None) -> Tensor:  # B N 3
+        "World points [mm] on the detector plane, behind pixels B N 2 (column, row)."
+        return self.detector.unproject(pose, pixels, calibration)
+
+    def set_intrinsics_(self, n_subsample: int | None = None, **changes) -> "DRR":
+        "Change sdd, height, width, delx, dely, x0, y0, reverse_x_axis, parallel in place; None leaves as is."
+        changes = {name: value for name, value in changes.items() if value is not None}
+        self.detector.set_camera_(replace(self.camera, **changes), self.detector.n_subsample if n_subsample is None else n_subsample)
+        return self
+
+    def rescale_detector_(self, scale: float) -> "DRR":
+        "Change the number of pixels by a factor, in place; the detector keeps its size in mm."
+        camera = self.camera.rescale(scale)
+        n = self.detector.n_subsample
+        if n is not None:
+            n = max(1, n * camera.height * camera.width // (self.camera.height * self.camera.width))
+        self.detector.set_camera_(camera, n)
+        return self
+
+    def volume_changed_(self) -> "DRR":
+        "Look at the volume again when it is next rendered. A DRR does so by itself, also after changes through `.data` or NumPy; this is for those of other programs in shared memory."
+        self._air.forget()
+        return self
+
+    def set_bone_attenuation_multiplier(self, multiplier: float) -> None:
+        "Refused, with what to do instead."
+        raise TypeError(_new_call("set_bone_attenuation_multiplier"))
+
+    @property
+    def _volume(self) -> Tensor:
+        "`density`, without noting that somebody outside has it."
+        own = self._buffers.get("density")
+        return self._parameters["density"] if own is None else own
+
+    def __getattr__(self, name: str):
+        "Parameters, buffers and modules; an old name is answered with the new one."
+        if name in ("volume", "bone_attenuation_multiplier", "set_intrinsics"):
+            return _lacking(self, name)
+        if name == "density":
+            self._air.lent = True
+        return super().__getattr__(name)
+
+    def _begin(self) -> None:
+        "What comes before any kernel. If nobody else holds the volume any more, it is looked at once again, and then trusted."
+        if self.renderer.backend != "torch":
+            refuse_transforms()
+        if self._air.lent and not torch.compiler.is_compiling() and _alone(self._buffers, "density"):
+            self._air.forget()
+            self._air.lent = False
+
+    def named_buffers(self, *args, **kwargs):
+        "As of every module."
+        self._air.lent = True
+        return super().named_buffers(*args, **kwargs)
+
+    def _save_to_state_dict(self, *args):
+        self._air.lent = True
+        super()._save_to_state_dict(*args)
+
+    def get_extra_state(self) -> dict:
+        "What decides the image beside the voxels, for the state dict: geometry, rule, contrast."
+        contrast = asdict(self.contrast) if isinstance(self.contrast, Contrast) else None
+        rule = {"rule": self.renderer.rule, "voxel_shift": self.renderer.voxel_shift, "n_points": self.renderer.n_points}
+        orientation = self.detector._exact.tolist()
+        return {"affine": self.affine.tolist(), "orientation": orientation, "camera": self.camera.to_dict(), "renderer": rule, "contrast": contrast}
+
+    def set_extra_state(self, state: dict) -> None:
+        "The contrast of a state dict; the rest has to be the same."
+        self.contrast = None if state["contrast"] is None else Contrast(**state["contrast"])
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args):
+        "Refuse a state of other geometry before anything is loaded."
+        theirs, own = state_dict.get(prefix + "_extra_state"), self.get_extra_state()
+        if theirs is None:
+            warnings.warn("this state of a DRR says nothing of its geometry, as an earlier version wrote it: nothing is held against this DRR's affine, camera and rule", stacklevel=2)
+            state_dict[prefix + "_extra_state"] = own
+        else:
+            other = [name for name in ("affine", "orientation", "camera", "renderer") if theirs[name] != own[name]]
+            if other:
+                raise ValueError(f"this state is of a DRR with another {' and another '.join(other)} ({other[0]}: {theirs[other[0]]}, here {own[other[0]]}), and would make other images here: load it into a DRR of the same subject, camera and rule, or copy its voxels alone with drr.density.copy_(state['density'])")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _apply(self, fn, recurse=True):
+        if fn(self._volume.new_zeros(())).device.type == "mps":
+            raise ValueError("a DRR's rays are made in double precision, which Apple's GPUs (MPS) do not have: leave the DRR on the CPU, whose kernels use all cores, and move its images with .to('mps')")
+        super()._apply(fn, recurse)
+        self._world_from_index, self._index_from_world = self.affine, self.affine_inverse  # beside the volume, so that no call has to bring them there
+        self.volume_changed_()
+        return self
+
+    def _check_place(self, pose: RigidTransform) -> None:
+        if pose.device != self.device:
+            raise ValueError(f"the pose is on {pose.device} and the DRR on {self.device}: move one with .to(...)")
+
+    def _view(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> View:
+        "The rays of poses, in double precision."
+        self._check_place(pose)
+        centres, distances = self.detector.pixels(calibration)
+        if len({len(pose), len(centres), 1}) > 2:
+            raise ValueError(f"batches do not fit: {len(pose)} poses, {len(centres)} calibrations; each must be the same number or 1")
+        camera, beam, matrix = _intrinsics(self.camera, calibration)[1], _beam(self.detector), pose.matrix
+        if camera.parallel:
+            matrix = _held(matrix, beam)
+        view = View(matrix.expand(max(len(pose), len(centres)), 4, 4), self.affine_inverse, centres, distances, self.detector.width if self.detector.subsamples is None else 0)
+        if not camera.parallel:
+            return view
+        near, far = _reach(pose.matrix, beam, self.affine, self._volume.shape)[:, None, :, None].unbind(2)  # B 1 1 each
+        through = (far - near)[..., 0].expand(-1, centres.shape[1])
+        return view._replace(pixels=centres + (far - camera.sdd) * beam, lengths=through, starts=centres + (near - camera.sdd) * beam)
+
+    def _rest(self, density: Tensor, batch: int, mask_to_channels: bool, multiplier) -> tuple[Tensor | None, int | None, Tensor | None, Tensor | None]:
+        "What a renderer wants to know beside volume and rays: labels, number of channels, contrast map, what is not empty."
+        if mask_to_channels and self.mask is None:
+            raise ValueError("mask_to_channels needs a label map, and this subject has none: read(..., labelmap=...)")
+        if mask_to_channels and self.n_channels > _LABELS_MAX:
+            raise ValueError(f"mask_to_channels makes a channel of every number up to the largest label, which is {self.n_channels - 1}: number the structures anew, 1, 2, 3, ...")
+        pieces = _contrast_map(self.contrast, multiplier, batch, self.device)
+        return self.mask if mask_to_channels else None, self.n_channels if mask_to_channels else None, pieces, self._occupied(density)
+
+    def _occupied(self, density: Tensor) -> Tensor | None:
+        "What of the DRR's own volume is not empty; None for another volume, or for one that is being learned."
+        if density is not self._volume or density.requires_grad or density.is_inference():
+            return None
+        return self._air.of(density, choose_backend(self.renderer.backend, density, self.renderer._request({})))
+
+    def _warn_if_empty(self, out: Tensor) -> None:
+        "Say once that nothing of the patient is seen; on the CPU, where looking costs nothing."
+        if self._said or out.device.type != "cpu" or torch.compiler.is_compiling() or not out.numel():
+            return
+        self._said = True
+        if not out.detach().any() and self._volume.detach().any():
+            warnings.warn("nothing of the patient is in this image: all of its pixels are zero. Is the pose a camera-to-world transform in mm, about the isocentre, for the orientation that the subject was read with? The source belongs some 500 to 1000 mm from the origin, the patient between it and the detector (sdd).", stacklevel=3)
+
+
+_RENDERERS = {"siddon": Siddon, "trilinear": Trilinear}
 
 # %% ../notebooks/api/11_drr.ipynb #51f0e702
 def silhouette(
@@ -480,7 +624,7 @@ def silhouette(
     if drr.detector.subsamples is not None or not drr.reshape:
         raise ValueError("a silhouette needs all pixels: make the DRR without p_subsample and reshape=False")
     with torch.no_grad():
-        solid, view = (drr.density != 0).to(drr.dtype), drr._view(drr._pose((pose,), None, None, False))
+        solid, view = (drr._volume != 0).to(drr.dtype), drr._view(_as_pose((pose,), None, None, False))
         seen = drr.reshape_transform(drr.renderer.project(solid, view, *drr._rest(solid, len(view.pose), False, None))) > 0
     pitch = drr.camera.dely, drr.camera.delx
     near = [torch.from_numpy(distance_transform_edt(~image.cpu().numpy(), sampling=pitch)) <= margin if image.any() else image for image in seen[:, 0]]

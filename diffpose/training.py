@@ -317,7 +317,7 @@ def image_terms(
 
 def _through(drr: DRR, pose: RigidTransform) -> Tensor:  # B C H W
     "Length of each ray in each structure [mm]."
-    ones = torch.ones_like(drr.density)
+    ones = torch.ones_like(drr._volume)
     return drr.reshape_transform(drr.render(ones, *drr.rays(pose), True))[:, 1:]
 
 # %% ../notebooks/api/26_training.ipynb #e5eee8ad
@@ -423,7 +423,7 @@ def training_drr(
     whole = DRR.from_camera(subject, camera, renderer=renderer, persistent=False)
     pixel = min(camera.delx, camera.dely) * distance / camera.sdd
     factors = [max(1, int(pixel / voxel)) for voxel in whole.affine[:3, :3].norm(dim=0).tolist()]
-    density, affine = pool_volume(whole.density, whole.affine, factors)
+    density, affine = pool_volume(whole._volume, whole.affine, factors)
     parts = {"density": torchio.ScalarImage(tensor=density[None], affine=affine.numpy())}
     if whole.mask is not None:
         i, j, k = (torch.arange(n) * f + f // 2 for n, f in zip(density.shape, factors))

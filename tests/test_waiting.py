@@ -60,7 +60,9 @@ def moved(gpu: FakeTensorMode, subject, **options) -> DRR:
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else fake(buffer)
     drr._world_from_index, drr._index_from_world, detector._exact = map(fake, (drr._world_from_index, drr._index_from_world, detector._exact))
-    detector._kept = (detector.camera, detector._index, None if detector._index is None else 0, *map(fake, centres))
+    kept = [fake(x) for x in centres]
+    versions = None if detector._index is None else detector._index._version, *(x._version for x in kept)
+    detector._kept = detector.camera, detector._index, versions, *kept
     drr._occupied = lambda density: None
     return drr
 

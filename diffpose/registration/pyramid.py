@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import torchio
 from torch import Tensor
 
-from ..drr import DRR
+from ..drr import DRR, _contrast_map
 from ..images import resize_image
 from diffpose.registration.residuals import (
     band_areas,
@@ -167,11 +167,11 @@ class Level:
 # %% ../../notebooks/api/16_registration_pyramid.ipynb #b993c8f4
 def _density_at(drr: DRR, multiplier: float | None) -> Tensor:  # X Y Z
     "The volume with its contrast applied."
-    pieces = drr._pieces(multiplier, 1)
+    pieces = _contrast_map(drr.contrast, multiplier, 1, drr.device)
     if pieces is None:
-        return drr.density.detach()
+        return drr._volume.detach()
     threshold, scale_low, offset_low, scale_high, offset_high = pieces[0].tolist()
-    v = drr.density.detach()
+    v = drr._volume.detach()
     return torch.where(v > threshold, scale_high * v + offset_high, scale_low * v + offset_low)
 
 
@@ -206,8 +206,7 @@ def make_level(
     image = torchio.ScalarImage(tensor=density[None].cpu(), affine=affine.numpy())
     patient = torchio.Subject(density=image, reorient=drr.subject.reorient)
     options = {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
-    level = DRR.from_camera(patient, camera, renderer=renderer, **options)
-    return Level(stage, level.to(drr.device, drr.dtype))
+    return Level(stage, DRR._sharing(patient, camera, density.to(drr.device, drr.dtype), renderer, **options).to(drr.device))
 
 # %% ../../notebooks/api/16_registration_pyramid.ipynb #b5119e39
 def _fingerprint(volume: Tensor) -> int:
@@ -227,7 +226,7 @@ def state_of(
 ) -> tuple:
     "All of a DRR that decides what registration sees, as it is now: equal for equal DRRs."
     geometry = (*drr.affine.flatten().tolist(), *drr.subject.reorient.flatten().tolist())
-    volume = drr.density
+    volume = drr._volume
     kind = tuple(volume.shape), volume.dtype, volume.device
     renderer = drr.renderer.voxel_shift, drr.renderer.backend
     return _fingerprint(volume), kind, geometry, drr.camera, repr(drr.contrast), renderer

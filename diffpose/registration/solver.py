@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..drr import DRR
+from ..drr import DRR, _beam
 from ..pose import RigidTransform, se3_exp
 from .pyramid import Level, Target
 from .residuals import _along, _mean, blurred
@@ -120,7 +120,7 @@ def unseen_axis(
     matrix: Tensor,  # B 4 4 poses
 ) -> Tensor | None:  # B 3, world
     "The direction along which a parallel beam shows no change of a pose; None where there is a source."
-    return F.normalize(matrix[:, :3, :3] @ drr._beam().to(matrix), dim=-1) if drr.camera.parallel else None
+    return F.normalize(matrix[:, :3, :3] @ _beam(drr.detector).to(matrix), dim=-1) if drr.camera.parallel else None
 
 
 def depth_of(

@@ -135,7 +135,7 @@ class SparseRegistration(Registration):
         index = mask.any(0).flatten().nonzero()[:, 0]
         source, target = self.drr.rays(self.pose.double())
         source = source if source.shape[1] == 1 else source[:, index]  # of a parallel beam, one for each ray
-        pixels = self.drr.render(self.drr.density, source, target[:, index], **options)
+        pixels = self.drr.render(self.drr._volume, source, target[:, index], **options)
         image = pixels.new_zeros(1, 1, height * width).index_copy(-1, index, pixels)
         return image.unflatten(-1, (height, width)), mask
 

@@ -103,8 +103,8 @@ def default_landmarks(drr: DRR) -> Tensor:  # N 3 world [mm]
     given = getattr(drr.subject, "fiducials", None)
     if given is not None:
         return given[0].double().cpu()
-    factors = [max(1, n // 32) for n in drr.density.shape]
-    density, affine = pool_volume(drr.density.detach().float(), drr.affine.cpu(), factors)
+    factors = [max(1, n // 32) for n in drr._volume.shape]
+    density, affine = pool_volume(drr._volume.detach().float(), drr.affine.cpu(), factors)
     density = density.cpu()
     axes = (torch.arange(n, dtype=torch.float64) for n in density.shape)
     index = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
