@@ -674,21 +674,80 @@ class _Stored(torch.utils.data.Dataset):
     def __getstate__(self) -> dict:
         return {**{k: v for k, v in self.__dict__.items() if k != "subject"}, "_handle": None}
 
+# %% ../notebooks/api/14_deepfluoro.ipynb #1f0bff87
+def _one_of(idx: int, n: int, whose: str) -> int:
+    "The number of one X-ray out of n, counted from the end if negative."
+    if isinstance(idx, (bool, slice)) or not hasattr(idx, "__index__"):
+        raise TypeError(f"an X-ray is picked by one whole number, 0 to {n - 1}, not {idx!r}; for several, loop, or use torch.utils.data.Subset")
+    k = operator.index(idx)
+    if not -n <= k < n:
+        raise IndexError(f"{whose} has {n} X-rays here, there is no number {k}")
+    return k
 
-class _Opened(_Stored):
-    "One specimen of a file."
+# %% ../notebooks/api/14_deepfluoro.ipynb #bd9c6260
+def _grid(image) -> tuple[tuple, np.ndarray]:
+    "Shape (x, y, z) and RAS affine of an image group, once its first two axes are reversed."
+    shape = image["pixels"].shape[::-1]
+    affine = np.eye(4)
+    direction, spacing, origin = (np.asarray(_hdf5_value(image[name]), float) for name in ("dir-mat", "spacing", "origin"))
+    affine[:3, :3], affine[:3, 3] = direction * spacing.reshape(-1), origin.reshape(-1)
+    affine[:3, 3] += affine[:3, :2] @ (np.array(shape[:2]) - 1)
+    affine[:, :2] *= -1
+    return shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
-    def __init__(self, id_number: int, filename: Union[str, os.PathLike, None]):
+
+def _scan_frame(specimen) -> tuple[RigidTransform, np.ndarray]:  # scan from world; landmarks 14 3 (RAS) [mm]
+    "The scan's frame, whose origin in the world is the centre of the volume, and the landmarks in it."
+    shape, affine = _grid(specimen["vol"])
+    centre = affine @ [*(np.array(shape) - 1) / 2, 1.0]
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, 3] = torch.from_numpy(centre[:3])
+    lps = np.stack([np.asarray(_hdf5_value(specimen["vol-landmarks"][name]), float).reshape(3) for name in LANDMARKS])
+    return RigidTransform(matrix), lps * [-1, -1, 1]
+
+
+def _voxels(image) -> np.ndarray:  # x y z
+    "Pixels (slice, row, column) of LPS, as RAS."
+    return _hdf5_value(image["pixels"]).transpose(2, 1, 0)[::-1, ::-1]
+
+# %% ../notebooks/api/14_deepfluoro.ipynb #79aefc25
+def _projections(detector: Detector, points: Tensor, true: RigidTransform, other: RigidTransform) -> tuple[Tensor, Tensor]:  # 1 N 2, B N 2
+    "Where points fall under a true pose, and under others."
+    points, other = points.double(), other.detach().cpu().double()
+    return detector.project(true, points).float(), detector.project(other, points.expand(len(other), -1, -1)).float()
+
+# %% ../notebooks/api/14_deepfluoro.ipynb #93dee763
+class DeepFluoroDataset(_Stored):
+    "X-rays of one specimen with their poses: `[idx]` is (image 1 1 H W, RigidTransform). Loaders take it with batch_size=None."
+
+    def __init__(
+        self,
+        id_number: int,  # specimen, 1 to 6
+        filename: Union[str, os.PathLike, None] = None,  # see `find_file`
+        preprocess: bool = True,  # line integrals in [0, 1], see `preprocess`; else intensities as stored
+        height: Optional[int] = None,  # rows of the images; None: as they are after the crop
+        exclude_bad: bool = False,  # leave out BAD_FRAMES (a synthetic file has none)
+        bone_attenuation_multiplier: float = 1.0,  # of the subject
+        labels=None,  # keep only these bones of the subject: number or name, or several
+        density: str = "normalised",  # of the subject: "normalised" or "physical"
+        crop: Optional[int] = None,  # cut from each border [pixels of the file]; None: 50 of 1536, and nothing from intensities
+        initial_energy: float = INITIAL_ENERGY,  # of the unattenuated beam
+    ):
         if id_number not in SPECIMENS:
             raise ValueError(f"id_number is a specimen, {', '.join(f'{n} ({name})' for n, name in SPECIMENS.items())}; not {id_number!r}")
         super().__init__(find_file(filename))
         self.id_number, self.specimen = id_number, SPECIMENS[id_number]
+        if height is not None and (not isinstance(height, int) or isinstance(height, bool) or height < 1):
+            raise ValueError(f"height is a positive number of rows, not {height!r}")
+        check_layout(self.file, (id_number,))
+        self.preprocess, self.initial_energy = preprocess, initial_energy
+        self._reading = {"bone_attenuation_multiplier": bone_attenuation_multiplier, "labels": labels, "density": density}
+        crop = crop if crop is not None else crop_px(int(np.asarray(_hdf5_value(self.file["proj-params/num-rows"])).item())) if preprocess else 0
+        self._read_geometry(height, crop, exclude_bad)
+        self.scan_from_world, self._ras = _scan_frame(self.file[self.specimen])
+        self.fiducials = self.scan_from_world.inverse()(torch.from_numpy(self._ras)[None]).float()
 
-# %% ../notebooks/api/14_deepfluoro.ipynb #00d5fe57
-class _Framed(_Opened):
-    "Which X-rays there are, and the cameras that took them."
-
-    def _frame_geometry(self, height: Optional[int], crop: int, exclude_bad: bool) -> None:
+    def _read_geometry(self, height: Optional[int], crop: int, exclude_bad: bool) -> None:
         "Read what does not change from X-ray to X-ray."
         file, specimen = self.file, self.file[self.specimen]
         params = {name: np.asarray(_hdf5_value(file["proj-params"][name]), dtype=np.float64) for name in _PARAMS}
@@ -705,71 +764,23 @@ class _Framed(_Opened):
         self.camera = camera if height is None else camera.resize(height, max(1, round(height * camera.width / camera.height)))
         self.isocenter_pose = isocenter_pose(self.camera.sdd)
 
-# %% ../notebooks/api/14_deepfluoro.ipynb #1f0bff87
-def _one_of(idx: int, n: int, whose: str) -> int:
-    "The number of one X-ray out of n, counted from the end if negative."
-    if isinstance(idx, (bool, slice)) or not hasattr(idx, "__index__"):
-        raise TypeError(f"an X-ray is picked by one whole number, 0 to {n - 1}, not {idx!r}; for several, loop, or use torch.utils.data.Subset")
-    k = operator.index(idx)
-    if not -n <= k < n:
-        raise IndexError(f"{whose} has {n} X-rays here, there is no number {k}")
-    return k
-
-
-class _Indexed(_Framed):
-    "One X-ray out of all."
+    def __getitem__(self, idx: int) -> tuple[Tensor, RigidTransform]:
+        image = self._upright(idx, "image")[None, None].float()
+        size = (self.camera.height, self.camera.width)
+        lit = bool((image > 0).any())
+        if not lit or not image.isfinite().all():
+            raise ValueError(f"{self.filename}: {self._group(idx).name.strip('/')}/image/pixels {'hold NaN or infinity' if lit else 'have no positive intensity'}: leave this X-ray out, or fetch the file again")
+        image = preprocess(image, size, self.initial_energy, self.crop) if self.preprocess else resize_image(self._cut(image), *size)
+        return image, self.pose(idx)
 
     def __len__(self) -> int:
         return len(self.frames)
 
-    def _group(self, idx: int):  # h5py.Group
-        "The group of an X-ray."
-        k = _one_of(idx, len(self), f"specimen {self.id_number}")
-        return self.file[f"{self.specimen}/projections/{self.frames[k]:03d}"]
+    def __iter__(self) -> Iterator[tuple[Tensor, RigidTransform]]:
+        return (self[k] for k in range(len(self)))
 
-    def rotated(self, idx: int) -> bool:
-        "Is the X-ray stored upside down? It is turned when read."
-        return bool(np.any(_hdf5_value(self._group(idx)["rot-180-for-up"])))
-
-    def camera_of(self, idx: int) -> Camera:
-        "The camera of the image that `[idx]` gives: `camera`, with the principal point turned if the image was."
-        return replace(self.camera, x0=-self.camera.x0, y0=-self.camera.y0) if self.rotated(idx) else self.camera
-
-    def detector_of(self, idx: int) -> Detector:
-        "The same, to project points with, in double precision."
-        return Detector.from_camera(self.camera_of(idx), reorientation("PA")).double()
-
-# %% ../notebooks/api/14_deepfluoro.ipynb #bd9c6260
-def _grid(image) -> tuple[tuple, np.ndarray]:
-    "Shape (x, y, z) and RAS affine of an image group, once its first two axes are reversed."
-    shape = image["pixels"].shape[::-1]
-    affine = np.eye(4)
-    direction, spacing, origin = (np.asarray(_hdf5_value(image[name]), float) for name in ("dir-mat", "spacing", "origin"))
-    affine[:3, :3], affine[:3, 3] = direction * spacing.reshape(-1), origin.reshape(-1)
-    affine[:3, 3] += affine[:3, :2] @ (np.array(shape[:2]) - 1)
-    affine[:, :2] *= -1
-    return shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-
-
-def _voxels(image) -> np.ndarray:  # x y z
-    "Pixels (slice, row, column) of LPS, as RAS."
-    return _hdf5_value(image["pixels"]).transpose(2, 1, 0)[::-1, ::-1]
-
-# %% ../notebooks/api/14_deepfluoro.ipynb #a803ce5b
-class _Anatomy(_Indexed):
-    "The patient."
-
-    def _place(self) -> None:
-        "The scan's frame, and the landmarks in the world."
-        specimen = self.file[self.specimen]
-        shape, affine = _grid(specimen["vol"])
-        centre = affine @ [*(np.array(shape) - 1) / 2, 1.0]
-        matrix = torch.eye(4, dtype=torch.float64)
-        matrix[:3, 3] = torch.from_numpy(centre[:3])
-        self.scan_from_world = RigidTransform(matrix)
-        lps = np.stack([np.asarray(_hdf5_value(specimen["vol-landmarks"][name]), float).reshape(3) for name in LANDMARKS])
-        self._ras = lps * [-1, -1, 1]
-        self.fiducials = self.scan_from_world.inverse()(torch.from_numpy(self._ras)[None]).float()
+    def __repr__(self) -> str:
+        return f"DeepFluoroDataset({self.id_number}, {len(self)} X-rays of {self.camera.height} x {self.camera.width} pixels)"
 
     @cached_property
     def subject(self) -> torchio.Subject:
@@ -785,10 +796,6 @@ class _Anatomy(_Indexed):
             fiducials=self._ras, orientation="PA", specimen=self.specimen, **self._reading,
         )
 
-# %% ../notebooks/api/14_deepfluoro.ipynb #04f5bda2
-class _Posed(_Anatomy):
-    "Where the C-arm stood."
-
     def pose(self, idx: int, bone: str = "pelvis", dtype: torch.dtype = torch.float32) -> RigidTransform:
         "Where the C-arm stood, as seen from the pelvis or a femur. Reads no pixel."
         group = self._group(idx)
@@ -797,33 +804,23 @@ class _Posed(_Anatomy):
         to_volume = torch.from_numpy(np.asarray(_hdf5_value(group["gt-poses"][BONES[bone]]), dtype=np.float64))
         return pose_from_file(to_volume, self.extrinsic, self.scan_from_world, self.rotated(idx)).to(dtype)
 
+    def camera_of(self, idx: int) -> Camera:
+        "The camera of the image that `[idx]` gives: `camera`, with the principal point turned if the image was."
+        return replace(self.camera, x0=-self.camera.x0, y0=-self.camera.y0) if self.rotated(idx) else self.camera
+
+    def detector_of(self, idx: int) -> Detector:
+        "The same, to project points with, in double precision."
+        return Detector.from_camera(self.camera_of(idx), reorientation("PA")).double()
+
+    def rotated(self, idx: int) -> bool:
+        "Is the X-ray stored upside down? It is turned when read."
+        return bool(np.any(_hdf5_value(self._group(idx)["rot-180-for-up"])))
+
     def good_fov(self, idx: int, bone: str = "pelvis") -> bool:
         "Does the X-ray show enough of the bone for its pose to be trusted? Always true of the pelvis."
         if bone not in BONES:
             raise ValueError(f"bone is one of {', '.join(BONES)}, not {bone!r}")
         return bone == "pelvis" or bool(np.any(_hdf5_value(self._group(idx)[f"gt-poses/{bone.replace('_', '-')}-good-fov"])))
-
-# %% ../notebooks/api/14_deepfluoro.ipynb #79aefc25
-def _projections(detector: Detector, points: Tensor, true: RigidTransform, other: RigidTransform) -> tuple[Tensor, Tensor]:  # 1 N 2, B N 2
-    "Where points fall under a true pose, and under others."
-    points, other = points.double(), other.detach().cpu().double()
-    return detector.project(true, points).float(), detector.project(other, points.expand(len(other), -1, -1)).float()
-
-
-class _Imaged(_Posed):
-    "Pixels of X-rays, and what is known in pixels."
-
-    __getattr__ = _lacking
-
-    def _upright(self, idx: int, name: str) -> Tensor:  # H W, in the file's type
-        "An image of the file with the patient's head up."
-        pixels = _hdf5_value(self._group(idx)[name]["pixels"])
-        return torch.from_numpy(pixels[::-1, ::-1].copy() if self.rotated(idx) else pixels)
-
-    def _cut(self, image: Tensor) -> Tensor:
-        "Without the border."
-        n = self.crop
-        return image[..., n : image.shape[-2] - n, n : image.shape[-1] - n]
 
     def segmentation(self, idx: int) -> UInt8[Tensor, "h w"]:
         "Label of each pixel, see LABELS; nearest neighbour."
@@ -842,47 +839,22 @@ class _Imaged(_Posed):
         "Landmarks (column, row) under the true pose and under another, in pixels of the image that `[idx]` gives."
         return _projections(self.detector_of(idx), self.fiducials, self.pose(idx, dtype=torch.float64), pose)
 
-# %% ../notebooks/api/14_deepfluoro.ipynb #93dee763
-class DeepFluoroDataset(_Imaged):
-    "X-rays of one specimen with their poses: `[idx]` is (image 1 1 H W, RigidTransform). Loaders take it with batch_size=None."
+    def _group(self, idx: int):  # h5py.Group
+        "The group of an X-ray."
+        k = _one_of(idx, len(self), f"specimen {self.id_number}")
+        return self.file[f"{self.specimen}/projections/{self.frames[k]:03d}"]
 
-    def __init__(
-        self,
-        id_number: int,  # specimen, 1 to 6
-        filename: Union[str, os.PathLike, None] = None,  # see `find_file`
-        preprocess: bool = True,  # line integrals in [0, 1], see `preprocess`; else intensities as stored
-        height: Optional[int] = None,  # rows of the images; None: as they are after the crop
-        exclude_bad: bool = False,  # leave out BAD_FRAMES (a synthetic file has none)
-        bone_attenuation_multiplier: float = 1.0,  # of the subject
-        labels=None,  # keep only these bones of the subject: number or name, or several
-        density: str = "normalised",  # of the subject: "normalised" or "physical"
-        crop: Optional[int] = None,  # cut from each border [pixels of the file]; None: 50 of 1536, and nothing from intensities
-        initial_energy: float = INITIAL_ENERGY,  # of the unattenuated beam
-    ):
-        super().__init__(id_number, filename)
-        if height is not None and (not isinstance(height, int) or isinstance(height, bool) or height < 1):
-            raise ValueError(f"height is a positive number of rows, not {height!r}")
-        check_layout(self.file, (id_number,))
-        self.preprocess, self.initial_energy = preprocess, initial_energy
-        self._reading = {"bone_attenuation_multiplier": bone_attenuation_multiplier, "labels": labels, "density": density}
-        crop = crop if crop is not None else crop_px(int(np.asarray(_hdf5_value(self.file["proj-params/num-rows"])).item())) if preprocess else 0
-        self._frame_geometry(height, crop, exclude_bad)
-        self._place()
+    __getattr__ = _lacking
 
-    def __getitem__(self, idx: int) -> tuple[Tensor, RigidTransform]:
-        image = self._upright(idx, "image")[None, None].float()
-        size = (self.camera.height, self.camera.width)
-        lit = bool((image > 0).any())
-        if not lit or not image.isfinite().all():
-            raise ValueError(f"{self.filename}: {self._group(idx).name.strip('/')}/image/pixels {'hold NaN or infinity' if lit else 'have no positive intensity'}: leave this X-ray out, or fetch the file again")
-        image = preprocess(image, size, self.initial_energy, self.crop) if self.preprocess else resize_image(self._cut(image), *size)
-        return image, self.pose(idx)
+    def _upright(self, idx: int, name: str) -> Tensor:  # H W, in the file's type
+        "An image of the file with the patient's head up."
+        pixels = _hdf5_value(self._group(idx)[name]["pixels"])
+        return torch.from_numpy(pixels[::-1, ::-1].copy() if self.rotated(idx) else pixels)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, RigidTransform]]:
-        return (self[k] for k in range(len(self)))
-
-    def __repr__(self) -> str:
-        return f"DeepFluoroDataset({self.id_number}, {len(self)} X-rays of {self.camera.height} x {self.camera.width} pixels)"
+    def _cut(self, image: Tensor) -> Tensor:
+        "Without the border."
+        n = self.crop
+        return image[..., n : image.shape[-2] - n, n : image.shape[-1] - n]
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #1407fd60
 class Evaluator:

@@ -361,13 +361,13 @@ class DRR(torch.nn.Module):
         self.renderer = _RENDERERS[renderer](voxel_shift=voxel_shift, **renderer_kwargs)
         self.contrast = getattr(subject, "contrast", None)
         density = _density_of(subject) if density is None else density
-        self._air, self._said = _Air(density), False
         self.register_buffer("density", density, persistent=persistent)
         self.register_buffer("mask", _labels_of(subject), persistent=persistent)
         self.n_channels = None if self.mask is None else int(self.mask.max()) + 1
         # float64 whatever `.to(dtype)` says: kept outside the buffers and moved with the volume
         self._world_from_index = torch.as_tensor(subject.density.affine, dtype=torch.float64)
         self._index_from_world = torch.linalg.inv(self._world_from_index)
+        self._air, self._said = _Air(density), False
 
     affine = property(lambda self: self._world_from_index.to(self.device), doc="4 4 world-from-index matrix of the volume, float64 [mm].")
     affine_inverse = property(lambda self: self._index_from_world.to(self.device), doc="4 4 index-from-world matrix, float64.")

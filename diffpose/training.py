@@ -323,26 +323,9 @@ def _through(drr: DRR, pose: RigidTransform) -> Tensor:  # B C H W
 # %% ../notebooks/api/26_training.ipynb #e5eee8ad
 _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
-class _Plain:
-    "Settings to plain values and back."
-
-    def to_dict(self) -> dict:
-        "Plain values, for checkpoints and JSON."
-        return {**asdict(self), "poses": None if self.poses is None else {"kind": type(self.poses).__name__, **asdict(self.poses)}}
-
-    @classmethod
-    def from_dict(cls, data: dict) -> "TrainConfig":
-        "The settings that `to_dict` wrote."
-        data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        thaw = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items() if k != "kind"}
-        kinds = {"NormalPoses": NormalPoses, "UniformPoses": UniformPoses}
-        parts = {"poses": None if data["poses"] is None else kinds[data["poses"]["kind"]](**thaw(data["poses"])), "appearance": Appearance(**thaw(data["appearance"])), "loss": LossWeights(**data["loss"]), "model_options": thaw(data["model_options"])}
-        return cls(**{**data, **parts})
-
 # %% ../notebooks/api/26_training.ipynb #f5ab3a23
 @dataclass(frozen=True)
-class TrainConfig(_Plain):
+class TrainConfig:
     "Settings of a training. Those of the patient (CT, camera) are not among them."
 
     poses: Optional[PoseRange] = None  # where the C-arm may stand; None: `NormalPoses.of_view` of the subjects' orientation
@@ -403,6 +386,19 @@ class TrainConfig(_Plain):
         "xvr [@gopalakrishnan2025], one patient; give the range of poses, there a box, as `poses`."
         recipe = dict(loss=LossWeights.successor(), model_options={"norm_layer": "groupnorm"}, pooling=True, height=128, renderer="trilinear", iterations=30_000, batch_size=116, accumulate=4, lr=1e-3, weight_decay=0.0, warmup=1000, clip=0.01)
         return cls(**{**recipe, **changes})
+
+    def to_dict(self) -> dict:
+        "Plain values, for checkpoints and JSON."
+        return {**asdict(self), "poses": None if self.poses is None else {"kind": type(self.poses).__name__, **asdict(self.poses)}}
+
+    @classmethod
+    def from_dict(cls, data: dict) -> "TrainConfig":
+        "The settings that `to_dict` wrote."
+        data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        thaw = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items() if k != "kind"}
+        kinds = {"NormalPoses": NormalPoses, "UniformPoses": UniformPoses}
+        parts = {"poses": None if data["poses"] is None else kinds[data["poses"]["kind"]](**thaw(data["poses"])), "appearance": Appearance(**thaw(data["appearance"])), "loss": LossWeights(**data["loss"]), "model_options": thaw(data["model_options"])}
+        return cls(**{**data, **parts})
 
 
 RECIPES = {"cpu": TrainConfig, "paper": TrainConfig.paper, "successor": TrainConfig.successor}  # by name
@@ -752,43 +748,6 @@ def _read_from(path: Path, name: str):
             raise ValueError(f"{path} is not a whole {name.removesuffix('.pt')} of diffpose.training ({why})") from None
 
 # %% ../notebooks/api/26_training.ipynb #04633a6a
-class _Network:
-    "A trained network with its camera, errors and settings."
-
-    def __init__(self, data: dict):
-        self.config, self.camera = TrainConfig.from_dict(data["config"]), Camera(**data["camera"])
-        self.orientation, self.residuals, self.about = data["orientation"], data["residuals"], {k: data[k] for k in ("iteration", "versions", "validation")}
-        self.model = make_model(self.config, self.camera, pretrained=False)
-        _check_weights(data["model"], self.model.state_dict())
-        self.model.load_state_dict(data["model"])
-        self.model.eval()
-
-    @property
-    def device(self) -> torch.device:
-        "Where the network is."
-        return self.model.reference_rotation.device
-
-    def to(self, device: Union[str, torch.device]):
-        "Move the network."
-        self.model.to(device)
-        return self
-
-    def prepare(
-        self,
-        xray: Tensor,  # B 1 H W line integrals (bone bright)
-        camera: Optional[Camera] = None,  # that took it; None: the training's
-        mask: Optional[Tensor] = None,  # B 1 H W; None: between the blades, `open_field`
-    ) -> Tensor:  # B 1 h w
-        "X-rays as the network sees them."
-        if not isinstance(xray, Tensor) or xray.ndim != 4 or xray.shape[1] != 1:
-            raise ValueError(f"X-rays are tensors B 1 H W, not {tuple(xray.shape) if isinstance(xray, Tensor) else type(xray).__name__}: read_xray makes one of a file")
-        mask = (open_field(xray.float()) if mask is None else mask.bool()) & xray.isfinite()
-        same = camera is None and tuple(xray.shape[-2:]) == (self.camera.height, self.camera.width)
-        camera = self.camera.resize(*xray.shape[-2:]) if camera is None else camera
-        image, known = (torch.where(mask, xray, 0.0), mask) if same else retarget(xray.float(), camera, self.camera, mask)
-        return standardise(image.float(), known)
-
-
 def make_model(config: TrainConfig, camera: Camera, pretrained: Optional[bool] = None) -> PoseRegressor:
     "The network of a training's settings."
     pretrained = config.pretrained if pretrained is None else pretrained
@@ -811,19 +770,87 @@ def changed(
     R, t = guess.convert("matrix")
     return convert(R @ so3_exp(residual[:, :3]), t + residual[:, 3:], parameterization="matrix")
 
-# %% ../notebooks/api/26_training.ipynb #f28b7b5f
-class _Guessing(_Network):
-    "Poses of X-rays, as the network sees them."
+# %% ../notebooks/api/26_training.ipynb #bdacfd15
+@contextmanager
+def _asked(model: torch.nn.Module):
+    "Inside, a network is asked and does not learn, whichever mode it is in."
+    learning = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(learning)
+
+
+class PoseEstimator:
+    "A trained network: guesses poses of X-rays, and registers them from there."
+
+    def __init__(self, data: dict):
+        self.config, self.camera = TrainConfig.from_dict(data["config"]), Camera(**data["camera"])
+        self.orientation, self.residuals, self.about = data["orientation"], data["residuals"], {k: data[k] for k in ("iteration", "versions", "validation")}
+        self.model = make_model(self.config, self.camera, pretrained=False)
+        _check_weights(data["model"], self.model.state_dict())
+        self.model.load_state_dict(data["model"])
+        self.model.eval()
+
+    @classmethod
+    def load(
+        cls,
+        path: Union[str, Path],  # model.pt, or the folder of a training
+    ) -> "PoseEstimator":
+        "The network that a training wrote. Raises ValueError where the file is damaged, or no model."
+        data = load_saved(path)
+        with _read_from(Path(path), "model.pt"):
+            _check_keys(data, _MODEL)
+            _check_residuals(data["residuals"])
+            reorientation(data["orientation"])  # raises what is none
+            return cls(data)
 
     def estimate(
         self,
         xray: Tensor,  # B 1 H W line integrals (bone bright)
         camera: Optional[Camera] = None,  # that took it; None: the training's
-        mask: Optional[Tensor] = None,  # B 1 H W; None: between the blades
+        mask: Optional[Tensor] = None,  # B 1 H W, as for `prepare`
+        find_field: bool = True,
     ) -> RigidTransform:  # B, float32
         "The network's guess for each X-ray."
-        with torch.no_grad():
-            return self.model(self.prepare(xray, camera, mask).to(self.device)).to(xray.device)
+        with _asked(self.model):
+            return self.model(self.prepare(xray, camera, mask, find_field).to(self.device)).to(xray.device)
+
+    def register(
+        self,
+        xray: Tensor,  # 1 1 H W line integrals (bone bright)
+        solver: Union[GaussNewton, SparseAdam, DRR],  # of the patient and the X-ray's camera; a DRR: its GaussNewton
+        mask: Optional[Tensor] = None,  # 1 1 H W, where the X-ray can be trusted
+        landmarks: Optional[Tensor] = None,  # N 3 or 1 N 3 world [mm], for the expected TRE
+        n_hypotheses: Optional[int] = None,  # refined beside the guess, the best wins; None: 7, and none for SparseAdam, as in the paper
+        n_more: int = 48,  # GaussNewton's further starts where these do not convince: half around the guess, half from the training's range
+        seed: int = 0,
+        progress: bool = False,
+        callback: Optional[Callable] = None,  # as for `GaussNewton.register`
+        antipodal: bool = False,  # try the view from the other side too, which a network may have taken for this one
+        find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
+    ) -> Result:  # its `evidence` holds "guess", the network's pose 4 4
+        "Network, refinement, verdict."
+        solver = GaussNewton(solver) if isinstance(solver, DRR) else solver
+        if (solver.drr.detector.reorient.cpu().double() - reorientation(self.orientation).double()).abs().max() > 1e-6:
+            raise ValueError(f"the network learned poses of view {self.orientation}, the CT was read with orientation {getattr(solver.drr.subject, 'orientation', 'another')}: read(..., orientation={self.orientation!r})")
+        camera = solver.drr.camera
+        guess, first_order = self.estimate(xray, camera, mask, find_field).cpu(), isinstance(solver, SparseAdam)
+        n_hypotheses = (0 if first_order else 7) if n_hypotheses is None else n_hypotheses
+        options = {"mask": mask, "landmarks": landmarks, "seed": seed, "progress": progress}
+        drawn = self.hypotheses(guess, n_hypotheses + (0 if first_order else n_more // 2), seed)
+        starts, around = drawn[: n_hypotheses + 1], drawn[n_hypotheses + 1 :]
+        other = [antipode(guess, self.orientation)] if antipodal else []
+        if first_order:
+            starts = RigidTransform.cat([starts, *other])
+            result = solver.register(xray, starts, features=self.features(xray, camera, mask, find_field), **options)
+        else:
+            anywhere = self.config.poses.sample(n_more - n_more // 2, torch.Generator().manual_seed(seed))
+            result = solver.register(xray, starts, more=RigidTransform.cat([*other, around, anywhere]), callback=callback, find_field=find_field, **options)
+        result.evidence["guess"] = guess.matrix[0].tolist()
+        return result
 
     def hypotheses(
         self,
@@ -844,11 +871,12 @@ class _Guessing(_Network):
         self,
         xray: Tensor,  # 1 1 H W line integrals (bone bright)
         camera: Optional[Camera] = None,  # that took it; None: the training's
-        mask: Optional[Tensor] = None,  # 1 1 H W; None: between the blades
+        mask: Optional[Tensor] = None,  # 1 1 H W, as for `prepare`
+        find_field: bool = True,
     ) -> Tensor:  # 1 1 h w, over the field of the X-ray
         "Where the network looks: the features of its backbone, summed."
-        with torch.no_grad():
-            found = self.model.features(self.prepare(xray, camera, mask).to(self.device)).sum(1, keepdim=True).float().cpu()
+        with _asked(self.model):
+            found = self.model.features(self.prepare(xray, camera, mask, find_field).to(self.device)).sum(1, keepdim=True).float().cpu()
         there = self.camera if camera is None else camera.resize(self.camera.height, self.camera.width)
         flips = lambda c: (c.reverse_x_axis, c.reverse_y_axis)
         if flips(there) == flips(self.camera) and torch.allclose(there.K, self.camera.K, rtol=1e-6):
@@ -857,55 +885,32 @@ class _Guessing(_Network):
         found, known = retarget(fine, self.camera, camera)
         return torch.where(known, found, 0.0)
 
-# %% ../notebooks/api/26_training.ipynb #bdacfd15
-class PoseEstimator(_Guessing):
-    "A trained network: guesses poses of X-rays, and registers them from there."
-
-    @classmethod
-    def load(
-        cls,
-        path: Union[str, Path],  # model.pt, or the folder of a training
-    ) -> "PoseEstimator":
-        "The network that a training wrote. Raises ValueError where the file is damaged, or no model."
-        data = load_saved(path)
-        with _read_from(Path(path), "model.pt"):
-            _check_keys(data, _MODEL)
-            _check_residuals(data["residuals"])
-            reorientation(data["orientation"])  # raises what is none
-            return cls(data)
-
-    def register(
+    def prepare(
         self,
-        xray: Tensor,  # 1 1 H W line integrals (bone bright)
-        solver: Union[GaussNewton, SparseAdam, DRR],  # of the patient and the X-ray's camera; a DRR: its GaussNewton
-        mask: Optional[Tensor] = None,  # 1 1 H W; None: between the blades
-        landmarks: Optional[Tensor] = None,  # N 3 or 1 N 3 world [mm], for the expected TRE
-        n_hypotheses: Optional[int] = None,  # refined beside the guess, the best wins; None: 7, and none for SparseAdam, as in the paper
-        n_more: int = 48,  # GaussNewton's further starts where these do not convince: half around the guess, half from the training's range
-        seed: int = 0,
-        progress: bool = False,
-        callback: Optional[Callable] = None,  # as for `GaussNewton.register`
-        antipodal: bool = False,  # try the view from the other side too, which a network may have taken for this one
-    ) -> Result:  # its `evidence` holds "guess", the network's pose 4 4
-        "Network, refinement, verdict."
-        solver = GaussNewton(solver) if isinstance(solver, DRR) else solver
-        if (solver.drr.detector.reorient.cpu().double() - reorientation(self.orientation).double()).abs().max() > 1e-6:
-            raise ValueError(f"the network learned poses of view {self.orientation}, the CT was read with orientation {getattr(solver.drr.subject, 'orientation', 'another')}: read(..., orientation={self.orientation!r})")
-        camera = solver.drr.camera
-        guess, first_order = self.estimate(xray, camera, mask).cpu(), isinstance(solver, SparseAdam)
-        n_hypotheses = (0 if first_order else 7) if n_hypotheses is None else n_hypotheses
-        options = {"mask": mask, "landmarks": landmarks, "seed": seed, "progress": progress}
-        drawn = self.hypotheses(guess, n_hypotheses + (0 if first_order else n_more // 2), seed)
-        starts, around = drawn[: n_hypotheses + 1], drawn[n_hypotheses + 1 :]
-        other = [antipode(guess, self.orientation)] if antipodal else []
-        if first_order:
-            starts = RigidTransform.cat([starts, *other])
-            result = solver.register(xray, starts, features=self.features(xray, camera, mask), **options)
-        else:
-            anywhere = self.config.poses.sample(n_more - n_more // 2, torch.Generator().manual_seed(seed))
-            result = solver.register(xray, starts, more=RigidTransform.cat([*other, around, anywhere]), callback=callback, **options)
-        result.evidence["guess"] = guess.matrix[0].tolist()
-        return result
+        xray: Tensor,  # B 1 H W line integrals (bone bright)
+        camera: Optional[Camera] = None,  # that took it; None: the training's
+        mask: Optional[Tensor] = None,  # B 1 H W, where the X-ray can be trusted
+        find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
+    ) -> Tensor:  # B 1 h w
+        "X-rays as the network sees them."
+        if not isinstance(xray, Tensor) or xray.ndim != 4 or xray.shape[1] != 1:
+            raise ValueError(f"X-rays are tensors B 1 H W, not {tuple(xray.shape) if isinstance(xray, Tensor) else type(xray).__name__}: read_xray makes one of a file")
+        known = xray.isfinite() if mask is None else xray.isfinite() & mask.bool()
+        mask = known & open_field(xray.float()) if find_field or mask is None else known
+        same = camera is None and tuple(xray.shape[-2:]) == (self.camera.height, self.camera.width)
+        camera = self.camera.resize(*xray.shape[-2:]) if camera is None else camera
+        image, known = (torch.where(mask, xray, 0.0), mask) if same else retarget(xray.float(), camera, self.camera, mask)
+        return standardise(image.float(), known)
+
+    @property
+    def device(self) -> torch.device:
+        "Where the network is."
+        return self.model.reference_rotation.device
+
+    def to(self, device: Union[str, torch.device]) -> "PoseEstimator":
+        "Move the network."
+        self.model.to(device)
+        return self
 
 # %% ../notebooks/api/26_training.ipynb #7e0eb0a7
 class TrainingDiverged(ValueError):
@@ -930,32 +935,46 @@ def _fingerprint(subjects: Sequence[torchio.Subject], camera: Camera) -> str:
     return hashlib.sha256(json.dumps([numbers, camera.to_dict()]).encode()).hexdigest()[:16]
 
 # %% ../notebooks/api/26_training.ipynb #8dbc46e4
-_TRAIN_BYTES = 100  # per pixel of a batch, at the least: features of the network and their gradients
+class _Lost(Exception):
+    "The loss is lost: why, and what the network was shown and answered."
+
+    def __init__(self, why: str, batch: Batch | None = None, guess: RigidTransform | None = None, terms: dict | None = None):
+        super().__init__(why)
+        self.why, self.batch, self.guess, self.terms = why, batch, guess, terms or {}
+
+    def state(self) -> dict:
+        "For a file that shows what happened."
+        batch, guess = self.batch, self.guess
+        shown = {} if batch is None else {"images": batch.images.cpu(), "poses": batch.poses.matrix.cpu(), "patients": batch.patients}
+        terms = {name: value.detach().cpu() for name, value in self.terms.items()}
+        return {"why": self.why, **shown, "guesses": None if guess is None else guess.matrix.detach().cpu(), "terms": terms}
 
 
-class _Prepared:
-    "All that an iteration needs, in its first state."
+class _Learner:
+    "A network, the X-rays that it learns from, and its optimiser: one step at a time."
 
-    def __init__(self, subjects: Sequence[torchio.Subject], camera: Camera, folder: Path, config: TrainConfig, init: Optional[Path], device: Optional[torch.device]):
-        self.folder = Path(folder).expanduser()
-        self.rank, self.world, found = process_group()
-        self.device = torch.device(device or found)
-        views = {s.orientation for s in subjects}
-        if len(views) > 1:
-            raise ValueError(f"one network, one view: the subjects were read with orientation {' and '.join(map(str, views))}")
-        self.orientation, self.fingerprint = views.pop(), _fingerprint(subjects, camera)
-        config = self.config = config.of_view(self.orientation)
+    def __init__(
+        self,
+        subjects: Sequence[torchio.Subject],  # patients, all of one view
+        camera: Camera,  # of the X-rays that will come
+        config: TrainConfig,  # with poses
+        init: Path | None,  # a model to start from
+        process: tuple[int, int, torch.device],  # as `process_group` tells
+    ):
+        self.config = config
+        self.rank, self.world, self.device = process
         distance = config.poses.center.translation.norm().item()
         _check_labels(config.loss, all(getattr(s, "mask", None) is not None for s in subjects))
         drrs = [training_drr(s, camera, config.height, config.renderer, distance) for s in subjects]
+        self.camera = drrs[0].camera
         if self.device.type == "cpu":
-            check_memory("batch_size=", (config.batch_size, drrs[0].camera.height, drrs[0].camera.width), _TRAIN_BYTES, "choose a smaller one, or allow more with max_memory=")
+            check_memory("batch_size=", (config.batch_size, self.camera.height, self.camera.width), _TRAIN_BYTES, "choose a smaller one, or allow more with max_memory=")
         self.landmarks = [default_landmarks(d).float() for d in drrs]
-        self.camera, self.views = drrs[0].camera, Views([d.to(self.device) for d in drrs], config)
+        self.views = Views([d.to(self.device) for d in drrs], config)
         torch.manual_seed(config.seed)
         self.model = make_model(config, self.camera, pretrained=config.pretrained and init is None)
         if init is not None:
-            self._learn_from(load_saved(init), Path(init))
+            _take_weights(self.model, load_saved(init), Path(init))
         self.model.to(self.device)
         self.network = self.model if self.world == 1 else torch.nn.parallel.DistributedDataParallel(self.model, [self.device.index] if self.device.type == "cuda" else None)
         self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -963,146 +982,83 @@ class _Prepared:
         fall = lambda k: 0.5 * (1 + math.cos(math.pi * min(1.0, k / config.iterations)))
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda k: rise(k) * fall(k))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
-        self.iteration, self.seconds, self.sums, self.recent, self.best = 0, 0.0, {}, [], math.inf
+        self.recent = []  # losses, to know what is usual
 
-    def _learn_from(self, data: dict, path: Path) -> None:
-        "Start from another training's weights; its heads mean the same only relative to the same reference."
-        there = self.model.state_dict()
-        with _read_from(path, "model.pt"):
-            _check_keys(data, {"model": dict, "config": dict})
-            TrainConfig.from_dict(data["config"])
-            if not all(isinstance(v, Tensor) and v.isfinite().all() for v in data["model"].values()):
-                raise ValueError("its weights are not finite numbers")
-        weights = {k: v for k, v in data["model"].items() if not k.startswith("reference_")}
-        wrong = [k for k, v in weights.items() if k not in there or there[k].shape != v.shape] + [k for k in there if k not in data["model"]]
-        if wrong:
-            theirs = data["config"]
-            raise ValueError(f"the weights to start from belong to another network ({theirs['model_name']} {theirs['model_options']}, {theirs['parameterization']}, height {theirs['height']}): {', '.join(wrong[:3])} do not fit; give the same settings")
-        self.model.load_state_dict({**there, **weights})
+    def state(self) -> dict:
+        "All that the next step depends on."
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        parts = {name: getattr(self, name).state_dict() for name in _PARTS}
+        return {**parts, "recent": self.recent, "rng": {"torch": torch.get_rng_state(), "cuda": cuda}}
 
-    def _validation(self, subjects: Sequence[torchio.Subject]) -> None:
-        "Held-out X-rays: another stream of poses, and another way to make images."
-        c = replace(self.config, appearance=Appearance.none())
-        _, self.truth, self.whose = Views(self.views.drrs, c).batch(-1, range(c.n_validation))
-        images = torch.zeros(c.n_validation, 1, self.camera.height, self.camera.width)
-        for k in self.whose.unique().tolist():
-            images[self.whose == k] = simulate_xray(subjects[k], self.camera, self.truth[self.whose == k], seed=c.seed)
-        self.held_out = torch.cat([standardise(x[None], open_field(x[None])) for x in images])
+    def load(self, state: dict) -> None:
+        "Go on from a state."
+        _check_weights(state["model"], self.model.state_dict())
+        for name in _PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        self.recent = state["recent"]
+        torch.set_rng_state(state["rng"]["torch"])
+        if self.device.type == "cuda" and state["rng"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
 
-# %% ../notebooks/api/26_training.ipynb #54f36319
-class _Saved(_Prepared):
-    "Checkpoints, and models for users."
+    def step(self, iteration: int) -> dict:
+        "One step of the optimiser; what happened, averaged over all processes. Raises `_Lost`."
+        c, happened = self.config, {}
+        torch.manual_seed(_generator(c.seed, iteration, -1 - self.rank).initial_seed())  # a network's own randomness, resumed or not
+        self.model.train()
+        self.optimiser.zero_grad()
+        for part in range(c.accumulate):
+            first = (part * self.world + self.rank) * c.batch_size  # this process's share of the samples
+            batch = self.views.batch(iteration, range(first, first + c.batch_size))
+            batch = Batch(batch.images.to(self.device), batch.poses.to(self.device), batch.patients)
+            waits = self.world > 1 and part < c.accumulate - 1
+            with self.network.no_sync() if waits else nullcontext():
+                guess = self.ask(batch.images, batch)
+                terms = self._terms(batch, guess)
+                loss = sum(getattr(c.loss, name) * value.mean() for name, value in terms.items())
+                if not loss.isfinite():
+                    raise _Lost(f"loss {loss.item()}", batch, guess, terms)
+                self.scaler.scale(loss / c.accumulate).backward()
+            errors = self.errors(batch.poses, guess.detach(), batch.patients)
+            row = {"loss": loss.item(), **{k: v.mean().item() for k, v in terms.items()}, **{k: v.mean().item() for k, v in errors.items()}}
+            happened = {k: happened.get(k, 0.0) + v / c.accumulate for k, v in row.items()}
+        if self.world > 1:
+            values = torch.tensor(list(happened.values()), dtype=torch.float64, device=self.device)
+            torch.distributed.all_reduce(values)
+            happened = dict(zip(happened, (values / self.world).tolist()))
+        self.scaler.unscale_(self.optimiser)
+        self._check(happened["loss"], batch, guess, terms)
+        self._update()
+        return happened
 
-    _board = None  # TensorBoard's writer
-
-    def _flush(self) -> None:
-        "Bring to disk what a kill would take."
-        if self._board is not None:
-            self._board.flush()
-
-    def _state(self) -> dict:
-        parts = {"model": self.model, "optimiser": self.optimiser, "schedule": self.schedule, "scaler": self.scaler}
-        numbers = {k: getattr(self, k) for k in ("iteration", "seconds", "sums", "recent", "best", "fingerprint")}
-        rng = {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None}
-        return {"format": 1, "kind": "checkpoint", "world": self.world, "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions(), "rng": rng, **numbers, **{k: v.state_dict() for k, v in parts.items()}}
-
-    def save(self) -> None:
-        "Write all that the next iteration depends on."
-        if self.rank == 0:
-            self._flush()
-            state = self._state()
-            _save(self.folder / "checkpoint.pt", state)
-
-    def resume(self) -> bool:
-        "Take up a training where its last checkpoint left it; False where there is none."
-        path = self.folder / "checkpoint.pt"
-        if not path.exists():
-            return False
-        data = load_saved(path, "checkpoint.pt")
-        with _read_from(path, "checkpoint.pt"):
-            _check_keys(data, _CHECKPOINT)
-            theirs = TrainConfig.from_dict(data["config"]).to_dict() | {"processes": data.get("world", 1)}
-        self._check_same(path, data, theirs)
-        with _read_from(path, "checkpoint.pt"):
-            _check_weights(data["model"], self.model.state_dict())
-            for name in ("model", "optimiser", "schedule", "scaler"):
-                getattr(self, name).load_state_dict(data[name])
-            for name in ("iteration", "seconds", "sums", "recent", "best"):
-                setattr(self, name, data[name])
-            torch.set_rng_state(data["rng"]["torch"])
-            if self.device.type == "cuda" and data["rng"]["cuda"] is not None:
-                torch.cuda.set_rng_state(data["rng"]["cuda"], self.device)
-        if theirs["iterations"] != self.config.iterations:  # the step size that belongs to here, on the longer way
-            self.schedule.last_epoch -= 1
-            self.schedule.step()
-        return True
-
-    def _check_same(self, path: Path, data: dict, theirs: dict) -> None:
-        "Refuse to go on where another training stopped; more iterations than it has done may be asked for."
-        mine = TrainConfig.from_dict(self.config.to_dict()).to_dict() | {"processes": self.world}
-        if data["iteration"] > mine["iterations"]:
-            raise ValueError(f"{path} has {data['iteration']} iterations behind it, and iterations={mine['iterations']} are fewer: they are counted from the start. Ask for more, or for another folder; resume=False starts anew and overwrites it")
-        other = [f"{k} ({theirs[k]} there, {mine[k]} here)" for k in mine if mine[k] != theirs[k] and k != "iterations"]
-        if other or data["fingerprint"] != self.fingerprint:
-            what = "; ".join(other) or "another CT or camera"
-            raise ValueError(f"{path} is of a training with other settings: {what}. Give the same, or another folder; resume=False starts anew and overwrites it")
-
-    def _write_model(self, residuals: Tensor, row: dict) -> None:
-        "What an X-ray needs."
-        data = {"format": 1, "kind": "model", "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions(), "model": self.model.state_dict(), "orientation": self.orientation, "residuals": residuals, "iteration": self.iteration, "validation": row}
-        _save(self.folder / "model.pt", data)
-
-# %% ../notebooks/api/26_training.ipynb #7cb5f2b8
-class _Judged(_Saved):
-    "What becomes of an iteration."
-
-    def _errors(self, true: RigidTransform, guess: RigidTransform, whose: Tensor) -> dict:  # name -> B
-        "How wrong guesses are: the rotation, the source in the rotated frame, the landmarks."
-        true, guess, tre = true.cpu(), guess.cpu(), torch.zeros(len(whose))
-        for k in whose.unique().tolist():
-            tre[whose == k] = mtre(true[whose == k], guess[whose == k], self.landmarks[k][None])
-        return {"rotation_deg": geodesic_so3(true.rotation, guess.rotation).rad2deg(), "translation_mm": residual(true, guess)[:, 3:].norm(dim=-1), "mtre_mm": tre}
-
-    def _ask(self, network: torch.nn.Module, images: Tensor, batch: Optional[Batch] = None) -> RigidTransform:
-        "The network's answers; the end, if one is no pose."
-        dtype = _PRECISIONS[self.config.precision] if network.training else None
-        whose = "the held-out X-rays" if batch is None else "the batch"
+    def ask(
+        self,
+        images: Tensor,  # B 1 h w, standardised
+        batch: Batch | None = None,  # that is learned from; None: the network is only asked
+    ) -> RigidTransform:  # B
+        "The network's answers. Raises `_Lost` if one is no pose."
+        dtype = _PRECISIONS[self.config.precision] if batch is not None else None
+        whose, network = ("the held-out X-rays", self.model) if batch is None else ("the batch", self.network)
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 guess = network(images)
         except ValueError as error:  # numbers of which no rotation can be made
-            self._lost(f"the network's answer to {whose} is no pose ({error})", batch)
+            raise _Lost(f"the network's answer to {whose} is no pose ({error})", batch) from error
         if not guess.matrix.isfinite().all():
-            self._lost(f"the network's answer to {whose} is no pose, but NaN or infinite", batch, guess)
+            raise _Lost(f"the network's answer to {whose} is no pose, but NaN or infinite", batch, guess)
         return guess
 
-    def _check(self, happened: dict, batch: Batch, guess: RigidTransform, terms: dict) -> None:
-        "Stop where the loss is lost."
-        loss, usual = happened["loss"], sorted(self.recent)[len(self.recent) // 2] if len(self.recent) >= 50 else math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
-        self.recent = [*self.recent[-99:], loss]
-        if not math.isfinite(loss) or loss > self.config.explode * usual or (not norm.isfinite() and not self.scaler.is_enabled()):
-            self._lost(f"loss {loss:.4g} (the last hundred's median: {usual:.4g}), gradient {norm.item():.4g}", batch, guess, terms)
-
-    def _lost(self, why: str, batch: Optional[Batch], guess: Optional[RigidTransform] = None, terms: Optional[dict] = None) -> None:
-        "Keep what the network was shown, and stop."
-        path, best = self.folder / f"diverged_{self.iteration}_{self.rank}.pt", self.folder / "model.pt"
-        shown = {} if batch is None else {"images": batch.images.cpu(), "poses": batch.poses.matrix.cpu(), "patients": batch.patients}
-        answers = {"guesses": None if guess is None else guess.matrix.detach().cpu(), "terms": {k: v.detach().cpu() for k, v in (terms or {}).items()}}
-        state = {"format": 1, "kind": "diverged", "why": why, **shown, **answers, "model": self.model.state_dict(), "config": self.config.to_dict()}
-        _save(path, state)
-        self._flush()
-        from_best = f"; init={best} starts from the best network that validation saw" if self.iteration and best.exists() else ""
-        raise TrainingDiverged(f"iteration {self.iteration}: {why}. Batch and weights are in {path}. The same settings would end here again: begin in another folder with a smaller lr or a longer warmup{from_best}")
-
-# %% ../notebooks/api/26_training.ipynb #6e0f38d5
-class _Learning(_Judged):
-    "One iteration."
-
-    def _samples(self, part: int) -> range:
-        "Which samples of the iteration are this process's."
-        n = self.config.batch_size
-        return range((part * self.world + self.rank) * n, (part * self.world + self.rank + 1) * n)
+    def errors(
+        self,
+        true: RigidTransform,  # B
+        guess: RigidTransform,  # B
+        whose: Tensor,  # B, which of the patients
+    ) -> dict:  # name -> B
+        "How wrong guesses are: the rotation, the source in the rotated frame, the landmarks."
+        true, guess, tre = true.cpu(), guess.cpu(), torch.zeros(len(whose))
+        for k in whose.unique().tolist():
+            tre[whose == k] = mtre(true[whose == k], guess[whose == k], self.landmarks[k][None])
+        turned, moved = geodesic_so3(true.rotation, guess.rotation).rad2deg(), residual(true, guess)[:, 3:].norm(dim=-1)
+        return {"rotation_deg": turned, "translation_mm": moved, "mtre_mm": tre}
 
     def _terms(self, batch: Batch, guess: RigidTransform) -> dict:
         "Each term of the loss, per sample."
@@ -1117,100 +1073,82 @@ class _Learning(_Judged):
             terms |= {name: torch.cat(values) for name, values in found.items()}
         return terms
 
-    def _learn(self) -> dict:
-        "One step of the optimiser; what happened, averaged over all processes."
-        c, happened = self.config, {}
-        torch.manual_seed(_generator(c.seed, self.iteration, -1 - self.rank).initial_seed())  # a network's own randomness, resumed or not
-        self.model.train()
-        self.optimiser.zero_grad()
-        for part in range(c.accumulate):
-            batch = self.views.batch(self.iteration, self._samples(part))
-            batch = Batch(batch.images.to(self.device), batch.poses.to(self.device), batch.patients)
-            waits = self.world > 1 and part < c.accumulate - 1
-            with self.network.no_sync() if waits else nullcontext():
-                guess = self._ask(self.network, batch.images, batch)
-                terms = self._terms(batch, guess)
-                loss = sum(getattr(c.loss, name) * value.mean() for name, value in terms.items())
-                if not loss.isfinite():
-                    self._lost(f"loss {loss.item()}", batch, guess, terms)
-                self.scaler.scale(loss / c.accumulate).backward()
-            errors = self._errors(batch.poses, guess.detach(), batch.patients)
-            row = {"loss": loss.item(), **{k: v.mean().item() for k, v in terms.items()}, **{k: v.mean().item() for k, v in errors.items()}}
-            happened = {k: happened.get(k, 0.0) + v / c.accumulate for k, v in row.items()}
-        if self.world > 1:
-            values = torch.tensor(list(happened.values()), dtype=torch.float64, device=self.device)
-            torch.distributed.all_reduce(values)
-            happened = dict(zip(happened, (values / self.world).tolist()))
-        self.scaler.unscale_(self.optimiser)
-        self._check(happened, batch, guess, terms)
-        if c.clip:
+    def _check(self, loss: float, batch: Batch, guess: RigidTransform, terms: dict) -> None:
+        "Stop where the loss is lost."
+        usual = sorted(self.recent)[len(self.recent) // 2] if len(self.recent) >= 50 else math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
+        self.recent = [*self.recent[-99:], loss]
+        if not math.isfinite(loss) or loss > self.config.explode * usual or (not norm.isfinite() and not self.scaler.is_enabled()):
+            raise _Lost(f"loss {loss:.4g} (the last hundred's median: {usual:.4g}), gradient {norm.item():.4g}", batch, guess, terms)
+
+    def _update(self) -> None:
+        "Change the weights."
+        if self.config.clip:
             from timm.utils import adaptive_clip_grad
 
-            adaptive_clip_grad(self.model.parameters(), c.clip)
+            adaptive_clip_grad(self.model.parameters(), self.config.clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.schedule.step()
-        return happened
 
-# %% ../notebooks/api/26_training.ipynb #19726120
-class _Watched(_Learning):
-    "Tables of what happens."
 
-    def _open(self, tensorboard: bool) -> None:
-        "Begin the tables, or go on with them."
-        self._board = self.log = self.validations = None
-        if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(self.config.to_dict(), indent=1) + "\n"
-            save_atomically(self.folder / "config.json", lambda p: p.write_text(text, encoding="utf-8"))
-            if tensorboard:
-                from torch.utils.tensorboard import SummaryWriter
+_PARTS = ("model", "optimiser", "schedule", "scaler")  # of a learner, that have a state
+_TRAIN_BYTES = 100  # per pixel of a batch, at the least: features of the network and their gradients
 
-                self._board = SummaryWriter(self.folder / "tensorboard", purge_step=self.iteration + 1)
-            self.log, self.validations = (_Log(self.folder, name, self.iteration, self._board) for name in ("log", "validation"))
 
-    def _wait(self) -> None:
-        "For the other processes."
-        if self.world > 1:
-            torch.distributed.barrier()
+def _take_weights(model: PoseRegressor, data: dict, path: Path) -> None:
+    "Start from another training's weights; its heads mean the same only relative to the same reference."
+    there = model.state_dict()
+    with _read_from(path, "model.pt"):
+        _check_keys(data, {"model": dict, "config": dict})
+        TrainConfig.from_dict(data["config"])
+        if not all(isinstance(v, Tensor) and v.isfinite().all() for v in data["model"].values()):
+            raise ValueError("its weights are not finite numbers")
+    weights = {k: v for k, v in data["model"].items() if not k.startswith("reference_")}
+    wrong = [k for k, v in weights.items() if k not in there or there[k].shape != v.shape] + [k for k in there if k not in data["model"]]
+    if wrong:
+        theirs = data["config"]
+        raise ValueError(f"the weights to start from belong to another network ({theirs['model_name']} {theirs['model_options']}, {theirs['parameterization']}, height {theirs['height']}): {', '.join(wrong[:3])} do not fit; give the same settings")
+    model.load_state_dict({**there, **weights})
 
-    def _close(self) -> None:
-        "Leave the tables, and their picture."
-        self._flush()
-        if self.rank == 0 and self.validations.names and self.log.names:
+# %% ../notebooks/api/26_training.ipynb #54f36319
+def _held_out(
+    subjects: Sequence[torchio.Subject],
+    views: Views,  # of these
+) -> Batch:
+    "X-rays to validate with: another stream of poses, and another way to make images."
+    c, camera = replace(views.config, appearance=Appearance.none()), views.drrs[0].camera
+    _, poses, whose = Views(views.drrs, c).batch(-1, range(c.n_validation))
+    images = torch.zeros(c.n_validation, 1, camera.height, camera.width)
+    for k in whose.unique().tolist():
+        images[whose == k] = simulate_xray(subjects[k], camera, poses[whose == k], seed=c.seed)
+    return Batch(torch.cat([standardise(x[None], open_field(x[None])) for x in images]), poses, whose)
+
+# %% ../notebooks/api/26_training.ipynb #7cb5f2b8
+class _Tables:
+    "What happens in a training, as tables in its folder and in TensorBoard."
+
+    def __init__(self, folder: Path, iteration: int, tensorboard: bool):
+        self.folder, self.board = folder, None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(folder / "tensorboard", purge_step=iteration + 1)
+        self.log, self.validations = (_Log(folder, name, iteration, self.board) for name in ("log", "validation"))
+
+    def flush(self) -> None:
+        "Bring to disk what a kill would take."
+        if self.board is not None:
+            self.board.flush()
+
+    def draw(self) -> None:
+        "Leave a picture of them in the folder."
+        if self.validations.names and self.log.names:
             from matplotlib.figure import Figure
 
             figure = Figure(figsize=(7, 2.6), layout="constrained")
             plot_training(self.folder, figure.subplots(1, 2))
             save_atomically(self.folder / "training.png", lambda p: figure.savefig(p, dpi=120, format="png"))
-        self._wait()
-
-    def validate(self, again: bool = False) -> dict:
-        "Errors on the held-out X-rays, put into the table unless again; the best network so far becomes model.pt."
-        self.model.eval()
-        with torch.no_grad():
-            guess = RigidTransform.cat([self._ask(self.model, x.to(self.device)).cpu() for x in self.held_out.split(64)])
-        errors = self._errors(self.truth, guess, self.whose)
-        row = {"iteration": self.iteration}
-        for name, value in errors.items():
-            row |= {f"{name}_median": value.median().item(), f"{name}_p90": value.quantile(0.9).item()}
-        if self.rank == 0 and not again:
-            self.validations.add(row)
-        if self.rank == 0 and row["mtre_mm_median"] < self.best:
-            self.best = row["mtre_mm_median"]
-            self._write_model(residual(self.truth, guess), row)
-        return row
-
-    def _record(self, happened: dict) -> None:
-        "Means over the iterations since the last row."
-        c = self.config
-        self.sums = {k: self.sums.get(k, 0.0) + v for k, v in happened.items()} | {"n": self.sums.get("n", 0) + 1}
-        if self.iteration % c.log_every == 0 or self.iteration == c.iterations:
-            n = self.sums.pop("n")
-            if self.rank == 0:
-                images = self.iteration * c.batch_size * c.accumulate * self.world
-                self.log.add({"iteration": self.iteration, "images": images, "seconds": self.seconds, "lr": self.schedule.get_last_lr()[0], **{k: v / n for k, v in self.sums.items()}})
-            self.sums = {}
 
 # %% ../notebooks/api/26_training.ipynb #9c5edfa7
 @contextmanager
@@ -1234,62 +1172,51 @@ def _signals():
         for number, handler in usual.items():
             signal.signal(number, handler)
 
-
-def _own(init: Path, folder: Path) -> bool:
-    "Is the model to start from in the folder that is written to?"
-    file = init / "model.pt" if init.is_dir() else init
-    written = [folder / name for name in ("model.pt", "checkpoint.pt", "model_before.pt")]
-    return file.exists() and any(p.exists() and p.samefile(file) for p in written)
-
 # %% ../notebooks/api/26_training.ipynb #c76b8347
-class Trainer(_Watched):
+class Trainer:
     "A training, from its first or its last state to its end; it seeds torch's global generator. Most users call `train`."
 
     def __init__(
         self,
         subjects: Sequence[torchio.Subject],  # patients, from `diffpose.data.read`; several give one network for all
         camera: Camera,  # of the X-rays that will come
-        folder: Union[str, Path],  # for checkpoints, logs and the model
-        config: Optional[TrainConfig] = None,
-        init: Union[str, Path, None] = None,  # another training's model, to start from its weights
-        device: Union[str, torch.device, None] = None,  # default: a GPU where there is one
+        folder: str | Path,  # for checkpoints, logs and the model
+        config: TrainConfig | None = None,
+        init: str | Path | None = None,  # another training's model, to start from its weights
+        device: str | torch.device | None = None,  # default: a GPU where there is one
         resume: bool = True,  # go on where the folder's checkpoint left off
         tensorboard: bool = True,
     ):
-        if not subjects:
-            raise ValueError("a training needs a patient at least")
+        self.folder, init = Path(folder).expanduser(), None if init is None else Path(init).expanduser()
+        self.orientation = _one_view(subjects)
         _sourced(camera)
-        if init is not None and _own(Path(init).expanduser(), Path(folder).expanduser()):
+        if init is not None and _own(init, self.folder):
             raise ValueError(f"init={init} is in the folder that the training writes to, which would replace it: give another folder")
-        alone = keep_out(folder) if process_group()[0] == 0 else lambda: None  # of all processes of a training, the first one writes
+        self.rank, self.world, found = process_group()
+        alone = keep_out(self.folder) if self.rank == 0 else lambda: None  # of all processes of a training, the first one writes
         self._let_in = weakref.finalize(self, alone)
         try:
-            super().__init__(subjects, camera, Path(folder), config or TrainConfig(), init, device)
+            self.config, self.fingerprint = (config or TrainConfig()).of_view(self.orientation), _fingerprint(subjects, camera)
+            self.learner = _Learner(subjects, camera, self.config, init, (self.rank, self.world, torch.device(device or found)))
+            self.iteration, self.seconds, self.sums, self.best = 0, 0.0, {}, math.inf
             if self.rank == 0:
-                self._tidy(resume, init)
+                _tidy(self.folder, resume)
             self._wait()
             self.resume()
-            self._validation(subjects)
-            self._open(tensorboard)
+            self.held_out = _held_out(subjects, self.learner.views)
+            self.tables = self._open(tensorboard) if self.rank == 0 else None
         except BaseException:
             self._let_in()
             raise
 
-    def _tidy(self, resume: bool, init: Union[str, Path, None]) -> None:
-        "Remove what a kill left half written, and what a training that begins anew replaces."
-        for part in self.folder.glob(".*.part"):
-            part.unlink(missing_ok=True)
-        if resume:
-            return
-        for name in ("checkpoint.pt", "log.csv", "validation.csv"):
-            (self.folder / name).unlink(missing_ok=True)
-        if (self.folder / "model.pt").exists():  # nobody shall take it for the new one, or miss it
-            (self.folder / "model.pt").replace(self.folder / "model_before.pt")
+    model = property(lambda self: self.learner.model, doc="The network.")
+    camera = property(lambda self: self.learner.camera, doc="Of the network's images.")
+    device = property(lambda self: self.learner.device, doc="Where the network learns.")
 
     def run(
         self,
         progress: bool = True,  # show a bar, where there is a terminal
-        callback: Optional[Callable[[int, dict], None]] = None,  # called after each iteration with its number, and what happened
+        callback: Callable[[int, dict], None] | None = None,  # called after each iteration with its number, and what happened
     ) -> "Trainer":
         "Learn."
         from tqdm import tqdm
@@ -1304,15 +1231,84 @@ class Trainer(_Watched):
                     self._step(callback, bar)
                     if told and self.iteration < c.iterations:
                         self._stop(told[0])
-            self._close()
+            if self.tables is not None:
+                self.tables.flush()
+                self.tables.draw()
+            self._wait()
         finally:
             self._let_in()
         return self
 
-    def _step(self, callback: Optional[Callable], bar: Any) -> None:
+    def validate(self, again: bool = False) -> dict:
+        "Errors on the held-out X-rays, put into the table unless again; the best network so far becomes model.pt."
+        images, truth, whose = self.held_out
+        self.model.eval()
+        with torch.no_grad(), self._keeping_what_was_lost():
+            guess = RigidTransform.cat([self.learner.ask(x.to(self.device)).cpu() for x in images.split(64)])
+        row = {"iteration": self.iteration}
+        for name, value in self.learner.errors(truth, guess, whose).items():
+            row |= {f"{name}_median": value.median().item(), f"{name}_p90": value.quantile(0.9).item()}
+        if self.rank == 0 and not again:
+            self.tables.validations.add(row)
+        if self.rank == 0 and row["mtre_mm_median"] < self.best:
+            self.best = row["mtre_mm_median"]
+            self._write_model(residual(truth, guess), row)
+        return row
+
+    def save(self) -> None:
+        "Write all that the next iteration depends on."
+        if self.rank == 0:
+            self.tables.flush()
+            numbers = {name: getattr(self, name) for name in ("iteration", "seconds", "sums", "best", "fingerprint")}
+            about = {"format": 1, "kind": "checkpoint", "world": self.world, "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions()}
+            _save(self.folder / "checkpoint.pt", {**about, **numbers, **self.learner.state()})
+
+    def resume(self) -> bool:
+        "Take up a training where its last checkpoint left it; False where there is none."
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return False
+        data = load_saved(path, "checkpoint.pt")
+        with _read_from(path, "checkpoint.pt"):
+            _check_keys(data, _CHECKPOINT)
+            theirs = TrainConfig.from_dict(data["config"]).to_dict() | {"processes": data.get("world", 1)}
+        self._check_same(path, data, theirs)
+        with _read_from(path, "checkpoint.pt"):
+            self.learner.load(data)
+            for name in ("iteration", "seconds", "sums", "best"):
+                setattr(self, name, data[name])
+        if theirs["iterations"] != self.config.iterations:  # the step size that belongs to here, on the longer way
+            self.learner.schedule.last_epoch -= 1
+            self.learner.schedule.step()
+        return True
+
+    def _check_same(self, path: Path, data: dict, theirs: dict) -> None:
+        "Refuse to go on where another training stopped; more iterations than it has done may be asked for."
+        mine = TrainConfig.from_dict(self.config.to_dict()).to_dict() | {"processes": self.world}
+        if data["iteration"] > mine["iterations"]:
+            raise ValueError(f"{path} has {data['iteration']} iterations behind it, and iterations={mine['iterations']} are fewer: they are counted from the start. Ask for more, or for another folder; resume=False starts anew and overwrites it")
+        other = [f"{k} ({theirs[k]} there, {mine[k]} here)" for k in mine if mine[k] != theirs[k] and k != "iterations"]
+        if other or data["fingerprint"] != self.fingerprint:
+            what = "; ".join(other) or "another CT or camera"
+            raise ValueError(f"{path} is of a training with other settings: {what}. Give the same, or another folder; resume=False starts anew and overwrites it")
+
+    def _open(self, tensorboard: bool) -> _Tables:
+        "Write the settings, and begin the tables or go on with them."
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.config.to_dict(), indent=1) + "\n"
+        save_atomically(self.folder / "config.json", lambda p: p.write_text(text, encoding="utf-8"))
+        return _Tables(self.folder, self.iteration, tensorboard)
+
+    def _wait(self) -> None:
+        "For the other processes."
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def _step(self, callback: Callable | None, bar: Any) -> None:
         "One iteration, and what is due after it."
         c, began = self.config, time.perf_counter()
-        happened = self._learn()
+        with self._keeping_what_was_lost():
+            happened = self.learner.step(self.iteration)
         self.iteration += 1
         self.seconds += time.perf_counter() - began
         self._record(happened)
@@ -1325,6 +1321,35 @@ class Trainer(_Watched):
         if self.iteration % c.checkpoint_every == 0 or self.iteration == c.iterations:
             self.save()
 
+    def _record(self, happened: dict) -> None:
+        "Means over the iterations since the last row."
+        c = self.config
+        self.sums = {k: self.sums.get(k, 0.0) + v for k, v in happened.items()} | {"n": self.sums.get("n", 0) + 1}
+        if self.iteration % c.log_every == 0 or self.iteration == c.iterations:
+            n = self.sums.pop("n")
+            if self.rank == 0:
+                images, lr = self.iteration * c.batch_size * c.accumulate * self.world, self.learner.schedule.get_last_lr()[0]
+                self.tables.log.add({"iteration": self.iteration, "images": images, "seconds": self.seconds, "lr": lr, **{k: v / n for k, v in self.sums.items()}})
+            self.sums = {}
+
+    def _write_model(self, residuals: Tensor, row: dict) -> None:
+        "What an X-ray needs."
+        about = {"format": 1, "kind": "model", "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions(), "orientation": self.orientation}
+        _save(self.folder / "model.pt", {**about, "model": self.model.state_dict(), "residuals": residuals, "iteration": self.iteration, "validation": row})
+
+    @contextmanager
+    def _keeping_what_was_lost(self):
+        "Where the loss is lost, keep what the network was shown, and stop."
+        try:
+            yield
+        except _Lost as lost:
+            path, best = self.folder / f"diverged_{self.iteration}_{self.rank}.pt", self.folder / "model.pt"
+            _save(path, {"format": 1, "kind": "diverged", **lost.state(), "model": self.model.state_dict(), "config": self.config.to_dict()})
+            if self.tables is not None:
+                self.tables.flush()
+            from_best = f"; init={best} starts from the best network that validation saw" if self.iteration and best.exists() else ""
+            raise TrainingDiverged(f"iteration {self.iteration}: {lost.why}. Batch and weights are in {path}. The same settings would end here again: begin in another folder with a smaller lr or a longer warmup{from_best}") from lost.__cause__
+
     def _stop(self, number: int) -> None:
         "Someone asked for an end: keep everything, say how to go on, and end as the signal would have."
         self.save()
@@ -1334,6 +1359,34 @@ class Trainer(_Watched):
         print(text, file=sys.stderr, flush=True)
         raise SystemExit(128 + number)
 
+
+def _one_view(subjects: Sequence[torchio.Subject]) -> str | None:
+    "The orientation of all subjects."
+    views = {s.orientation for s in subjects}
+    if not views:
+        raise ValueError("a training needs a patient at least")
+    if len(views) > 1:
+        raise ValueError(f"one network, one view: the subjects were read with orientation {' and '.join(map(str, views))}")
+    return views.pop()
+
+
+def _own(init: Path, folder: Path) -> bool:
+    "Is the model to start from in the folder that is written to?"
+    file = init / "model.pt" if init.is_dir() else init
+    written = [folder / name for name in ("model.pt", "checkpoint.pt", "model_before.pt")]
+    return file.exists() and any(p.exists() and p.samefile(file) for p in written)
+
+
+def _tidy(folder: Path, resume: bool) -> None:
+    "Remove what a kill left half written, and what a training that begins anew replaces."
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+    if resume:
+        return
+    for name in ("checkpoint.pt", "log.csv", "validation.csv"):
+        (folder / name).unlink(missing_ok=True)
+    if (folder / "model.pt").exists():  # nobody shall take it for the new one, or miss it
+        (folder / "model.pt").replace(folder / "model_before.pt")
 
 # %% ../notebooks/api/26_training.ipynb #b8a56f46
 def train(
