@@ -157,6 +157,18 @@ def functions_are_short(root):
 
 
 @rule
+def classes_are_whole(root):
+    "No class is cut into a chain: a private base serves two classes at least."
+    users = {}
+    for path, tree in exported(root):
+        for node in ast.walk(tree):
+            for base in node.bases if isinstance(node, ast.ClassDef) else ():
+                users.setdefault(ast.unparse(base).split(".")[-1], set()).add((path.relative_to(root).as_posix(), node.name))
+    chains = {base: used for base, used in users.items() if base.startswith("_") and len(used) == 1}
+    return [f"{path}: {name} is cut in two, and {base} is its other half" for base, used in sorted(chains.items()) for path, name in used]
+
+
+@rule
 def api_notebooks_claim_something(root):
     "At least one cell that asserts per two cells that export."
     bad = []

@@ -172,6 +172,7 @@ FAULTS = [
     ("api_notebooks_run_every_cell", "00_a", in_notebook(A, add(markdown("- skip_exec: true")))),
     ("functions_are_short", f"long has {LINES_PER_FUNCTION + 2} lines", in_notebook(A, add(code("#| export\n" + LONG)))),
     ("functions_are_short", f"long has {LINES_PER_FUNCTION + 2} lines", in_notebook(A, add(code(METHOD)))),
+    ("classes_are_whole", "diffpose/a.py: Whole is cut in two, and _Half is its other half", append("diffpose/a.py", "\nclass _Half: ...\nclass Whole(_Half): ...\n")),
     ("api_notebooks_claim_something", "2 cells export, 0 claim", in_notebook(A, edit_source(4, "one()"))),
     ("notebooks_open_with_name_and_question", "00_a", in_notebook(A, edit_source(0, "# a"))),
     ("notebooks_open_with_name_and_question", "00_a", in_notebook(A, edit_source(0, "# # a\n\n> what?"))),
