@@ -91,17 +91,16 @@ class SparseRegistration(Registration):
             renderer=None,  # patches change from step to step: no line search is led astray
         )
         self.n_patches, self.patch_size, self.generator = n_patches, patch_size, generator
-        self._features, self._mask, self._distributions = features, mask, {}
+        copied = lambda x: None if x is None else x.detach().clone()
+        self._features, self._mask, self._distributions = copied(features), copied(mask), {}
         self._distribution(patch_size)  # raises what is wrong
 
     def _distribution(self, patch_size: int) -> Tensor:  # H W
-        "Of the patches' centres; made once for each size of patch."
-        if patch_size not in self._distributions:
-            size = self.drr.detector.height, self.drr.detector.width
-            self._distributions[patch_size] = patch_distribution(
-                self._features, *size, patch_size, self._mask
-            )
-        return self._distributions[patch_size]
+        "Of the patches' centres; made once for each size of image and patch."
+        key = self.drr.detector.height, self.drr.detector.width, patch_size
+        if key not in self._distributions:
+            self._distributions[key] = patch_distribution(self._features, *key, self._mask)
+        return self._distributions[key]
 
     def draw(self, n_patches: int, patch_size: int) -> Tensor:  # n H W bool
         "Patches, as masks."
