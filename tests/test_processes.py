@@ -14,7 +14,7 @@ import torch
 from diffpose.kernels import cpu, reference
 
 generator = torch.Generator().manual_seed(0)
-volume = cpu.best_layout(torch.rand(24, 20, 28, generator=generator, dtype=torch.float64).float())
+volume = torch.rand(28, 20, 24, generator=generator, dtype=torch.float64).float().permute(2, 1, 0)
 labels = torch.randint(0, 3, volume.shape, generator=generator)
 middle = torch.tensor(volume.shape, dtype=torch.float64) / 2
 source = middle + 60 * torch.nn.functional.normalize(torch.randn(2, 1, 3, generator=generator, dtype=torch.float64), dim=-1)
