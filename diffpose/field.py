@@ -132,7 +132,10 @@ def _constant_pixels(values, finite, burnt_out):
         some = left.ravel()[:: 1 + left.size // 20_000]
         jump = _GLYPH_JUMP * np.subtract(*np.percentile(some, [75, 25]))
         low, high = left.min(), left.max()
-        second, last = np.where(left > low, left, high).min(), np.where(left < high, left, low).max()
+        second, last = (
+            np.where(left > low, left, high).min(),
+            np.where(left < high, left, low).max(),
+        )
         for level in {low, second, last, high}:
             flat = (values == level) & usable
             letters |= _glyphs(values, flat, jump)

@@ -18,9 +18,12 @@ _all_ = ["open_field"]  # of diffpose.field
 
 # %% ../notebooks/api/03_images.ipynb #4cb5000e
 def _shares(old: int, new: int, device: torch.device) -> Float[Tensor, "new old"]:  # float64
-    "What each of `old` pixels in a row gives to each of the `new` ones that take their place; every new pixel's shares add up to 1."
+    """What each of `old` pixels in a row gives to each of the `new` ones that take their place;
+    every new pixel's shares add up to 1.
+    """
     i, j = torch.arange(new, device=device)[:, None], torch.arange(old, device=device)
-    if new <= old:  # both rows are new * old units long: whole numbers say exactly how much of j lies under i
+    # both rows are new * old units long: whole numbers say exactly how much of j lies under i
+    if new <= old:
         under = torch.minimum((i + 1) * old, (j + 1) * new) - torch.maximum(i * old, j * new)
         return under.clamp(min=0).double() / old
     middle = ((i + 0.5).double() * old / new - 0.5).clamp(0, old - 1)
@@ -32,12 +35,21 @@ def resize_image(
     image: Float[Tensor, "b c h w"],
     height: int,  # of the result [pixels]
     width: int,
-    mask: Shaped[Tensor, "#b #c h w"] | None = None,  # how much of each pixel counts, from 0 (or False) to 1
-) -> Float[Tensor, "b c u v"] | tuple[Float[Tensor, "b c u v"], Float[Tensor, "#b #c u v"]]:  # with a mask: the image, and the share of each new pixel that counts
-    "The same image on another number of pixels, edges kept, as `Camera.resize` says: exact averages over the area of each new pixel."
+    # how much of each pixel counts, from 0 (or False) to 1
+    mask: Shaped[Tensor, "#b #c h w"] | None = None,
+    # returns with a mask: the image, and the share of each new pixel that counts
+) -> Float[Tensor, "b c u v"] | tuple[Float[Tensor, "b c u v"], Float[Tensor, "#b #c u v"]]:
+    """The same image on another number of pixels, edges kept, as `Camera.resize` says: exact
+    averages over the area of each new pixel.
+    """
     if min(height, width) < 1:
-        raise ValueError(f"height and width are numbers of pixels, 1 or more, not {height} and {width}")
-    rows, columns = (_shares(old, new, image.device).to(image.dtype) for old, new in zip(image.shape[2:], (height, width)))
+        raise ValueError(
+            f"height and width are numbers of pixels, 1 or more, not {height} and {width}"
+        )
+    rows, columns = (
+        _shares(old, new, image.device).to(image.dtype)
+        for old, new in zip(image.shape[2:], (height, width))
+    )
     with torch.autocast(image.device.type, enabled=False):
         if mask is None:
             return rows @ image @ columns.mT

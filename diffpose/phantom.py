@@ -29,10 +29,20 @@ _jit = compiled(nogil=True, error_model="numpy", fastmath=True)
 
 @_jit
 def _seen_from(a, b, c, v, w, x, y, z):
-    "Distance, cortex and core, seen from the point of the triangle with barycentric coordinates (v, w)."
+    """Distance, cortex and core, seen from the point of the triangle with barycentric coordinates
+    (v, w).
+    """
     u = 1.0 - v - w
-    dx, dy, dz = x - (u * a[0] + v * b[0] + w * c[0]), y - (u * a[1] + v * b[1] + w * c[1]), z - (u * a[2] + v * b[2] + w * c[2])
-    radius, cortex, core = u * a[3] + v * b[3] + w * c[3], u * a[4] + v * b[4] + w * c[4], u * a[5] + v * b[5] + w * c[5]
+    dx, dy, dz = (
+        x - (u * a[0] + v * b[0] + w * c[0]),
+        y - (u * a[1] + v * b[1] + w * c[1]),
+        z - (u * a[2] + v * b[2] + w * c[2]),
+    )
+    radius, cortex, core = (
+        u * a[3] + v * b[3] + w * c[3],
+        u * a[4] + v * b[4] + w * c[4],
+        u * a[5] + v * b[5] + w * c[5],
+    )
     return np.sqrt(dx * dx + dy * dy + dz * dz) - radius, cortex, core
 
 
@@ -48,14 +58,20 @@ def _along(a, b, x, y, z):
 # %% ../notebooks/api/05_phantom.ipynb #d13259ba
 @_jit
 def _swept(e, x, y, z):
-    "Sphere-swept triangle; its row after the kind: three corners of (x, y, z, radius, cortex, core)."
+    """Sphere-swept triangle; its row after the kind: three corners of (x, y, z, radius, cortex,
+    core).
+    """
     a, b, c = e[1:7], e[7:13], e[13:19]
     best = _seen_from(a, b, c, _along(a, b, x, y, z), 0.0, x, y, z)
     abx, aby, abz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
     acx, acy, acz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
     if (acx - abx) ** 2 + (acy - aby) ** 2 + (acz - abz) ** 2 < 1e-9:  # c = b: a segment
         return best
-    aa, ab, bb = abx * abx + aby * aby + abz * abz, abx * acx + aby * acy + abz * acz, acx * acx + acy * acy + acz * acz
+    aa, ab, bb = (
+        abx * abx + aby * aby + abz * abz,
+        abx * acx + aby * acy + abz * acz,
+        acx * acx + acy * acy + acz * acz,
+    )
     pa = (x - a[0]) * abx + (y - a[1]) * aby + (z - a[2]) * abz
     pb = (x - a[0]) * acx + (y - a[1]) * acy + (z - a[2]) * acz
     det = aa * bb - ab * ab
@@ -75,9 +91,15 @@ def _swept(e, x, y, z):
 # %% ../notebooks/api/05_phantom.ipynb #07b23f58
 @_jit
 def _solid(e, x, y, z):
-    "Ellipsoid or barrel; its row after the kind: centre 3, semi-axes 3, rotation 3 x 3 (columns: the axes), waist, cortex, core."
+    """Ellipsoid or barrel; its row after the kind: centre 3, semi-axes 3, rotation 3 x 3 (columns:
+    the axes), waist, cortex, core.
+    """
     dx, dy, dz = x - e[1], y - e[2], z - e[3]
-    p, q, r = e[7] * dx + e[10] * dy + e[13] * dz, e[8] * dx + e[11] * dy + e[14] * dz, e[9] * dx + e[12] * dy + e[15] * dz
+    p, q, r = (
+        e[7] * dx + e[10] * dy + e[13] * dz,
+        e[8] * dx + e[11] * dy + e[14] * dz,
+        e[9] * dx + e[12] * dy + e[15] * dz,
+    )
     if e[0] == BALL:
         k0 = np.sqrt((p / e[4]) ** 2 + (q / e[5]) ** 2 + (r / e[6]) ** 2)
         k1 = np.sqrt((p / e[4] ** 2) ** 2 + (q / e[5] ** 2) ** 2 + (r / e[6] ** 2) ** 2)
@@ -89,7 +111,11 @@ def _solid(e, x, y, z):
     k1 = np.sqrt((p / ax**2) ** 2 + (q / ay**2) ** 2)
     side = (k0 * (k0 - 1.0) / k1 if k1 > 1e-6 else -min(ax, ay)) + rim
     end = abs(r) - e[6] + rim
-    return np.sqrt(max(side, 0.0) ** 2 + max(end, 0.0) ** 2) + min(max(side, end), 0.0) - rim, e[17], e[18]
+    return (
+        np.sqrt(max(side, 0.0) ** 2 + max(end, 0.0) ** 2) + min(max(side, end), 0.0) - rim,
+        e[17],
+        e[18],
+    )
 
 # %% ../notebooks/api/05_phantom.ipynb #ebfe8f62
 def _spline(n: int, refine: int) -> np.ndarray:
@@ -97,11 +123,17 @@ def _spline(n: int, refine: int) -> np.ndarray:
     s = np.linspace(0, n - 1, (n - 1) * refine + 1)
     i = np.minimum(s.astype(int), n - 2)
     f = (s - i)[:, None]
-    basis = np.concatenate([-f + 2 * f**2 - f**3, 2 - 5 * f**2 + 3 * f**3, f + 4 * f**2 - 3 * f**3, f**3 - f**2], 1) / 2
+    basis = (
+        np.concatenate(
+            [-f + 2 * f**2 - f**3, 2 - 5 * f**2 + 3 * f**3, f + 4 * f**2 - 3 * f**3, f**3 - f**2], 1
+        )
+        / 2
+    )
     padded = np.zeros((len(s), n + 2))
     for k in range(4):
         padded[np.arange(len(s)), i + k] = basis[:, k]
-    weights = padded[:, 1:-1].copy()  # the neighbours missing at both ends continue the curve straight
+    # the neighbours missing at both ends continue the curve straight
+    weights = padded[:, 1:-1].copy()
     weights[:, [0, 1]] += padded[:, :1] * [2, -1]
     weights[:, [-1, -2]] += padded[:, -1:] * [2, -1]
     return weights
@@ -140,16 +172,23 @@ def plate(
     p = np.einsum("ai,bj,ijk->abk", _spline(p.shape[0], refine), _spline(p.shape[1], refine), p)
     a, b, c, d = (q.reshape(-1, 6) for q in (p[:-1, :-1], p[:-1, 1:], p[1:, :-1], p[1:, 1:]))
     kind = np.full((2 * len(a), 1), SWEPT)
-    return np.concatenate([kind, np.concatenate([a, d]), np.concatenate([b, c]), np.concatenate([d, a])], 1)
+    return np.concatenate(
+        [kind, np.concatenate([a, d]), np.concatenate([b, c]), np.concatenate([d, a])], 1
+    )
 
 # %% ../notebooks/api/05_phantom.ipynb #a6d73faf
 def _one_solid(kind, centre, axes, up, waist, cortex, core) -> np.ndarray:
-    "The row of an ellipsoid or barrel whose third axis points along `up` and whose first lies as level as it can."
+    """The row of an ellipsoid or barrel whose third axis points along `up` and whose first lies as
+    level as it can.
+    """
     z = np.asarray(up, float) / np.linalg.norm(up)
     x = np.cross([0.0, 1.0, 0.0], z) if abs(z[1]) < 0.9 else np.array([1.0, 0.0, 0.0])
     x = x - z * (x @ z)
     x /= np.linalg.norm(x)
-    return np.array([[kind, *centre, *axes, *np.stack([x, np.cross(z, x), z], 1).ravel(), waist, cortex, core]], float)
+    return np.array(
+        [[kind, *centre, *axes, *np.stack([x, np.cross(z, x), z], 1).ravel(), waist, cortex, core]],
+        float,
+    )
 
 # %% ../notebooks/api/05_phantom.ipynb #cd11323d
 @jaxtyped(typechecker=beartype)
@@ -179,7 +218,9 @@ def barrel(
 # %% ../notebooks/api/05_phantom.ipynb #c464ff1b
 @dataclass(frozen=True)
 class Shape:
-    "A solid: parts (elements, blend in mm, sign), joined one after the other by smooth union (+1) or smooth difference (-1)."
+    """A solid: parts (elements, blend in mm, sign), joined one after the other by smooth union (+1)
+    or smooth difference (-1).
+    """
 
     parts: tuple = ()
 
@@ -201,15 +242,24 @@ class Shape:
         return np.concatenate([elements for elements, _, sign in self.parts if sign > 0])
 
     def packed(self, margin: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        "What the kernels read: elements, the boxes within which each matters (`margin` mm around it), and joins (start, stop, blend, sign)."
+        """What the kernels read: elements, the boxes within which each matters (`margin` mm around
+        it), and joins (start, stop, blend, sign).
+        """
         elements = np.concatenate([e for e, _, _ in self.parts])
         ends = np.cumsum([len(e) for e, _, _ in self.parts])
-        joins = np.array([(end - len(e), end, blend, sign) for end, (e, blend, sign) in zip(ends, self.parts)])
-        return elements, bounds(elements) + np.repeat([-1, 1], 3) * (margin + joins[:, 2].max()), joins
+        joins = np.array(
+            [(end - len(e), end, blend, sign) for end, (e, blend, sign) in zip(ends, self.parts)]
+        )
+        return (
+            elements,
+            bounds(elements) + np.repeat([-1, 1], 3) * (margin + joins[:, 2].max()),
+            joins,
+        )
 
 # %% ../notebooks/api/05_phantom.ipynb #cf483e3b
 @jaxtyped(typechecker=beartype)
-def bounds(elements: Float[np.ndarray, "n 19"]) -> Float[np.ndarray, "n 6"]:  # low x, y, z, high x, y, z, mm
+# low x, y, z, high x, y, z, mm
+def bounds(elements: Float[np.ndarray, "n 19"]) -> Float[np.ndarray, "n 6"]:
     "The box of every element."
     corners = elements[:, 1:].reshape(-1, 3, 6)
     centre, radius = corners[..., :3], corners[..., 3:4]
@@ -236,17 +286,23 @@ def placed(
     "The elements moved by a smooth map."
 
     def jacobian(p, step=0.5):
-        return np.stack([(place(p + step * e) - place(p - step * e)) / (2 * step) for e in np.eye(3)], -1)
+        return np.stack(
+            [(place(p + step * e) - place(p - step * e)) / (2 * step) for e in np.eye(3)], -1
+        )
 
     out, swept = elements.copy(), elements[:, 0] == SWEPT
     corners = out[swept, 1:].reshape(-1, 3, 6)
     scale = np.abs(np.linalg.det(jacobian(corners[..., :3])))[..., None] ** (1 / 3)
-    out[swept, 1:] = np.concatenate([place(corners[..., :3]), corners[..., 3:5] * scale, corners[..., 5:]], -1).reshape(-1, 18)
+    out[swept, 1:] = np.concatenate(
+        [place(corners[..., :3]), corners[..., 3:5] * scale, corners[..., 5:]], -1
+    ).reshape(-1, 18)
 
     solid = out[~swept]
     axes = jacobian(solid[:, 1:4]) @ solid[:, 7:16].reshape(-1, 3, 3)
     length = np.linalg.norm(axes, axis=1)
-    out[~swept, 1:16] = np.concatenate([place(solid[:, 1:4]), solid[:, 4:7] * length, (axes / length[:, None]).reshape(-1, 9)], 1)
+    out[~swept, 1:16] = np.concatenate(
+        [place(solid[:, 1:4]), solid[:, 4:7] * length, (axes / length[:, None]).reshape(-1, 9)], 1
+    )
     out[~swept, 17] *= length.prod(1) ** (1 / 3)
     return out
 
@@ -263,8 +319,12 @@ def _slice(elements, reach, joins, x, oy, oz, hy, hz, d, t, c):
         for i in range(int(joins[n, 0]), int(joins[n, 1])):
             if x < reach[i, 0] or x > reach[i, 3]:
                 continue
-            j0, j1 = max(int(np.ceil((reach[i, 1] - oy) / hy)), 0), min(int(np.floor((reach[i, 4] - oy) / hy)), ny - 1)
-            k0, k1 = max(int(np.ceil((reach[i, 2] - oz) / hz)), 0), min(int(np.floor((reach[i, 5] - oz) / hz)), nz - 1)
+            j0, j1 = max(int(np.ceil((reach[i, 1] - oy) / hy)), 0), min(
+                int(np.floor((reach[i, 4] - oy) / hy)), ny - 1
+            )
+            k0, k1 = max(int(np.ceil((reach[i, 2] - oz) / hz)), 0), min(
+                int(np.floor((reach[i, 5] - oz) / hz)), nz - 1
+            )
             if j0 > j1 or k0 > k1:
                 continue
             y0, y1, z0, z1 = min(y0, j0), max(y1, j1), min(z0, k0), max(z1, k1)
@@ -292,7 +352,8 @@ def _slice(elements, reach, joins, x, oy, oz, hy, hz, d, t, c):
 def distance(
     shape: Shape,
     points: Float[np.ndarray, "n 3"],  # mm
-) -> Float[np.ndarray, "n"]:  # mm, negative inside; true near the surface, at least 20 mm where it is farther away
+    # returns mm, negative inside; true near the surface, at least 20 mm where it is farther away
+) -> Float[np.ndarray, "n"]:
     "Signed distance of points to the surface of a shape."
     packed, one, out = shape.packed(20.0), np.empty((3, 1, 1), np.float32), np.empty(len(points))
     for n, (x, y, z) in enumerate(points):
@@ -325,8 +386,12 @@ def _noise(lattice, u, v, w):
     i, j, k = int(fu) & n, int(fv) & n, int(fw) & n
     i1, j1, k1 = (i + 1) & n, (j + 1) & n, (k + 1) & n
     u, v, w = u - fu, v - fv, w - fw
-    low = (lattice[i, j, k] * (1 - w) + lattice[i, j, k1] * w) * (1 - v) + (lattice[i, j1, k] * (1 - w) + lattice[i, j1, k1] * w) * v
-    high = (lattice[i1, j, k] * (1 - w) + lattice[i1, j, k1] * w) * (1 - v) + (lattice[i1, j1, k] * (1 - w) + lattice[i1, j1, k1] * w) * v
+    low = (lattice[i, j, k] * (1 - w) + lattice[i, j, k1] * w) * (1 - v) + (
+        lattice[i, j1, k] * (1 - w) + lattice[i, j1, k1] * w
+    ) * v
+    high = (lattice[i1, j, k] * (1 - w) + lattice[i1, j, k1] * w) * (1 - v) + (
+        lattice[i1, j1, k] * (1 - w) + lattice[i1, j1, k1] * w
+    ) * v
     return low * (1 - u) + high * u
 
 
@@ -338,12 +403,20 @@ def _inside(depth, width):
 
 # %% ../notebooks/api/05_phantom.ipynb #3d8c4c76
 @_jit
-def _paint(start, stop, hu, labels, box, origin, h, elements, reach, joins, lattice, grain, shell, texture, rough, label, above):
-    "Paint one tissue over what is there, on the slices start <= i < stop: cortex and core, weighted by the share of each voxel they fill."
+def _paint(start, stop, hu, labels, grid, shape, grains, look):
+    """Paint one tissue over what is there, on the slices start <= i < stop: cortex and core,
+    weighted by the share of each voxel they fill.
+    """
+    (box, origin, h), (elements, reach, joins), (lattice, grain) = grid, shape, grains
+    shell, texture, rough, label, above = look
     ny, nz = box[1, 1] - box[0, 1], box[1, 2] - box[0, 2]
     oy, oz = origin[1] + box[0, 1] * h[1], origin[2] + box[0, 2] * h[2]
     width = 0.9 * (h[0] * h[1] * h[2]) ** (1.0 / 3.0)
-    d, t, c = np.empty((ny, nz), np.float32), np.empty((ny, nz), np.float32), np.empty((ny, nz), np.float32)
+    d, t, c = (
+        np.empty((ny, nz), np.float32),
+        np.empty((ny, nz), np.float32),
+        np.empty((ny, nz), np.float32),
+    )
     for i in range(start, stop):
         x = origin[0] + i * h[0]
         _slice(elements, reach, joins, x, oy, oz, h[1], h[2], d, t, c)
@@ -355,17 +428,24 @@ def _paint(start, stop, hu, labels, box, origin, h, elements, reach, joins, latt
                 u = grain[0, 0] * x + grain[0, 1] * y + grain[0, 2] * z
                 v = grain[1, 0] * x + grain[1, 1] * y + grain[1, 2] * z
                 w = grain[2, 0] * x + grain[2, 1] * y + grain[2, 2] * z
-                fine, medium = _noise(lattice, u, v, w), _noise(lattice, 0.37 * v + 9.0, 0.37 * w, 0.37 * u)
+                fine = _noise(lattice, u, v, w)
+                medium = _noise(lattice, 0.37 * v + 9.0, 0.37 * w, 0.37 * u)
                 coarse = _noise(lattice, 0.11 * w, 0.11 * u + 5.0, 0.11 * v)
                 noise = 0.7 * fine + 0.8 * medium + 0.9 * coarse
                 surface, thick = d[j, k] + rough * (medium + coarse), t[j, k]
                 if rough > 0.0:
                     thick *= 1.0 + 0.4 * min(max(medium + 0.5 * fine, -1.5), 1.5)
                 whole, core = _inside(-surface, width), _inside(-surface - thick, width)
-                inside = max(c[j, k] + (texture * (c[j, k] + 100.0) + 8.0) * noise, min(c[j, k], -120.0))
+                inside = c[j, k] + (texture * (c[j, k] + 100.0) + 8.0) * noise
+                inside = max(inside, min(c[j, k], -120.0))
+                bone = shell * (1.0 + 0.06 * noise)
                 I, J, K = i, j + box[0, 1], k + box[0, 2]
-                hu[I, J, K] += whole * (shell * (1.0 + 0.06 * noise) - hu[I, J, K]) + core * (inside - shell * (1.0 + 0.06 * noise))
-                if label and surface < 0.0 and above[0] * x + above[1] * y + above[2] * z >= above[3]:
+                hu[I, J, K] += whole * (bone - hu[I, J, K]) + core * (inside - bone)
+                if (
+                    label
+                    and surface < 0.0
+                    and above[0] * x + above[1] * y + above[2] * z >= above[3]
+                ):
                     labels[I, J, K] = label
 
 # %% ../notebooks/api/05_phantom.ipynb #8e3d72bc
@@ -392,12 +472,26 @@ def paint(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for tissue in tissues:
             packed = tissue.shape.packed(spacing.max() + 4 * tissue.rough)
-            around, margin = bounds(tissue.shape.elements), spacing.max() + 4 * tissue.rough + packed[2][:, 2].max() / 4
-            box = np.stack([np.floor((around[:, :3].min(0) - margin - origin) / spacing), np.ceil((around[:, 3:].max(0) + margin - origin) / spacing) + 1])
+            around, margin = (
+                bounds(tissue.shape.elements),
+                spacing.max() + 4 * tissue.rough + packed[2][:, 2].max() / 4,
+            )
+            box = np.stack(
+                [
+                    np.floor((around[:, :3].min(0) - margin - origin) / spacing),
+                    np.ceil((around[:, 3:].max(0) + margin - origin) / spacing) + 1,
+                ]
+            )
             box = np.clip(box, 0, hu.shape).astype(np.int64)
             grain = _rotation(31, 17, 43) / (2.4 * np.array(tissue.grain))
-            look = (tissue.shell, tissue.texture, tissue.rough, tissue.label, np.array(tissue.above, float))
-            rest = (hu, labels, box, origin, spacing, *packed, lattice, grain, *look)
+            look = (
+                tissue.shell,
+                tissue.texture,
+                tissue.rough,
+                tissue.label,
+                np.array(tissue.above, float),
+            )
+            rest = hu, labels, (box, origin, spacing), packed, (lattice, grain), look
             edges = np.append(np.arange(box[0, 0], box[1, 0], 8), box[1, 0])
             list(pool.map(lambda start, stop: _paint(start, stop, *rest), edges[:-1], edges[1:]))
 
@@ -408,39 +502,126 @@ JOINT_SPACE = 3.8  # mm of cartilage between the head and its socket
 
 
 def _wing() -> np.ndarray:
-    "Iliac wing: rows from the arcuate line up to the crest, columns from the posterior to the anterior spines."
+    """Iliac wing: rows from the arcuate line up to the crest, columns from the posterior to the
+    anterior spines.
+    """
     rows = [
-        [(52, -60, 60, 7), (61, -43, 47, 9), (72, -28, 38, 9), (79, -10, 34, 9), (84, 8, 32, 9), (91, 25, 31, 8), (94, 38, 31, 6)],
-        [(48, -70, 74, 7.5), (57, -53, 76, 8), (72, -37, 76, 5.5), (87, -16, 74, 3.0), (99, 6, 72, 2.6), (107, 27, 62, 4.0), (106, 47, 53, 4.0)],
-        [(45, -80, 88, 6.5), (55, -65, 110, 6), (79, -46, 126, 2.6), (103, -24, 132, 1.9), (119, 3, 127, 2.0), (127, 33, 105, 3.4), (117, 58, 73, 4.0)],
-        [(44, -84, 94, 6.0), (56, -69, 120, 5.5), (83, -49, 140, 4.0), (110, -24, 148, 3.6), (126, 4, 142, 4.2), (131, 34, 116, 5.5), (121, 62, 80, 5.0)],
+        [
+            (52, -60, 60, 7),
+            (61, -43, 47, 9),
+            (72, -28, 38, 9),
+            (79, -10, 34, 9),
+            (84, 8, 32, 9),
+            (91, 25, 31, 8),
+            (94, 38, 31, 6),
+        ],
+        [
+            (48, -70, 74, 7.5),
+            (57, -53, 76, 8),
+            (72, -37, 76, 5.5),
+            (87, -16, 74, 3.0),
+            (99, 6, 72, 2.6),
+            (107, 27, 62, 4.0),
+            (106, 47, 53, 4.0),
+        ],
+        [
+            (45, -80, 88, 6.5),
+            (55, -65, 110, 6),
+            (79, -46, 126, 2.6),
+            (103, -24, 132, 1.9),
+            (119, 3, 127, 2.0),
+            (127, 33, 105, 3.4),
+            (117, 58, 73, 4.0),
+        ],
+        [
+            (44, -84, 94, 6.0),
+            (56, -69, 120, 5.5),
+            (83, -49, 140, 4.0),
+            (110, -24, 148, 3.6),
+            (126, 4, 142, 4.2),
+            (131, 34, 116, 5.5),
+            (121, 62, 80, 5.0),
+        ],
     ]
     cortex = np.array([1.3, 1.1, 1.1, 1.8])[:, None, None] * np.ones((1, 7, 1))
     return plate(np.concatenate([rows, cortex, 190.0 + 0 * cortex], -1), refine=3)
 
 # %% ../notebooks/api/05_phantom.ipynb #64a19be4
 def _socket() -> np.ndarray:
-    "Acetabular wall: a cap about the femoral head, thick above (the dome), thin at its floor, notched below."
+    """Acetabular wall: a cap about the femoral head, thick above (the dome), thin at its floor,
+    notched below.
+    """
     axis = np.array([0.68, 0.28, -0.68]) / np.linalg.norm([0.68, 0.28, -0.68])  # where it opens
     up = np.array([0, 0, 1]) - axis * axis[2]
     up /= np.linalg.norm(up)
-    turn, tip = np.meshgrid(np.radians(np.linspace(-150, 150, 13)), np.radians([0, 22, 44, 64, 82]), indexing="ij")
+    turn, tip = np.meshgrid(
+        np.radians(np.linspace(-150, 150, 13)), np.radians([0, 22, 44, 64, 82]), indexing="ij"
+    )
     turn, tip = turn[..., None], tip[..., None]
-    ray = -axis * np.cos(tip) + np.sin(tip) * (up * np.cos(turn) + np.cross(up, axis) * np.sin(turn))
+    ray = -axis * np.cos(tip) + np.sin(tip) * (
+        up * np.cos(turn) + np.cross(up, axis) * np.sin(turn)
+    )
     half = 1.4 + np.sin(tip) ** 2 * (2.8 + 2.6 * np.cos(turn))
-    return plate(np.concatenate([FEMORAL_HEAD + ray * (HEAD_RADIUS + JOINT_SPACE + half), half], -1), cortex=0.9, core=190.0, refine=2)
+    return plate(
+        np.concatenate([FEMORAL_HEAD + ray * (HEAD_RADIUS + JOINT_SPACE + half), half], -1),
+        cortex=0.9,
+        core=190.0,
+        refine=2,
+    )
 
 
 def _ischium_and_pubis() -> list[np.ndarray]:
-    "What surrounds the obturator foramen: two columns, the wall between them, ischial spine, ramus and pubic body."
-    anterior = tube([(93, 37, 30, 7), (84, 33, 17, 9), (68, 31, 3, 9), (51, 33, -4, 7.2), (35, 38, -9, 6.2), (20, 41, -14, 6.6)], cortex=1.3, core=180.0)
-    posterior = [(62, -42, 46, 8), (68, -37, 22, 9), (67, -37, 0, 9), (65, -39, -20, 9.5), (63, -42, -36, 11.5), (57, -44, -50, 13)]
-    wall = [[(74, 20, 31, 4), (68, 0, 35, 4), (63, -30, 38, 4)], [(62, 26, 9, 2.2), (57.5, 0, 10, 1.6), (58, -38, 12, 2.6)],
-            [(58, 26, -4, 2.6), (58, 2, -9, 1.6), (60, -32, -12, 2.6)]]
+    """What surrounds the obturator foramen: two columns, the wall between them, ischial spine,
+    ramus and pubic body.
+    """
+    anterior = tube(
+        [
+            (93, 37, 30, 7),
+            (84, 33, 17, 9),
+            (68, 31, 3, 9),
+            (51, 33, -4, 7.2),
+            (35, 38, -9, 6.2),
+            (20, 41, -14, 6.6),
+        ],
+        cortex=1.3,
+        core=180.0,
+    )
+    posterior = [
+        (62, -42, 46, 8),
+        (68, -37, 22, 9),
+        (67, -37, 0, 9),
+        (65, -39, -20, 9.5),
+        (63, -42, -36, 11.5),
+        (57, -44, -50, 13),
+    ]
+    wall = [
+        [(74, 20, 31, 4), (68, 0, 35, 4), (63, -30, 38, 4)],
+        [(62, 26, 9, 2.2), (57.5, 0, 10, 1.6), (58, -38, 12, 2.6)],
+        [(58, 26, -4, 2.6), (58, 2, -9, 1.6), (60, -32, -12, 2.6)],
+    ]
     spine = tube([(64, -40, 4, 7), (56, -50, 2, 4.5), (47, -57, -2, 2.4)])
-    ramus = tube([(56, -42, -54, 9), (46, -28, -57, 6.5), (33, -8, -52, 5.2), (22, 8, -44, 5.4), (15, 20, -34, 6)])
-    pubis = [[(6.5, 40, -15, 6.8), (20, 41, -14, 6.2)], [(6.5, 31, -28, 6.5), (17, 32, -26, 5.6)], [(6, 22, -41, 5.5), (14, 21, -38, 5.2)]]
-    return [anterior, tube(posterior, cortex=1.2, core=170.0), plate(wall, cortex=0.6, core=150.0), spine, ramus, plate(pubis)]
+    ramus = tube(
+        [
+            (56, -42, -54, 9),
+            (46, -28, -57, 6.5),
+            (33, -8, -52, 5.2),
+            (22, 8, -44, 5.4),
+            (15, 20, -34, 6),
+        ]
+    )
+    pubis = [
+        [(6.5, 40, -15, 6.8), (20, 41, -14, 6.2)],
+        [(6.5, 31, -28, 6.5), (17, 32, -26, 5.6)],
+        [(6, 22, -41, 5.5), (14, 21, -38, 5.2)],
+    ]
+    return [
+        anterior,
+        tube(posterior, cortex=1.2, core=170.0),
+        plate(wall, cortex=0.6, core=150.0),
+        spine,
+        ramus,
+        plate(pubis),
+    ]
 
 # %% ../notebooks/api/05_phantom.ipynb #452a21d5
 def hip_bone() -> Shape:
@@ -450,26 +631,60 @@ def hip_bone() -> Shape:
         bone = bone.add(part, blend=6)
     bone = bone.cut(ball(FEMORAL_HEAD, HEAD_RADIUS + JOINT_SPACE, cortex=0.8, core=190.0), blend=1)
     bone = bone.cut(ball((74.5, -2, -6), 13.5, cortex=0.5, core=150.0), blend=2)  # acetabular fossa
-    return bone.cut(barrel((-38, 30, -28), (60, 60, 40.2), up=(1, 0, 0), cortex=1.0), blend=1)  # flat face of the pubic symphysis
+    # flat face of the pubic symphysis
+    return bone.cut(barrel((-38, 30, -28), (60, 60, 40.2), up=(1, 0, 0), cortex=1.0), blend=1)
 
 # %% ../notebooks/api/05_phantom.ipynb #b5818273
 def femur() -> Shape:
     "The right femur of the atlas, from the head to beyond mid-shaft."
     head = ball(FEMORAL_HEAD, HEAD_RADIUS, cortex=0.8, core=270.0)
-    neck = tube([(88, 0, -2, 17, 1.2, 260), (103, -3, -15, 14.4, 2.0, 200), (116, -6, -26, 15.2, 2.8, 150), (130, -9, -37, 18, 2.5, 120)])
-    trochanter = tube([(131, -10, -42, 18, 2, 110), (138, -14, -24, 14, 1.2, 120), (138, -19, -9, 9.5, 1.0, 140), (133, -22, -3, 7, 1.0, 150)])
-    crest = tube([(134, -22, -8, 6), (126, -26, -30, 6), (117, -25, -52, 7)], cortex=1.2, core=120.0)
+    neck = tube(
+        [
+            (88, 0, -2, 17, 1.2, 260),
+            (103, -3, -15, 14.4, 2.0, 200),
+            (116, -6, -26, 15.2, 2.8, 150),
+            (130, -9, -37, 18, 2.5, 120),
+        ]
+    )
+    trochanter = tube(
+        [
+            (131, -10, -42, 18, 2, 110),
+            (138, -14, -24, 14, 1.2, 120),
+            (138, -19, -9, 9.5, 1.0, 140),
+            (133, -22, -3, 7, 1.0, 150),
+        ]
+    )
+    crest = tube(
+        [(134, -22, -8, 6), (126, -26, -30, 6), (117, -25, -52, 7)], cortex=1.2, core=120.0
+    )
     lesser = tube([(121, -14, -58, 12, 2, 100), (114, -22, -58, 7.5, 1.2, 150)])
-    shaft = tube([(130, -9, -38, 18, 2, 110), (128, -9, -58, 17.5, 3.5, 60), (126, -7, -80, 15.5, 5.5, 0), (124, -4, -105, 14.5, 6.5, -30),
-                  (119, 0, -180, 14, 7, -40), (113, 2, -300, 14, 7, -40)])
-    line = tube([(123, -20, -85, 4), (121, -17, -130, 4.5), (114, -14, -300, 4.5)], cortex=4.0, core=600.0)  # linea aspera
+    shaft = tube(
+        [
+            (130, -9, -38, 18, 2, 110),
+            (128, -9, -58, 17.5, 3.5, 60),
+            (126, -7, -80, 15.5, 5.5, 0),
+            (124, -4, -105, 14.5, 6.5, -30),
+            (119, 0, -180, 14, 7, -40),
+            (113, 2, -300, 14, 7, -40),
+        ]
+    )
+    # linea aspera
+    line = tube(
+        [(123, -20, -85, 4), (121, -17, -130, 4.5), (114, -14, -300, 4.5)], cortex=4.0, core=600.0
+    )
     bone = Shape().add(head)
     for part in (neck, trochanter, crest, lesser, shaft, line):
         bone = bone.add(part, blend=5)
-    return bone.cut(ball(FEMORAL_HEAD + np.array([-24.5, -4, -6]), 4.0, cortex=0.6, core=250.0), blend=2)  # fovea
+    # fovea
+    return bone.cut(
+        ball(FEMORAL_HEAD + np.array([-24.5, -4, -6]), 4.0, cortex=0.6, core=250.0), blend=2
+    )
 
 # %% ../notebooks/api/05_phantom.ipynb #f9336db3
-SACRAL_CENTRES = np.array([(0, -30, 92), (0, -51, 73), (0, -67, 50), (0, -77, 28), (0, -80, 9)], float)  # bodies S1 to S5, mm
+# bodies S1 to S5, mm
+SACRAL_CENTRES = np.array(
+    [(0, -30, 92), (0, -51, 73), (0, -67, 50), (0, -77, 28), (0, -80, 9)], float
+)
 S1_UP = np.array([0, 0.62, 0.78])  # normal of the endplate of S1
 
 
@@ -479,13 +694,25 @@ def _mirrored(elements: np.ndarray) -> np.ndarray:
 
 
 def _foramina() -> np.ndarray:
-    "Cutters for the sacral foramina, at right angles to the row of bodies, wide in front and narrow behind."
+    """Cutters for the sacral foramina, at right angles to the row of bodies, wide in front and
+    narrow behind.
+    """
     middle, along = (SACRAL_CENTRES[:-1] + SACRAL_CENTRES[1:]) / 2, np.diff(SACRAL_CENTRES, axis=0)
     front = np.cross(along, [1.0, 0, 0]) / np.linalg.norm(along, axis=1, keepdims=True)
     front *= np.sign(front[:, 1:2])
-    return np.concatenate([
-        tube([(*(m + 35 * n + [x + 12, 0, 0]), 1.35 * r), (*(m + [x, 0, 0]), r), (*(m - 35 * n + [x - 2, 0, 0]), 0.6 * r)], cortex=0.7)
-        for m, n, x, r in zip(middle, front, (22.5, 19.5, 16.5, 14), (7.2, 6.4, 4.8, 3.6))])
+    return np.concatenate(
+        [
+            tube(
+                [
+                    (*(m + 35 * n + [x + 12, 0, 0]), 1.35 * r),
+                    (*(m + [x, 0, 0]), r),
+                    (*(m - 35 * n + [x - 2, 0, 0]), 0.6 * r),
+                ],
+                cortex=0.7,
+            )
+            for m, n, x, r in zip(middle, front, (22.5, 19.5, 16.5, 14), (7.2, 6.4, 4.8, 3.6))
+        ]
+    )
 
 # %% ../notebooks/api/05_phantom.ipynb #59075d47
 def sacrum() -> Shape:
@@ -493,16 +720,46 @@ def sacrum() -> Shape:
     up = np.gradient(SACRAL_CENTRES[::-1], axis=0)[::-1]
     up[0] = S1_UP
     sizes = [(25, 15.5, 15), (20, 11.5, 14), (17, 8, 12.5), (14, 6.5, 11.5), (11, 5, 10)]
-    bodies = [barrel(c, s, up=u, waist=0.06, cortex=0.7, core=200.0) for c, s, u in zip(SACRAL_CENTRES, sizes, up)]
-    ala = [[(18, -31, 93, 12.5), (34, -37, 93, 12), (46, -45, 90, 9)], [(14, -51, 73, 10.5), (32, -53, 73, 10.5), (44, -59, 70, 7.5)],
-           [(12, -66, 50, 8), (26, -67, 50, 7.5), (35, -69, 49, 5)], [(10, -76, 28, 6), (21, -75, 28, 5.5), (29, -74, 28, 4)],
-           [(8, -80, 9, 5), (14, -79, 9, 4), (18, -78, 10, 3)]]
-    roof = [[(x, y - 0.1 * abs(x), z, 2.6) for x in (-14, 0, 14)] for y, z in ((-56, 114), (-73, 89), (-83, 62), (-87, 38))]
-    crest = tube([(0, -64, 114, 4), (0, -79, 92, 4), (0, -89, 64, 3.5), (0, -89, 38, 2.5)], cortex=1.0)
-    flanks = tube([(18, -50, 108, 6), (17, -67, 86, 6), (14, -78, 60, 5), (11, -84, 36, 4)], cortex=0.8, core=150.0)
+    bodies = [
+        barrel(c, s, up=u, waist=0.06, cortex=0.7, core=200.0)
+        for c, s, u in zip(SACRAL_CENTRES, sizes, up)
+    ]
+    ala = [
+        [(18, -31, 93, 12.5), (34, -37, 93, 12), (46, -45, 90, 9)],
+        [(14, -51, 73, 10.5), (32, -53, 73, 10.5), (44, -59, 70, 7.5)],
+        [(12, -66, 50, 8), (26, -67, 50, 7.5), (35, -69, 49, 5)],
+        [(10, -76, 28, 6), (21, -75, 28, 5.5), (29, -74, 28, 4)],
+        [(8, -80, 9, 5), (14, -79, 9, 4), (18, -78, 10, 3)],
+    ]
+    roof = [
+        [(x, y - 0.1 * abs(x), z, 2.6) for x in (-14, 0, 14)]
+        for y, z in ((-56, 114), (-73, 89), (-83, 62), (-87, 38))
+    ]
+    crest = tube(
+        [(0, -64, 114, 4), (0, -79, 92, 4), (0, -89, 64, 3.5), (0, -89, 38, 2.5)], cortex=1.0
+    )
+    flanks = tube(
+        [(18, -50, 108, 6), (17, -67, 86, 6), (14, -78, 60, 5), (11, -84, 36, 4)],
+        cortex=0.8,
+        core=150.0,
+    )
     facets = tube([(19, -44, 104, 6), (21, -47, 116, 5)], core=300.0)
-    canal = tube([(0, -46, 122, 8.5), (0, -50, 108, 8.5), (0, -65, 84, 6.5), (0, -77, 57, 4), (0, -85, 33, 2.8)], cortex=0.8)
-    bone = Shape().add(*bodies).add(_mirrored(plate(ala, cortex=1.0, core=130.0, refine=3)), blend=4).add(plate(roof, cortex=0.7, core=160.0), blend=4)
+    canal = tube(
+        [
+            (0, -46, 122, 8.5),
+            (0, -50, 108, 8.5),
+            (0, -65, 84, 6.5),
+            (0, -77, 57, 4),
+            (0, -85, 33, 2.8),
+        ],
+        cortex=0.8,
+    )
+    bone = (
+        Shape()
+        .add(*bodies)
+        .add(_mirrored(plate(ala, cortex=1.0, core=130.0, refine=3)), blend=4)
+        .add(plate(roof, cortex=0.7, core=160.0), blend=4)
+    )
     for part in (crest, _mirrored(flanks), _mirrored(facets)):
         bone = bone.add(part, blend=4)
     return bone.cut(canal, blend=2).cut(_mirrored(_foramina()), blend=2)
@@ -511,7 +768,16 @@ def sacrum() -> Shape:
 def coccyx() -> Shape:
     "Four small vertebrae that turn forward: a strip with four swellings."
     y, z = (-80, -80, -78, -75.5, -72.5, -69, -65, -60), (0, -5, -11, -17, -22, -27, -31, -34)
-    half_width, half_depth = (9, 7, 7.5, 4.5, 5.5, 3.2, 3.5, 2), (4, 4.6, 3.2, 4.2, 2.8, 3.6, 2.6, 2.4)
+    half_width, half_depth = (9, 7, 7.5, 4.5, 5.5, 3.2, 3.5, 2), (
+        4,
+        4.6,
+        3.2,
+        4.2,
+        2.8,
+        3.6,
+        2.6,
+        2.4,
+    )
     rows = [[(x, b, c, r) for x in (-w, 0, w)] for w, b, c, r in zip(half_width, y, z, half_depth)]
     return Shape().add(plate(rows, cortex=0.7, core=130.0))
 
@@ -519,16 +785,41 @@ def coccyx() -> Shape:
 def vertebra() -> Shape:
     "A third lumbar vertebra about the centre of its body: x right, y forward, z up its own axis."
     body = barrel((0, 0, 0), (23.5, 17, 14), waist=0.12, cortex=0.9, core=190.0)
-    pedicle = plate([[(14, -10, z, 4.8), (15, -20, z, 4.2), (15.5, -28, z, 4.8)] for z in (2.0, 7.0)], cortex=0.9, core=200.0)
-    lamina = plate([[(15, -31, 8, 3.5), (8, -38, 5, 3.5), (0, -43, 2, 3.5)], [(16, -32, -8, 3.2), (9, -40, -11, 3.2), (0, -45, -12, 3.2)]], cortex=1.3)
-    spinous = plate([[(0, -44, 4, 3.0), (0, -56, 0, 2.6), (0, -70, -3, 3.2)], [(0, -45, -9, 3.2), (0, -58, -13, 3.2), (0, -71, -16, 4.2)]], cortex=1.2)
-    transverse = tube([(17, -24, 3, 5.0), (28, -28, 4, 3.8), (40, -32, 6, 3.2), (45, -33, 7, 2.6)], cortex=1.1)
-    upper = tube([(17, -29, 6, 5.5), (18.5, -30, 17, 5.5), (19, -31, 22, 4.0)], cortex=1.6, core=330.0)
-    lower = tube([(14, -38, -6, 5.5), (13.5, -39, -18, 5.5), (13, -38, -25, 4.0)], cortex=1.6, core=330.0)
+    pedicle = plate(
+        [[(14, -10, z, 4.8), (15, -20, z, 4.2), (15.5, -28, z, 4.8)] for z in (2.0, 7.0)],
+        cortex=0.9,
+        core=200.0,
+    )
+    lamina = plate(
+        [
+            [(15, -31, 8, 3.5), (8, -38, 5, 3.5), (0, -43, 2, 3.5)],
+            [(16, -32, -8, 3.2), (9, -40, -11, 3.2), (0, -45, -12, 3.2)],
+        ],
+        cortex=1.3,
+    )
+    spinous = plate(
+        [
+            [(0, -44, 4, 3.0), (0, -56, 0, 2.6), (0, -70, -3, 3.2)],
+            [(0, -45, -9, 3.2), (0, -58, -13, 3.2), (0, -71, -16, 4.2)],
+        ],
+        cortex=1.2,
+    )
+    transverse = tube(
+        [(17, -24, 3, 5.0), (28, -28, 4, 3.8), (40, -32, 6, 3.2), (45, -33, 7, 2.6)], cortex=1.1
+    )
+    upper = tube(
+        [(17, -29, 6, 5.5), (18.5, -30, 17, 5.5), (19, -31, 22, 4.0)], cortex=1.6, core=330.0
+    )
+    lower = tube(
+        [(14, -38, -6, 5.5), (13.5, -39, -18, 5.5), (13, -38, -25, 4.0)], cortex=1.6, core=330.0
+    )
     bone = Shape().add(body)
     for part in (pedicle, lamina, spinous, transverse, upper, lower):
         bone = bone.add(_mirrored(part), blend=3)
-    return bone.cut(tube([(0, -26, -40, 9.0), (0, -25.5, 0, 8.2), (0, -26, 40, 9.0)], cortex=1.0), blend=2)  # vertebral canal
+    # vertebral canal
+    return bone.cut(
+        tube([(0, -26, -40, 9.0), (0, -25.5, 0, 8.2), (0, -26, 40, 9.0)], cortex=1.0), blend=2
+    )
 
 # %% ../notebooks/api/05_phantom.ipynb #f8fe2040
 @dataclass(frozen=True)
@@ -557,12 +848,26 @@ def specimen(seed: int) -> Specimen:
     rng = np.random.default_rng([seed, 2])
     female = float(np.clip(0.8 * (1 - seed % 2) + rng.uniform(-0.1, 0.3), 0, 1))
     femora = tuple(tuple(rng.normal((6, 3, 2), (7, 4, 3)).tolist()) for _ in range(2))
-    return Specimen(seed, female, 1.035 - 0.07 * female + rng.uniform(-0.04, 0.04), rng.uniform(-10, 10), rng.uniform(-3, 3), rng.uniform(0.7, 1.25),
-                    rng.uniform(-7, 7), femora, rng.uniform(1.5, 3.0), rng.uniform(12, 34), rng.uniform(0.4, 1.6), rng.uniform(0.8, 1.12))
+    return Specimen(
+        seed,
+        female,
+        1.035 - 0.07 * female + rng.uniform(-0.04, 0.04),
+        rng.uniform(-10, 10),
+        rng.uniform(-3, 3),
+        rng.uniform(0.7, 1.25),
+        rng.uniform(-7, 7),
+        femora,
+        rng.uniform(1.5, 3.0),
+        rng.uniform(12, 34),
+        rng.uniform(0.4, 1.6),
+        rng.uniform(0.8, 1.12),
+    )
 
 # %% ../notebooks/api/05_phantom.ipynb #8513b87d
 def _place(who: Specimen, left: bool = False, tilt: float = 1.0) -> Callable:
-    "The map from the atlas to this person's pelvis; `tilt` is the share of the pelvic tilt that is applied."
+    """The map from the atlas to this person's pelvis; `tilt` is the share of the pelvic tilt that
+    is applied.
+    """
     rng = np.random.default_rng([who.seed, 3])
     waves = rng.normal(size=(6, 3))
     waves *= 2 * np.pi / rng.uniform(90, 220, (6, 1)) / np.linalg.norm(waves, axis=1, keepdims=True)
@@ -574,23 +879,31 @@ def _place(who: Specimen, left: bool = False, tilt: float = 1.0) -> Callable:
         x, z = p[..., :1], p[..., 2:]
         side = np.clip(x / 40 - 0.2, 0, 1) - np.clip(-x / 40 - 0.2, 0, 1)
         spread = side * sex * (12 * np.clip(-z / 50, 0, 1) + 8 * np.clip((z - 60) / 90, 0, 1))
-        p = np.concatenate([p[..., :1] + spread, p[..., 1:]], -1) * np.array([-1.0 if left else 1.0, 1, 1])
+        p = np.concatenate([p[..., :1] + spread, p[..., 1:]], -1) * np.array(
+            [-1.0 if left else 1.0, 1, 1]
+        )
         return who.scale * (p + np.sin(p @ waves.T + phase) @ push) @ R.T
 
     return place
 
 
 def _leg(who: Specimen, left: bool = False) -> Callable:
-    "The same for a femur, which also turns about the centre of its head; it lies on the table however the pelvis tilts."
+    """The same for a femur, which also turns about the centre of its head; it lies on the table
+    however the pelvis tilts.
+    """
     internal, abduction, flexion = who.femora[int(left)]
-    R, place = _rotation(z=internal) @ _rotation(y=-abduction) @ _rotation(x=flexion - 0.7 * who.tilt), _place(who, left)
+    R, place = _rotation(z=internal) @ _rotation(y=-abduction) @ _rotation(
+        x=flexion - 0.7 * who.tilt
+    ), _place(who, left)
     return lambda p: place((p - FEMORAL_HEAD) @ R.T + FEMORAL_HEAD)
 
 # %% ../notebooks/api/05_phantom.ipynb #ce43e34c
 def _cores(elements: np.ndarray, change: Callable, cortex: float | None = None) -> np.ndarray:
     "The elements with `change` applied to their cores, and if given another cortex."
     out, swept = elements.copy(), elements[:, 0] == SWEPT
-    out[np.ix_(swept, (6, 12))], out[:, 18] = change(out[np.ix_(swept, (6, 12))]), change(out[:, 18])
+    out[np.ix_(swept, (6, 12))], out[:, 18] = change(out[np.ix_(swept, (6, 12))]), change(
+        out[:, 18]
+    )
     if cortex is not None:
         out[np.ix_(swept, (5, 11, 17))], out[~swept, 17] = cortex, cortex
     return out
@@ -598,39 +911,72 @@ def _cores(elements: np.ndarray, change: Callable, cortex: float | None = None) 
 # %% ../notebooks/api/05_phantom.ipynb #c57d5299
 def _lumbar(who: Specimen) -> list[tuple[Shape, Shape]]:
     "Vertebra and the disc below it, from L5 up to L1, stacked on the sacrum."
-    bends = np.array([38, *(np.array([20, 9, 0, -7, -11]) * who.lordosis)])  # forward inclination of S1, then of L5 to L1, degrees
+    # forward inclination of S1, then of L5 to L1, degrees
+    bends = np.array([38, *(np.array([20, 9, 0, -7, -11]) * who.lordosis)])
     top, out = SACRAL_CENTRES[0] + 15 * S1_UP, []
-    for n, (size, height) in enumerate([(1.04, 9.5), (1.03, 10.5), (1.0, 10.0), (0.97, 9.0), (0.94, 8.5)]):
+    for n, (size, height) in enumerate(
+        [(1.04, 9.5), (1.03, 10.5), (1.0, 10.0), (0.97, 9.0), (0.94, 8.5)]
+    ):
         sway = who.scoliosis * np.cos(np.pi * n / 4)
-        between, R = _rotation(x=-bends[n : n + 2].mean(), y=sway), _rotation(x=-bends[n + 1], y=sway, z=-sway / 2)
-        disc = Shape().add(barrel(top + between[:, 2] * height / 2, (23 * size, 16.5 * size, height / 2 + 1), up=between[:, 2], cortex=0.0, core=85.0))
+        between, R = _rotation(x=-bends[n : n + 2].mean(), y=sway), _rotation(
+            x=-bends[n + 1], y=sway, z=-sway / 2
+        )
+        disc = Shape().add(
+            barrel(
+                top + between[:, 2] * height / 2,
+                (23 * size, 16.5 * size, height / 2 + 1),
+                up=between[:, 2],
+                cortex=0.0,
+                core=85.0,
+            )
+        )
         centre = top + between[:, 2] * height + R[:, 2] * 14 * size
         out.append((vertebra().each(lambda e: placed(e, lambda p: size * p @ R.T + centre)), disc))
         top = centre + R[:, 2] * 14 * size
     return out
 
 # %% ../notebooks/api/05_phantom.ipynb #7532c9a8
-LABELS = {1: "left hemipelvis", 2: "right hemipelvis", 3: "vertebrae", 4: "upper sacrum", 5: "left femur", 6: "right femur"}  # of DeepFluoro
+# of DeepFluoro
+LABELS = {
+    1: "left hemipelvis",
+    2: "right hemipelvis",
+    3: "vertebrae",
+    4: "upper sacrum",
+    5: "left femur",
+    6: "right femur",
+}
 
 
 @jaxtyped(typechecker=beartype)
 def skeleton(who: Specimen) -> list:
-    "Discs and bones of one person as `Tissue`, in the order they are painted; the upper sacrum ends between S2 and S3."
+    """Discs and bones of one person as `Tissue`, in the order they are painted; the upper sacrum
+    ends between S2 and S3.
+    """
     middle = _place(who)
 
     def bone(shape, place, **kwargs):
-        dense = shape.each(lambda e: _cores(placed(e, place), lambda core: np.where(core > 0, core * who.mineral, core)))
+        dense = shape.each(
+            lambda e: _cores(
+                placed(e, place), lambda core: np.where(core > 0, core * who.mineral, core)
+            )
+        )
         return Tissue(dense, shell=1350 * who.mineral, rough=0.35, **kwargs)
 
     S2, S3 = middle(SACRAL_CENTRES[1:3])
     lumbar = _lumbar(who)
     tissues = [Tissue(disc, texture=0.1).each(lambda e: placed(e, middle)) for _, disc in lumbar]
-    tissues += [bone(coccyx(), middle), bone(sacrum(), middle, label=4, above=(*(S2 - S3), (S2 - S3) @ (S2 + S3) / 2))]
+    tissues += [
+        bone(coccyx(), middle),
+        bone(sacrum(), middle, label=4, above=(*(S2 - S3), (S2 - S3) @ (S2 + S3) / 2)),
+    ]
     tissues += [bone(shape, middle, label=3, grain=(1, 1, 2.5)) for shape, _ in lumbar]
     gap = grown(placed(sacrum().elements, middle), 2.2)  # the sacroiliac joint
     for left in (False, True):
         hip = bone(hip_bone(), _place(who, left), label=1 if left else 2)
-        tissues += [hip._replace(shape=hip.shape.cut(gap, blend=1)), bone(femur(), _leg(who, left), label=5 if left else 6, grain=(1, 1, 3))]
+        tissues += [
+            hip._replace(shape=hip.shape.cut(gap, blend=1)),
+            bone(femur(), _leg(who, left), label=5 if left else 6, grain=(1, 1, 3)),
+        ]
     return tissues
 
 # %% ../notebooks/api/05_phantom.ipynb #cd0ac940
@@ -652,23 +998,52 @@ def _trunk(who: Specimen) -> list[Tissue]:
         return shape
 
     belly = ball((0, 35, 150), (130 + who.fat, 70 + 0.7 * who.fat, 110))
-    cavity = Shape().add(ball((0, 26, 165), (122, 62, 150)), ball((0, 0, 30), (58, 52, 70)), blend=15)
-    return [_flesh(outline(who.fat - 8).add(belly, blend=25), -102, skin=1.8, shell=30, texture=0.5),
-            _flesh(outline(-8.0), 48, texture=0.16, grain=(1, 1, 3)), _flesh(cavity, -92, texture=0.8)]
+    cavity = Shape().add(
+        ball((0, 26, 165), (122, 62, 150)), ball((0, 0, 30), (58, 52, 70)), blend=15
+    )
+    return [
+        _flesh(outline(who.fat - 8).add(belly, blend=25), -102, skin=1.8, shell=30, texture=0.5),
+        _flesh(outline(-8.0), 48, texture=0.16, grain=(1, 1, 3)),
+        _flesh(cavity, -92, texture=0.8),
+    ]
 
 # %% ../notebooks/api/05_phantom.ipynb #d99b4d0c
 def _hip_flexors() -> Tissue:
     "Psoas and iliacus."
-    psoas = tube([(26, -8, 250, 11), (30, -4, 200, 17), (38, 4, 140, 20), (50, 14, 95, 19), (66, 30, 50, 16), (84, 36, 10, 13), (102, 12, -28, 11),
-                  (114, -16, -54, 8)])
-    iliacus = plate([[(62, -18, 54, 8), (72, 5, 48, 8), (78, 25, 46, 7)], [(68, -32, 86, 7), (84, -8, 86, 8), (96, 22, 80, 7)],
-                     [(80, -36, 122, 4), (102, -10, 122, 5), (114, 24, 104, 5)]])
-    return _flesh(Shape().add(_mirrored(psoas)).add(_mirrored(iliacus), blend=6), 55, texture=0.14, grain=(1, 1, 3))
+    psoas = tube(
+        [
+            (26, -8, 250, 11),
+            (30, -4, 200, 17),
+            (38, 4, 140, 20),
+            (50, 14, 95, 19),
+            (66, 30, 50, 16),
+            (84, 36, 10, 13),
+            (102, 12, -28, 11),
+            (114, -16, -54, 8),
+        ]
+    )
+    iliacus = plate(
+        [
+            [(62, -18, 54, 8), (72, 5, 48, 8), (78, 25, 46, 7)],
+            [(68, -32, 86, 7), (84, -8, 86, 8), (96, 22, 80, 7)],
+            [(80, -36, 122, 4), (102, -10, 122, 5), (114, 24, 104, 5)],
+        ]
+    )
+    return _flesh(
+        Shape().add(_mirrored(psoas)).add(_mirrored(iliacus), blend=6),
+        55,
+        texture=0.14,
+        grain=(1, 1, 3),
+    )
 
 # %% ../notebooks/api/05_phantom.ipynb #43993439
 def _gut(points, rng, bumps: int) -> np.ndarray:
-    "Control points of a bowel near `points`, whose radius swells and narrows `bumps` times per point."
-    points = np.array([(*(np.array(p[:3]) + rng.normal(0, 5, 3)), p[3] * rng.uniform(0.85, 1.15)) for p in points])
+    """Control points of a bowel near `points`, whose radius swells and narrows `bumps` times per
+    point.
+    """
+    points = np.array(
+        [(*(np.array(p[:3]) + rng.normal(0, 5, 3)), p[3] * rng.uniform(0.85, 1.15)) for p in points]
+    )
     path = _spline(len(points), 2 * bumps) @ points
     path[:, 3] *= 1 + 0.16 * (-1.0) ** np.arange(len(path)) + rng.normal(0, 0.05, len(path))
     return path
@@ -687,36 +1062,75 @@ def _bubbles(path: np.ndarray, rng, amount: float) -> list[np.ndarray]:
     return out
 
 # %% ../notebooks/api/05_phantom.ipynb #25c22e76
+# right, front, up, radius [mm] along the ascending, transverse and descending colon
+# fmt: off
+_COLON = (
+    ((88, 28, 78, 20), (98, 10, 112, 22), (104, 0, 160, 20), (102, 12, 215, 19), (98, 20, 260, 18)),
+    ((92, 40, 232, 16), (55, 62, 196, 16), (5, 68, 178, 15), (-50, 60, 196, 16), (-98, 30, 240, 15)),
+    ((-106, -5, 260, 13), (-108, -8, 190, 13), (-102, 8, 130, 13), (-78, 26, 92, 12),
+     (-36, 30, 84, 12), (-14, -4, 84, 13), (2, -40, 66, 13), (0, -58, 34, 15), (0, -48, 2, 15),
+     (0, -40, -30, 9)),
+)
+# fmt: on
+
+
 def _bowel(who: Specimen) -> list[Tissue]:
-    "Colon and rectum with stool, loops of small bowel, bladder, kidneys, and gas: different in every person."
+    """Colon and rectum with stool, loops of small bowel, bladder, kidneys, and gas: different in
+    every person.
+    """
     rng = np.random.default_rng([who.seed, 5])
-    colon = [_gut([(88, 28, 78, 20), (98, 10, 112, 22), (104, 0, 160, 20), (102, 12, 215, 19), (98, 20, 260, 18)], rng, 4),
-             _gut([(92, 40, 232, 16), (55, 62, 196, 16), (5, 68, 178, 15), (-50, 60, 196, 16), (-98, 30, 240, 15)], rng, 4),
-             _gut([(-106, -5, 260, 13), (-108, -8, 190, 13), (-102, 8, 130, 13), (-78, 26, 92, 12), (-36, 30, 84, 12), (-14, -4, 84, 13), (2, -40, 66, 13),
-                   (0, -58, 34, 15), (0, -48, 2, 15), (0, -40, -30, 9)], rng, 3)]
+    colon = [_gut(list(path), rng, n) for path, n in zip(_COLON, (4, 4, 3))]
     loops = []
     for _ in range(7):
         walk = np.cumsum(rng.normal(0, 1, (9, 3)) * (26, 14, 20), 0)
         middle = rng.uniform(-1, 1, 3) * (55, 26, 55) + (0, 30, 120)
-        loops.append(_spline(9, 3) @ np.concatenate([middle + walk - walk.mean(0), rng.uniform(8, 12, (9, 1))], 1))
+        loops.append(
+            _spline(9, 3)
+            @ np.concatenate([middle + walk - walk.mean(0), rng.uniform(8, 12, (9, 1))], 1)
+        )
     bladder = ball((rng.normal(0, 4), 34, 14), (36 + rng.normal(0, 4), 28, 24 + rng.normal(0, 5)))
-    organs = Shape().add(bladder, ball((0, 2, 20), (24, 18, 22)), _mirrored(ball((62, -34, 222), (27, 22, 48))))
-    gas = [b for path in colon for b in _bubbles(path, rng, who.gas)] + [b for path in loops for b in _bubbles(path, rng, 0.35 * who.gas)]
-    tissues = [_flesh(Shape().add(*(tube(p, refine=1) for p in loops)), 32, texture=0.2, rough=1.0),
-               _flesh(organs, 14, skin=3, shell=40, texture=0.05),
-               _flesh(Shape().add(*(tube(p, refine=2) for p in colon)), 5, skin=2.5, shell=40, texture=1.1, rough=1.5)]
+    organs = Shape().add(
+        bladder, ball((0, 2, 20), (24, 18, 22)), _mirrored(ball((62, -34, 222), (27, 22, 48)))
+    )
+    gas = [b for path in colon for b in _bubbles(path, rng, who.gas)] + [
+        b for path in loops for b in _bubbles(path, rng, 0.35 * who.gas)
+    ]
+    tissues = [
+        _flesh(Shape().add(*(tube(p, refine=1) for p in loops)), 32, texture=0.2, rough=1.0),
+        _flesh(organs, 14, skin=3, shell=40, texture=0.05),
+        _flesh(
+            Shape().add(*(tube(p, refine=2) for p in colon)),
+            5,
+            skin=2.5,
+            shell=40,
+            texture=1.1,
+            rough=1.5,
+        ),
+    ]
     return tissues + [_flesh(Shape().add(*gas), -960, texture=0.0, rough=1.2)] if gas else tissues
 
 # %% ../notebooks/api/05_phantom.ipynb #86317574
 @jaxtyped(typechecker=beartype)
 def soft_tissue(who: Specimen) -> list:
-    "Everything around the bones as `Tissue`, in the order it is painted; the skin comes first and tilts less than the pelvis."
+    """Everything around the bones as `Tissue`, in the order it is painted; the skin comes first and
+    tilts less than the pelvis.
+    """
     flat, tilted = _place(who, tilt=0.3), _place(who)
-    return [t.each(lambda e, to=to: placed(e, to)) for parts, to in ((_trunk(who), flat), ([_hip_flexors(), *_bowel(who)], tilted)) for t in parts]
+    return [
+        t.each(lambda e, to=to: placed(e, to))
+        for parts, to in ((_trunk(who), flat), ([_hip_flexors(), *_bowel(who)], tilted))
+        for t in parts
+    ]
 
 # %% ../notebooks/api/05_phantom.ipynb #3e6ddea9
 _ATLAS_LANDMARKS = {  # right side, mm
-    "FH": FEMORAL_HEAD, "GSN": (61, -50, 38), "IOF": (40, -18, -49), "MOF": (23, 30, -27), "SPS": (4, 43, -8), "IPS": (4, 19, -47), "ASIS": (122, 67, 82),
+    "FH": FEMORAL_HEAD,
+    "GSN": (61, -50, 38),
+    "IOF": (40, -18, -49),
+    "MOF": (23, 30, -27),
+    "SPS": (4, 43, -8),
+    "IPS": (4, 19, -47),
+    "ASIS": (122, 67, 82),
 }
 LANDMARKS = tuple(f"{name}-{side}" for name in _ATLAS_LANDMARKS for side in "lr")
 
@@ -756,23 +1170,32 @@ class Phantom(NamedTuple):
 def phantom_volume(
     seed: int = 0,  # which person
     spacing=1.5,  # voxel size, one number or (x, y, z), mm
-    field=None,  # extent of the volume (x, y, z), mm; None: the whole person from L2 to the upper thighs
+    # extent of the volume (x, y, z), mm; None: the whole person from L2 to the upper thighs
+    field=None,
     centre=None,  # its centre in the frame of the femoral heads, mm
 ) -> Phantom:
     "CT, labels and landmarks of one person as arrays."
     spacing = np.broadcast_to(np.asarray(spacing, float), 3).copy()
     if not (spacing > 0).all() or spacing.max() > 20:
-        raise ValueError(f"spacing is a voxel size between 0 and 20 mm, one number or three, not {spacing.tolist()}")
+        raise ValueError(
+            "spacing is a voxel size between 0 and 20 mm, one number or three, not"
+            f" {spacing.tolist()}"
+        )
     who = specimen(seed)
     flesh = soft_tissue(who)
     skin = bounds(flesh[0].shape.elements)
     low, high = np.array([*skin[:, :2].min(0), -111]), np.array([*skin[:, 3:5].max(0), 231])
     centre = (low + high) / 2 if centre is None else np.asarray(centre, float)
-    field = np.ceil((high - low) / 6) * 6 if field is None else np.broadcast_to(np.asarray(field, float), 3)
+    field = (
+        np.ceil((high - low) / 6) * 6
+        if field is None
+        else np.broadcast_to(np.asarray(field, float), 3)
+    )
     shape = np.maximum(np.round(field / spacing), 1).astype(int)
     origin = centre - (shape - 1) / 2 * spacing
 
-    check_memory("the phantom", shape, 20, "a larger spacing= (mm) gives fewer voxels")  # with the temporaries of painting, and its density afterwards
+    # with the temporaries of painting, and its density afterwards
+    check_memory("the phantom", shape, 20, "a larger spacing= (mm) gives fewer voxels")
     hu, labels = np.full(shape, -1000, np.float32), np.zeros(shape, np.uint8)
     paint(flesh + skeleton(who), hu, labels, origin, spacing, seed)
     affine = np.diag([*spacing, 1.0])
@@ -788,10 +1211,18 @@ def make_phantom(
     centre=None,  # centre in the frame of the femoral heads, mm; None: that of the person
     **kwargs,  # for `data.read`: labels, orientation, bone_attenuation_multiplier, density, ...
 ) -> tio.Subject:
-    "The embedded patient: volume, density, labels (`mask`, `structures`), fourteen landmarks (`fiducials`)."
+    """The embedded patient: volume, density, labels (`mask`, `structures`), fourteen landmarks
+    (`fiducials`).
+    """
     phantom = phantom_volume(seed, spacing, field, centre)
-    table = pd.DataFrame([("bones", i, name, i) for i, name in LABELS.items()], columns=["group", "original_idx", "structure", "id"])
+    table = pd.DataFrame(
+        [("bones", i, name, i) for i, name in LABELS.items()],
+        columns=["group", "original_idx", "structure", "id"],
+    )
     return read(
         tio.ScalarImage(tensor=torch.from_numpy(phantom.hu)[None], affine=phantom.affine),
         labelmap=tio.LabelMap(tensor=torch.from_numpy(phantom.labels)[None], affine=phantom.affine),
-        structures=table, fiducials=torch.from_numpy(phantom.landmarks).float()[None], **kwargs)
+        structures=table,
+        fiducials=torch.from_numpy(phantom.landmarks).float()[None],
+        **kwargs,
+    )

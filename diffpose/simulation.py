@@ -31,7 +31,9 @@ def materials(
     return water, (hu - WATER_HU).clamp_(min=0).mul_(BONE_PER_HU)
 
 # %% ../notebooks/api/12_simulation.ipynb #d062b912
-SPECTRUM = (  # share of the signal, mass attenuation of water and of cortical bone [cm2/g] at 40, 50, 60, 80, 100 keV [@hubbell2004]
+# share of the signal, mass attenuation of water and of cortical bone [cm2/g] at 40, 50, 60, 80, 100
+# keV [@hubbell2004]
+SPECTRUM = (
     (0.12, 0.2683, 0.6655),
     (0.25, 0.2269, 0.4242),
     (0.28, 0.2059, 0.3148),
@@ -57,29 +59,47 @@ class Physics:
     photons: float = 2e4  # unattenuated, per pixel of the output
     scatter: float = 0.1  # share of scattered light
     scatter_mm: float = 40.0  # its width (standard deviation) on the detector [mm]
-    blur: float = 0.5  # width of the detector's response (standard deviation) [pixels of the output]
+    # width of the detector's response (standard deviation) [pixels of the output]
+    blur: float = 0.5
     collimator: float = 0.08  # each blade covers up to this fraction of the image
     leak: float = 0.01  # what the blades and tools let through
     gain: float = 0.3  # log of the detector's unknown gain, plus or minus
     tool_mm: float = 0.0  # width of a metal rod across the image, on the detector [mm]; 0: none
 
     def __post_init__(self):
-        if self.oversample < 1 or self.photons <= 0 or not 0 <= self.scatter < 1 or not 0 <= self.collimator < 0.5 or self.tool_mm < 0:
-            raise ValueError(f"physics out of range: {self}. oversample >= 1, photons > 0, scatter in [0, 1), collimator in [0, 0.5), tool_mm >= 0")
+        if (
+            self.oversample < 1
+            or self.photons <= 0
+            or not 0 <= self.scatter < 1
+            or not 0 <= self.collimator < 0.5
+            or self.tool_mm < 0
+        ):
+            raise ValueError(
+                f"physics out of range: {self}. oversample >= 1, photons > 0, scatter in [0, 1),"
+                " collimator in [0, 0.5), tool_mm >= 0"
+            )
 
 # %% ../notebooks/api/12_simulation.ipynb #38163189
-def _blades(camera: Camera, physics: Physics, gen: torch.Generator) -> Tensor:  # H W of the fine image, 1 inside
+# H W of the fine image, 1 inside
+def _blades(camera: Camera, physics: Physics, gen: torch.Generator) -> Tensor:
     "Open field between four blades, each at its own random depth."
     cover = physics.collimator * (0.3 + 0.7 * torch.rand(4, generator=gen))
     rows = (torch.arange(camera.height) + 0.5) / camera.height
     cols = (torch.arange(camera.width) + 0.5) / camera.width
-    inside = ((rows > cover[0]) & (rows < 1 - cover[1]))[:, None] & ((cols > cover[2]) & (cols < 1 - cover[3]))
-    return inside.float() if physics.collimator > 0 else torch.ones_like(inside, dtype=torch.float32)
+    inside = ((rows > cover[0]) & (rows < 1 - cover[1]))[:, None] & (
+        (cols > cover[2]) & (cols < 1 - cover[3])
+    )
+    return (
+        inside.float() if physics.collimator > 0 else torch.ones_like(inside, dtype=torch.float32)
+    )
 
 
 def _rod(camera: Camera, physics: Physics, gen: torch.Generator) -> Tensor:  # H W, 1 beside the rod
     "A straight rod at a random angle, passing within a sixth of the image's width of its centre."
-    angle, shift = math.pi * torch.rand(1, generator=gen), (torch.rand(1, generator=gen) - 0.5) * camera.width * camera.delx / 3
+    angle, shift = (
+        math.pi * torch.rand(1, generator=gen),
+        (torch.rand(1, generator=gen) - 0.5) * camera.width * camera.delx / 3,
+    )
     y = (torch.arange(camera.height) + 0.5 - camera.height / 2) * camera.dely
     x = (torch.arange(camera.width) + 0.5 - camera.width / 2) * camera.delx
     distance = (x * angle.sin() - y[:, None] * angle.cos() + shift).abs()
@@ -93,13 +113,19 @@ def _gaussian(image: Tensor, sigma: float) -> Tensor:  # H W
     return torch.from_numpy(gaussian_filter(image.numpy(), sigma)) if sigma > 0 else image
 
 # %% ../notebooks/api/12_simulation.ipynb #462240e0
-def _detect(beam: Tensor, camera: Camera, physics: Physics, gen: torch.Generator) -> tuple[Tensor, Tensor]:
-    "Signal (1 = unattenuated, times the gain) and field of view (bool) of one image, from its ideal fine image H W."
+def _detect(
+    beam: Tensor, camera: Camera, physics: Physics, gen: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Signal (1 = unattenuated, times the gain) and field of view (bool) of one image, from its
+    ideal fine image H W.
+    """
     field = _blades(camera, physics, gen)
     clear = field * _rod(camera, physics, gen)
     light = beam * (physics.leak + (1 - physics.leak) * clear)
     haze = _gaussian(light, physics.scatter_mm / camera.delx)
-    light = _gaussian((1 - physics.scatter) * light + physics.scatter * haze, physics.blur * physics.oversample)
+    light = _gaussian(
+        (1 - physics.scatter) * light + physics.scatter * haze, physics.blur * physics.oversample
+    )
     pool = lambda x: torch.nn.functional.avg_pool2d(x[None, None], physics.oversample)[0, 0]
     counts = torch.poisson(pool(light) * physics.photons, generator=gen).clamp(min=0.5)
     gain = math.exp(physics.gain * (2 * torch.rand(1, generator=gen).item() - 1))
@@ -114,15 +140,24 @@ def simulate_xray(
     physics: Optional[Physics] = None,
     return_mask: bool = False,  # also return the field of view, B 1 H W bool
 ) -> Tensor:  # B 1 H W line integrals, as read_xray returns them
-    "X-rays that are not DRRs: two materials, a spectrum, scatter, blur, noise, blades, gain, perhaps a tool."
+    """X-rays that are not DRRs: two materials, a spectrum, scatter, blur, noise, blades, gain,
+    perhaps a tool.
+    """
     physics = physics or Physics()
     fine = camera.resize(camera.height * physics.oversample, camera.width * physics.oversample)
     drr = DRR.from_camera(subject, fine, renderer="siddon", persistent=False)
     with torch.no_grad():
         rays = drr.rays(pose.double().cpu())
         shape = (len(pose), fine.height, fine.width)
-        water, bone = (drr.render(m, *rays).reshape(shape) / 10 for m in materials(subject.volume.data[0].float()))  # mm to cm
+        # mm to cm
+        water, bone = (
+            drr.render(m, *rays).reshape(shape) / 10
+            for m in materials(subject.volume.data[0].float())
+        )
         beams = transmit(water, physics.bone * bone)
-        images = [_detect(beam, fine, physics, torch.Generator().manual_seed(seed + k)) for k, beam in enumerate(beams)]
+        images = [
+            _detect(beam, fine, physics, torch.Generator().manual_seed(seed + k))
+            for k, beam in enumerate(beams)
+        ]
     signal, field = (torch.stack(x)[:, None] for x in zip(*images))
     return (-signal.log(), field) if return_mask else -signal.log()

@@ -19,14 +19,20 @@ from numba.np.arrayobj import make_array
 # %% ../../notebooks/api/07_kernels_lanes.ipynb #d2f7cc88
 LANES = 8  # rays that advance together
 
-_ELEMENTS = {"real": ir.DoubleType(), "single": ir.FloatType(), "whole": ir.IntType(64), "mask": ir.IntType(1)}
+_ELEMENTS = {
+    "real": ir.DoubleType(),
+    "single": ir.FloatType(),
+    "whole": ir.IntType(64),
+    "mask": ir.IntType(1),
+}
 _INT32 = ir.IntType(32)
 
 
 class Lanes(types.Type):
     "numba's type of `LANES` numbers of a kind."
 
-    def __init__(self, kind: str):  # "real" (float64), "single" (float32), "whole" (int64) or "mask"
+    # "real" (float64), "single" (float32), "whole" (int64) or "mask"
+    def __init__(self, kind: str):
         self.kind, self.vector = kind, ir.VectorType(_ELEMENTS[kind], LANES)
         super().__init__(name=f"Lanes({kind}, {LANES})")
 
@@ -48,17 +54,30 @@ def _operator(op, emit, kinds, result=None):
 
     @infer_global(op)
     class _Typing(ConcreteTemplate):
-        cases = [signature(result or kind, *[kind] * (1 if op is operator.invert else 2)) for kind in kinds]
+        cases = [
+            signature(result or kind, *[kind] * (1 if op is operator.invert else 2))
+            for kind in kinds
+        ]
 
     for case in _Typing.cases:
         lower_builtin(op, *case.args)(lambda context, builder, sig, args: emit(builder, *args))
 
 
-for _op, _real, _whole in ((operator.add, "fadd", "add"), (operator.sub, "fsub", "sub"), (operator.mul, "fmul", "mul")):
+for _op, _real, _whole in (
+    (operator.add, "fadd", "add"),
+    (operator.sub, "fsub", "sub"),
+    (operator.mul, "fmul", "mul"),
+):
     _operator(_op, lambda b, x, y, name=_real: getattr(b, name)(x, y), [REAL, SINGLE])
     _operator(_op, lambda b, x, y, name=_whole: getattr(b, name)(x, y), [WHOLE])
 _operator(operator.truediv, lambda b, x, y: b.fdiv(x, y), [REAL, SINGLE])
-for _op, _sign in ((operator.lt, "<"), (operator.le, "<="), (operator.gt, ">"), (operator.ge, ">="), (operator.eq, "==")):
+for _op, _sign in (
+    (operator.lt, "<"),
+    (operator.le, "<="),
+    (operator.gt, ">"),
+    (operator.ge, ">="),
+    (operator.eq, "=="),
+):
     _operator(_op, lambda b, x, y, sign=_sign: b.fcmp_ordered(sign, x, y), [REAL, SINGLE], MASK)
     _operator(_op, lambda b, x, y, sign=_sign: b.icmp_signed(sign, x, y), [WHOLE], MASK)
 _operator(operator.and_, lambda b, x, y: b.and_(x, y), [MASK])
@@ -69,21 +88,33 @@ _operator(operator.invert, lambda b, x: b.not_(x), [MASK])
 def _spread(builder, value, kind):
     "One number in every lane, in LLVM."
     vector = builder.insert_element(ir.Constant(kind.vector, ir.Undefined), value, _INT32(0))
-    return builder.shuffle_vector(vector, ir.Constant(kind.vector, ir.Undefined), ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES))
+    return builder.shuffle_vector(
+        vector,
+        ir.Constant(kind.vector, ir.Undefined),
+        ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES),
+    )
 
 
 @intrinsic
 def fill(typing, x):
     "A number in every lane: real from a float, whole from an integer."
     kind, number = (REAL, types.float64) if isinstance(x, types.Float) else (WHOLE, types.int64)
-    return kind(x), lambda context, builder, sig, args: _spread(builder, context.cast(builder, args[0], x, number), kind)
+    return kind(x), lambda context, builder, sig, args: _spread(
+        builder, context.cast(builder, args[0], x, number), kind
+    )
 
 
 @intrinsic
 def lane(typing, lanes, k):
     "The number in lane k."
-    number = types.float64 if lanes == REAL else types.float32 if lanes == SINGLE else types.int64 if lanes == WHOLE else types.boolean
-    return number(lanes, k), lambda context, builder, sig, args: builder.extract_element(args[0], context.cast(builder, args[1], k, types.int32))
+    number = (
+        types.float64
+        if lanes == REAL
+        else types.float32 if lanes == SINGLE else types.int64 if lanes == WHOLE else types.boolean
+    )
+    return number(lanes, k), lambda context, builder, sig, args: builder.extract_element(
+        args[0], context.cast(builder, args[1], k, types.int32)
+    )
 
 
 @intrinsic
@@ -92,7 +123,11 @@ def put(typing, lanes, k, x):
     number = types.float64 if lanes == REAL else types.int64
 
     def emit(context, builder, sig, args):
-        return builder.insert_element(args[0], context.cast(builder, args[2], x, number), context.cast(builder, args[1], k, types.int32))
+        return builder.insert_element(
+            args[0],
+            context.cast(builder, args[2], x, number),
+            context.cast(builder, args[1], k, types.int32),
+        )
 
     return lanes(lanes, k, x), emit
 
@@ -106,13 +141,17 @@ def where(typing, mask, x, y):
 @intrinsic
 def lower(typing, x, y):
     "The smaller number of each lane."
-    return x(x, y), lambda context, builder, sig, args: builder.select(builder.fcmp_ordered("<", *args), *args)
+    return x(x, y), lambda context, builder, sig, args: builder.select(
+        builder.fcmp_ordered("<", *args), *args
+    )
 
 
 @intrinsic
 def upper(typing, x, y):
     "The larger number of each lane."
-    return x(x, y), lambda context, builder, sig, args: builder.select(builder.fcmp_ordered(">", *args), *args)
+    return x(x, y), lambda context, builder, sig, args: builder.select(
+        builder.fcmp_ordered(">", *args), *args
+    )
 
 
 @intrinsic
@@ -125,9 +164,12 @@ def any_lane(typing, mask):
 
     return types.boolean(mask), emit
 
+
 @intrinsic
 def either(typing, x, y):
-    "The bits that are set in one of two numbers, as a number: zero, of either sign, only if both are."
+    """The bits that are set in one of two numbers, as a number: zero, of either sign, only if both
+    are.
+    """
 
     def emit(context, builder, sig, args):
         bits = ir.VectorType(ir.IntType(64 if x == REAL else 32), LANES)
@@ -141,7 +183,9 @@ def floor(typing, x):
     "The largest integer not above x, as a real."
 
     def emit(context, builder, sig, args):
-        function = get_or_insert_function(builder.module, ir.FunctionType(REAL.vector, [REAL.vector]), f"llvm.floor.v{LANES}f64")
+        function = get_or_insert_function(
+            builder.module, ir.FunctionType(REAL.vector, [REAL.vector]), f"llvm.floor.v{LANES}f64"
+        )
         return builder.call(function, args)
 
     return REAL(x), emit
@@ -156,7 +200,9 @@ def to_whole(typing, x):
 @intrinsic
 def wide(typing, x):
     "In double precision."
-    return REAL(x), lambda context, builder, sig, args: args[0] if x == REAL else builder.fpext(args[0], REAL.vector)
+    return REAL(x), lambda context, builder, sig, args: (
+        args[0] if x == REAL else builder.fpext(args[0], REAL.vector)
+    )
 
 
 @intrinsic
@@ -184,12 +230,16 @@ def gather(typing, array, p):
     kind = REAL if isinstance(array.dtype, types.Float) else WHOLE
 
     def emit(context, builder, sig, args):
-        vector = ir.Constant(ir.VectorType(context.get_value_type(array.dtype), LANES), ir.Undefined)
+        vector = ir.Constant(
+            ir.VectorType(context.get_value_type(array.dtype), LANES), ir.Undefined
+        )
         for k, address in enumerate(_addresses(context, builder, array, *args)):
             vector = builder.insert_element(vector, builder.load(address), _INT32(k))
         if vector.type == kind.vector:
             return vector
-        widen = builder.fpext if kind == REAL else builder.sext if array.dtype.signed else builder.zext
+        widen = (
+            builder.fpext if kind == REAL else builder.sext if array.dtype.signed else builder.zext
+        )
         return widen(vector, kind.vector)
 
     return kind(array, p), emit
@@ -209,7 +259,14 @@ def gather_pair(typing, array, p):
         while len(parts) > 1:
             whole = indices(list(range(2 * parts[0].type.count)))
             parts = [builder.shuffle_vector(a, b, whole) for a, b in zip(parts[::2], parts[1::2])]
-        sides = [builder.shuffle_vector(parts[0], ir.Constant(parts[0].type, ir.Undefined), indices(list(range(side, 2 * LANES, 2)))) for side in (0, 1)]
+        sides = [
+            builder.shuffle_vector(
+                parts[0],
+                ir.Constant(parts[0].type, ir.Undefined),
+                indices(list(range(side, 2 * LANES, 2))),
+            )
+            for side in (0, 1)
+        ]
         return context.make_tuple(builder, sig.return_type, sides)
 
     return types.UniTuple(kind, 2)(array, p), emit

@@ -102,8 +102,8 @@ class PoseRegressor(torch.nn.Module):
         "Guess the poses of standardised X-rays B 1 H W."
         if x.ndim != 4 or tuple(x.shape[1:]) != (1, *self.size):
             raise ValueError(
-                f"this network takes X-rays B 1 {self.size[0]} {self.size[1]}, not {tuple(x.shape)}: "
-                "resize the X-ray and its camera (resize_image, Camera.resize)"
+                f"this network takes X-rays B 1 {self.size[0]} {self.size[1]}, not"
+                f" {tuple(x.shape)}: resize the X-ray and its camera (resize_image, Camera.resize)"
             )
         features = self.backbone(x).flatten(1)
         with torch.autocast(x.device.type, enabled=False):  # poses need all their digits

@@ -59,14 +59,18 @@ class Stage:
     size: int  # pixels along the shorter side of the image
     residual: str = "band"  # "band", "mncc", "ncc" or "gradient"
     max_steps: int = 12
-    tolerance: float = 1e-3  # stop when a step improves the cost by less than this fraction, or promises less than half of it
+    # stop when a step improves the cost by less than this fraction, or promises less than half of
+    # it
+    tolerance: float = 1e-3
     window: float = 0.13  # mncc: side of the window, as a fraction of the image's longer side
     robust: float | None = None  # Huber's threshold, in deviations; None is least squares
     curvature: float = (
         0.3  # at least this share of Gauss and Newton's matrix counts where images agree little
     )
     full_volume: bool = False  # render the volume as it is, not averaged to the pixel size
-    refine: bool = False  # of the last: go on with a DRR as sharp as the X-ray, and with pixels weighed by how well their surroundings agree
+    # of the last: go on with a DRR as sharp as the X-ray, and with pixels weighed by how well their
+    # surroundings agree
+    refine: bool = False
 
     def __post_init__(self):
         if self.residual not in RESIDUALS:
@@ -86,7 +90,8 @@ def default_stages(
     size: int,  # pixels along the shorter side of the X-ray
 ) -> list[Stage]:
     "Global NCC on a handful of pixels, then fine structure from about 32 pixels up to at most 256."
-    last = round(size / math.ceil(size / FINEST))  # whole pixels become one: uneven ones blur unevenly
+    # whole pixels become one: uneven ones blur unevenly
+    last = round(size / math.ceil(size / FINEST))
     doublings = max(round(math.log2(last / COARSEST)), 1 if last >= 40 else 0)
     sizes = [round(last / 2**k) for k in range(doublings, -1, -1)]
     if len(sizes) == 2 and sizes[0] < 40:  # too coarse to say whether images agree
@@ -94,7 +99,13 @@ def default_stages(
     stages = [Stage(n, tolerance=2e-2, robust=0.5, max_steps=10) for n in sizes]
     if len(stages) > 1:
         stages[-2] = Stage(sizes[-2], tolerance=5e-3, robust=0.5)
-    last = {"tolerance": 5e-4, "max_steps": 20, "curvature": 0.1, "full_volume": True, "refine": True}
+    last = {
+        "tolerance": 5e-4,
+        "max_steps": 20,
+        "curvature": 0.1,
+        "full_volume": True,
+        "refine": True,
+    }
     stages[-1] = Stage(sizes[-1], robust=0.5, **last)
     if len(stages) > 1:
         stages.insert(0, Stage(max(8, sizes[0] // 2), "ncc", tolerance=5e-2, robust=0.5))
@@ -114,7 +125,9 @@ class Target:
     def __getitem__(self, index: Tensor | slice) -> "Target":
         "Some of the X-rays."
         windows = self.windows and tuple(part[index] for part in self.windows)
-        return Target(*(part[index] for part in (self.image, self.weight, self.support, self.y)), windows)
+        return Target(
+            *(part[index] for part in (self.image, self.weight, self.support, self.y)), windows
+        )
 
     def of(self, which: Tensor) -> "Target":
         "The X-rays that poses B are compared with; of a single one there need be no copies."
@@ -184,7 +197,12 @@ def pooling(
     if stage.full_volume:
         return 1, 1, 1
     camera, short = drr.camera, min(drr.camera.height, drr.camera.width)
-    pixel = min(camera.delx, camera.dely) * short / stage.size * (1 if camera.parallel else distance / camera.sdd)
+    pixel = (
+        min(camera.delx, camera.dely)
+        * short
+        / stage.size
+        * (1 if camera.parallel else distance / camera.sdd)
+    )
     spacing = drr.affine.cpu()[:3, :3].norm(dim=0).tolist()
     return tuple(max(1, int(pixel / voxel + 1e-6)) for voxel in spacing)
 
@@ -206,11 +224,18 @@ def make_level(
     image = torchio.ScalarImage(tensor=density[None].cpu(), affine=affine.numpy())
     patient = torchio.Subject(density=image, reorient=drr.subject.reorient)
     options = {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
-    return Level(stage, DRR._sharing(patient, camera, density.to(drr.device, drr.dtype), renderer, **options).to(drr.device))
+    return Level(
+        stage,
+        DRR._sharing(patient, camera, density.to(drr.device, drr.dtype), renderer, **options).to(
+            drr.device
+        ),
+    )
 
 # %% ../../notebooks/api/16_registration_pyramid.ipynb #b5119e39
 def _fingerprint(volume: Tensor) -> int:
-    "A number that a change of the voxels changes: a checksum, or on a GPU sums of bits along two axes."
+    """A number that a change of the voxels changes: a checksum, or on a GPU sums of bits along two
+    axes.
+    """
     lies = volume.detach().permute(2, 1, 0)
     lies = lies if lies.is_contiguous() else lies.contiguous()
     if lies.device.type == "cpu":

@@ -30,7 +30,9 @@ _BANDS = {}  # filters as matrices, made once for each length, device and precis
 def _banded(
     n: int, kernel: tuple[float, ...], device: torch.device, dtype: torch.dtype, going_on: bool
 ) -> Tensor:  # n n
-    "A filter along n pixels, as a matrix; beyond the ends there is nothing, or the image turned about its last pixel: a slope goes on."
+    """A filter along n pixels, as a matrix; beyond the ends there is nothing, or the image turned
+    about its last pixel: a slope goes on.
+    """
     key = n, kernel, device, dtype, going_on
     if key in _BANDS:
         return _BANDS[key]
@@ -88,7 +90,9 @@ def blurred(
 def band_support(
     weight: Tensor,  # 1|B 1 H W, 0 or 1
 ) -> Tensor:  # 1|B 1 H W, 0 or 1
-    "Pixels at which the filters of `standardise_band` see nothing from outside the field; the image's border is none of its edges."
+    """Pixels at which the filters of `standardise_band` see nothing from outside the field; the
+    image's border is none of its edges.
+    """
     outside = F.pad(1 - weight, (REACH,) * 4)
     return (F.max_pool2d(outside, 2 * REACH + 1, 1) == 0).to(weight)
 
@@ -96,7 +100,9 @@ def band_support(
 def band_areas(
     support: Tensor,  # 1|B 1 H W, 0 or 1
 ) -> Tensor:  # 1|B 2 H W
-    "How much of the square over which contrast is made alike counts, and of that over which slopes are averaged."
+    """How much of the square over which contrast is made alike counts, and of that over which
+    slopes are averaged.
+    """
     squares = (_along(support, _mean(size), _mean(size)) for size in (ENERGY, TREND))
     return torch.cat([*squares], 1).clamp(min=1e-6)
 
@@ -115,7 +121,8 @@ def standardise_band(
     image: Tensor,  # B 1 H W
     weight: Tensor,  # 1|B 1 H W, 0 or 1
     jacobian: Tensor | None = None,  # B H W P
-    windows: tuple[Tensor, Tensor] | None = None,  # what `band_support` and `band_areas` make of the weight, where it is known
+    # what `band_support` and `band_areas` make of the weight, where it is known
+    windows: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # B 3 H W, and its derivative B 3 H W P
     "Fine structure, of the same contrast everywhere: the residual of registration by default."
     if windows is None:
@@ -157,7 +164,10 @@ def standardise_ncc(
 
 # %% ../../notebooks/api/15_registration_residuals.ipynb #d497f489
 def _box(x: Tensor, size: int) -> Tensor:  # B C H W
-    "Sum over a square window, divided by its area; zero outside the image. Two banded matrices, faster than pooling."
+    """Sum over a square window, divided by its area; zero outside the image.
+
+    Two banded matrices, faster than pooling.
+    """
     rows, columns = (torch.arange(n, device=x.device) for n in x.shape[-2:])
     band = lambda i: ((i[:, None] - i).abs() <= size // 2).to(x) / size
     return band(rows) @ x @ band(columns)

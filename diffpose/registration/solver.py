@@ -119,15 +119,23 @@ def unseen_axis(
     drr: DRR,
     matrix: Tensor,  # B 4 4 poses
 ) -> Tensor | None:  # B 3, world
-    "The direction along which a parallel beam shows no change of a pose; None where there is a source."
-    return F.normalize(matrix[:, :3, :3] @ _beam(drr.detector).to(matrix), dim=-1) if drr.camera.parallel else None
+    """The direction along which a parallel beam shows no change of a pose; None where there is a
+    source.
+    """
+    return (
+        F.normalize(matrix[:, :3, :3] @ _beam(drr.detector).to(matrix), dim=-1)
+        if drr.camera.parallel
+        else None
+    )
 
 
 def depth_of(
     drr: DRR,
     matrix: Tensor,  # B 4 4 poses
 ) -> Tensor | None:  # B [mm]
-    "Where the origins of poses are along a parallel beam, from the isocentre; None where there is a source."
+    """Where the origins of poses are along a parallel beam, from the isocentre; None where there is
+    a source.
+    """
     axis = unseen_axis(drr, matrix)
     return None if axis is None else (matrix[:, :3, 3] * axis).sum(-1)
 
@@ -242,7 +250,9 @@ LEAST, MOST, SOFT = 0.02, 0.99, 0.1  # correlations that count, and what keeps t
 def _huber(level: Level, residual: Tensor) -> Tensor:  # B C H W to B 1 H W
     "The cost of each pixel."
     size, c = residual.square().sum(1, keepdim=True).sqrt(), level.stage.robust
-    return size.square() if c is None else torch.where(size < c, size.square(), 2 * c * size - c * c)
+    return (
+        size.square() if c is None else torch.where(size < c, size.square(), 2 * c * size - c * c)
+    )
 
 
 def adapt(
@@ -251,7 +261,10 @@ def adapt(
     image: Tensor,  # 1 1 H W DRR, from a pose that is nearly right
 ) -> tuple[float, Target]:  # blur [pixels], and the target with weights
     "How sharp the X-ray is, and how well the surroundings of each pixel agree."
-    looks = [level.standardise(blurred(image, s), target.weight, None, target.windows)[0] for s in SHARPNESS]
+    looks = [
+        level.standardise(blurred(image, s), target.weight, None, target.windows)[0]
+        for s in SHARPNESS
+    ]
     costs = [(_huber(level, y - target.y) * target.support).sum() for y in looks]
     k = int(torch.stack(costs).argmin())
     y, mean = looks[k], _mean(SURROUNDINGS)
@@ -259,7 +272,9 @@ def adapt(
     scale = (local(y, y) * local(target.y, target.y)).clamp(min=1e-12).rsqrt()
     rho = (local(y, target.y) * scale).clamp(LEAST, MOST)
     w = target.support * rho / (1 - rho.square() + SOFT)
-    return SHARPNESS[k], replace(target, support=w * (target.support.sum() / w.sum().clamp(min=1e-12)))
+    return SHARPNESS[k], replace(
+        target, support=w * (target.support.sum() / w.sum().clamp(min=1e-12))
+    )
 
 
 class _Blurred:
@@ -278,7 +293,9 @@ class _Blurred:
     def __call__(self, level: Level, target: Target, matrix: Tensor, which: Tensor) -> Fit:
         image, J = self.render(level, matrix)
         if self.blur:
-            image, J = blurred(image, self.blur), blurred(J.movedim(-1, 1), self.blur).movedim(1, -1)
+            image, J = blurred(image, self.blur), blurred(J.movedim(-1, 1), self.blur).movedim(
+                1, -1
+            )
         return compare(level, target, image, J, matrix, which)
 
 
@@ -288,7 +305,8 @@ def refine(
     matrix: Tensor,  # 1 4 4 pose, nearly right
     record: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # as for `descend`
     still: bool = False,  # leave the pose where it is
-) -> tuple[Fit, Fit, int, bool, int]:  # fits with and without weights, steps, did it come to rest, renders
+    # returns fits with and without weights, steps, did it come to rest, renders
+) -> tuple[Fit, Fit, int, bool, int]:
     "Descend, and go on with weights and with a DRR as sharp as the X-ray."
     look, which = _Blurred(), torch.zeros(1, dtype=torch.long, device=matrix.device)
     how, taken, settled = (which, record, 6, False, look), 0, True

@@ -25,7 +25,10 @@ from .solver import Fit, descend
 # %% ../../notebooks/api/18_registration_starts.ipynb #d5b201c5
 @dataclass(frozen=True)
 class PosePrior:
-    "A box of poses around a mean: Euler angles ZXY plus or minus `rotation_deg`, translations plus or minus `translation_mm`."
+    """A box of poses around a mean:
+
+    Euler angles ZXY plus or minus `rotation_deg`, translations plus or minus `translation_mm`.
+    """
 
     mean: RigidTransform  # one pose
     rotation_deg: float | Sequence[float] = 30.0  # half-width [deg], one for all or one per angle
@@ -38,8 +41,8 @@ class PosePrior:
             width = torch.as_tensor(getattr(self, name), dtype=torch.float64)
             if width.numel() not in (1, 3) or not ((width >= 0) & width.isfinite()).all():
                 raise ValueError(
-                    f"{name} of a prior is a half-width, one number or three, none of them negative, "
-                    f"not {getattr(self, name)}"
+                    f"{name} of a prior is a half-width, one number or three, none of them"
+                    f" negative, not {getattr(self, name)}"
                 )
 
     def sample(
@@ -118,7 +121,10 @@ def _ways(spread_deg: float, step_deg: float) -> Tensor:
 
 
 def _matches(images: Tensor, turned: Tensor, masks: Tensor, margin: int, reach: int) -> Tensor:
-    "Correlation of turned X-rays R 1 h w with wider DRRs N 1 H W, for shifts up to `reach`: R N S S."
+    """Correlation of turned X-rays R 1 h w with wider DRRs N 1 H W, for shifts up to `reach`:
+
+    R N S S.
+    """
     size, middle = images.shape[-2:], slice(margin - reach, margin + reach + 1)
     spectrum = lambda x: torch.fft.rfft2(x[:, 0], s=size)
     D, energy = spectrum(images), spectrum(images.square())
@@ -267,7 +273,9 @@ class Job:
 
     @property
     def stated(self) -> int:
-        "Number of the level at which agreement is stated: about as fine for every image, for finer ones see more noise."
+        """Number of the level at which agreement is stated: about as fine for every image, for
+        finer ones see more noise.
+        """
         return min(range(self.local + 1), key=lambda k: abs(min(self.levels[k].size) - STATED))
 
     def descend(self, k: int, pool: Pool) -> Pool:
@@ -300,7 +308,9 @@ class Job:
         return mtre(RigidTransform(a[None]), RigidTransform(b), self.points[None])
 
     def best(self, pool: Pool, n: int, distance: float) -> Pool:
-        "Of each X-ray the n candidates that agree best and differ by more than a distance, best first."
+        """Of each X-ray the n candidates that agree best and differ by more than a distance, best
+        first.
+        """
         agreement, chosen = pool.fit.agreement.sum(1), []
         for x in pool.fit.which.unique().tolist():
             mine = []
@@ -325,7 +335,9 @@ def funnel(
     distance: float,  # closer poses are one [mm]
     tell: Callable[[int, Pool], None],  # called after each stage
 ) -> Pool:
-    "The given starts straight to the local level; where that does not convince, all starts through the coarse levels."
+    """The given starts straight to the local level; where that does not convince, all starts
+    through the coarse levels.
+    """
     given = job.enter(matrix[first], which[first], True)
     if not job.local:  # nothing is coarse: every start stays as it is
         others = torch.ones(len(matrix), dtype=torch.bool).index_fill_(0, first, False)
@@ -350,7 +362,8 @@ def funnel(
 COARSE = 20  # pixels along the shorter side that a survey needs
 LOST = 0.25  # agreement at the local level below which a finer survey is worth its time
 CONVINCING = 0.6  # agreement at the local level from which no search is needed, in a large image
-CHANCE = 8.0  # small images agree by chance: more is asked of them, by this over the root of their pixels
+# small images agree by chance: more is asked of them, by this over the root of their pixels
+CHANCE = 8.0
 
 
 def _convincing(job: Job, pool: Pool, x: int, enough: float) -> bool:
@@ -373,7 +386,9 @@ def widen(
     more: Tensor | None = None,  # K 4 4 further starts
     finer: bool = True,  # survey again, finer, where nothing is found
 ) -> Pool:
-    "More candidates for an X-ray as long as its best does not convince: those given, a survey, a finer survey."
+    """More candidates for an X-ray as long as its best does not convince: those given, a survey, a
+    finer survey.
+    """
     fine = job.levels[job.local]
     coarse = next((level for level in job.levels if min(level.size) >= COARSE), fine)
     look = lambda level, **how: survey(level, xray, mask, around, *spread, **how)[0]

@@ -20,11 +20,15 @@ def _across(beam: Tensor) -> Tensor:  # 6 5
 
 
 def _inverse(H: Tensor, beam: Tensor | None = None) -> Tensor:  # 6 6
-    "Inverse of a symmetric matrix in units in which its diagonal is 1; infinite where it knows nothing. Of a parallel beam along `beam`: across it."
+    """Inverse of a symmetric matrix in units in which its diagonal is 1; infinite where it knows
+    nothing. Of a parallel beam along `beam`: across it.
+    """
     if beam is not None:
         seen = _across(beam.to(H))
         inverse = _inverse(seen.mT @ H @ seen)
-        return seen @ inverse @ seen.mT if inverse.isfinite().all() else torch.full_like(H, torch.inf)
+        return (
+            seen @ inverse @ seen.mT if inverse.isfinite().all() else torch.full_like(H, torch.inf)
+        )
     unit = H.diagonal().clamp(min=0).sqrt()
     if not (unit > 0).all() or not H.isfinite().all():
         return torch.full_like(H, torch.inf)
@@ -75,7 +79,8 @@ def _displacement(
 def expected_tre(
     covariance: Tensor,  # 6 6, of a left twist [omega (rad), v (mm)]
     points: Tensor,  # N 3 world [mm]
-    beam: Tensor | None = None,  # 3, direction of a parallel beam: the error across it, of a covariance across it
+    # 3, direction of a parallel beam: the error across it, of a covariance across it
+    beam: Tensor | None = None,
 ) -> float:  # [mm]; infinite for a covariance of nothing
     "Root mean square displacement of points, as seen from the camera, that the covariance implies."
     if not covariance.isfinite().all():

@@ -23,7 +23,9 @@ class Thresholds:
     similarity: float = 0.5  # agreement at the last averaged stage, at least
     detail: float = 0.15  # agreement at the last stage, at least
     expected_tre_mm: float = 1.0  # at most
-    misfit: float = 2.0  # standard errors times this: what a DRR cannot explain is smooth, and blocks of the image are not independent
+    # standard errors times this: what a DRR cannot explain is smooth, and blocks of the image are
+    # not independent
+    misfit: float = 2.0
     distance_mm: float = 5.0  # two poses further apart at the landmarks are different answers
     margin: float = (
         4.0  # standard errors by which the answer agrees better than any other pose, at least
@@ -52,7 +54,9 @@ class Reason(str):
 # %% ../../notebooks/api/20_registration_verdict.ipynb #81056ed3
 @dataclass
 class Result:
-    "What `GaussNewton.register` found, for the camera as given: a wrong source-to-detector distance or principal point moves the pose, and a single view does not show it."
+    """What `GaussNewton.register` found, for the camera as given: a wrong source-to-detector
+    distance or principal point moves the pose, and a single view does not show it.
+    """
 
     pose: RigidTransform  # one pose, float64
     verdict: str  # "converged", "stalled" or "ambiguous"
@@ -60,19 +64,23 @@ class Result:
     covariance: (
         Tensor  # 6 6, of a left twist [omega (rad) x 3, v (mm) x 3] about the world's origin
     )
-    expected_tre_mm: float  # at the landmarks; infinite where the image says nothing; of a parallel beam: across it
+    # at the landmarks; infinite where the image says nothing; of a parallel beam: across it
+    expected_tre_mm: float
     similarity: float  # correlation of the standardised images at the last stage
     history: Any  # pandas DataFrame: the winning start, and a row for each of its steps
     steps: int  # accepted steps of the winning start
     renders: int  # images rendered, all starts and stages
     evidence: dict = field(default_factory=dict)  # the numbers behind the verdict
     others: RigidTransform | None = None  # different poses that were found too, best first
-    across: Tensor | None = None  # 6 6, of a parallel beam: the covariance at the depth as it is, for `covariance` is infinite along the beam
+    # 6 6, of a parallel beam: the covariance at the depth as it is, for `covariance` is infinite
+    # along the beam
+    across: Tensor | None = None
 
     def __repr__(self) -> str:
         return (
-            f"Result({self.verdict}: {'; '.join(self.reasons)}; expected TRE "
-            f"{self.expected_tre_mm:.2f} mm{'' if self.across is None else ' across the beam'}, {self.steps} steps, {self.renders} renders)"
+            f"Result({self.verdict}: {'; '.join(self.reasons)}; expected TRE"
+            f" {self.expected_tre_mm:.2f} mm{'' if self.across is None else ' across the beam'},"
+            f" {self.steps} steps, {self.renders} renders)"
         )
 
 # %% ../../notebooks/api/20_registration_verdict.ipynb #2aadf8c1
@@ -142,11 +150,16 @@ def _doubts(e: dict, t: Thresholds) -> list[Reason]:
     return found
 
 
-DEPTH = "a parallel beam does not show the depth along it: that stays as it was given, and the expected error leaves it out"
+DEPTH = (
+    "a parallel beam does not show the depth along it: that stays as it was given, and the expected"
+    " error leaves it out"
+)
 
 
 def judge(
-    evidence: dict,  # settled, agreement, local_agreement, newton_mm, expected_tre_mm, separation, contrast; of a parallel beam its direction, beam
+    # settled, agreement, local_agreement, newton_mm, expected_tre_mm, separation, contrast; of a
+    # parallel beam its direction, beam
+    evidence: dict,
     thresholds: Thresholds,
 ) -> tuple[str, list[Reason]]:  # "converged", "stalled" or "ambiguous", and why
     "Verdict and reasons, from evidence that does not know the truth."
