@@ -19,10 +19,10 @@ import platform
 import re
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
-from .pose import RigidTransform, _assemble, _lacking, _require, _unseen, _without, convert, so3_exp
+from .pose import RigidTransform, _assemble, _exactly, _lacking, _require, _unseen, _without, convert, so3_exp
 
 # %% ../notebooks/api/01_calibration.ipynb #e0fe1545
 _REORIENT = {
@@ -350,6 +350,8 @@ def save_atomically(
 ) -> None:
     "Write a file so that there is the old one or the new one, whole, at every moment. Raises OSError with name and reason."
     path = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a rename would put a file in the place of a device
+        raise FileExistsError(errno.EEXIST, "is a folder, a device or a pipe, and no file: choose another name", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -528,6 +530,7 @@ class Camera(_Filed):
         return carm_pose(*(torch.tensor(x, dtype=dtype) for x in (self.primary_angle, self.secondary_angle, self.sid or self.sdd)), orientation)
 
 # %% ../notebooks/api/01_calibration.ipynb #78f92bfb
+@_exactly
 @jaxtyped(typechecker=beartype)
 def perspective_projection(
     camera_from_world: Float[Tensor, "#b 4 4"],  # extrinsics
@@ -542,6 +545,7 @@ def perspective_projection(
     return torch.where(front, torch.cat([x, y], -1), torch.nan)
 
 
+@_exactly
 @jaxtyped(typechecker=beartype)
 def parallel_projection(
     camera_from_world: Float[Tensor, "#b 4 4"],  # extrinsics
@@ -553,6 +557,7 @@ def parallel_projection(
     return across * K.diagonal(dim1=-2, dim2=-1)[:, None, :2] + K[:, None, :2, 2]
 
 # %% ../notebooks/api/01_calibration.ipynb #058b190c
+@_exactly
 @jaxtyped(typechecker=beartype)
 def inverse_projection(
     camera_from_world: Float[Tensor, "#b 4 4"],  # extrinsics, rigid or mirrored
@@ -633,6 +638,7 @@ class _Mounted(torch.nn.Module):
 class _Posed(_Mounted):
     "The matrices of a Detector at a pose."
 
+    @_exactly
     def world_from_camera(self, pose: RigidTransform) -> Tensor:  # b 4 4, in the wider dtype of pose and module
         "The C-arm frame in the world: pose.matrix @ reorient."
         if not isinstance(pose, RigidTransform):
@@ -682,6 +688,7 @@ class _Posed(_Mounted):
 class _Projecting(_Posed):
     "Points to pixels and back, at a pose."
 
+    @_exactly
     def project(
         self,
         pose: RigidTransform,
@@ -694,6 +701,7 @@ class _Projecting(_Posed):
         projection = parallel_projection if camera.parallel else perspective_projection
         return projection(world.inverse().matrix, K, points.to(world.dtype))
 
+    @_exactly
     def unproject(
         self,
         pose: RigidTransform,
@@ -709,6 +717,7 @@ class _Projecting(_Posed):
 class _Imaging(_Projecting):
     "Where the pixels are without a pose."
 
+    @_exactly
     def pixels(
         self,
         calibration: Camera | Tensor | None = None,  # as for `rays`
@@ -774,6 +783,7 @@ class Detector(_Imaging):
         _Mounted.__init__(self, camera, reorient, n_subsample, generator)
         return self
 
+    @_exactly
     def rays(
         self,
         pose: RigidTransform,  # b poses
@@ -793,10 +803,10 @@ class Detector(_Imaging):
 
     def __getattr__(self, name: str):
         "Parameters and buffers; an old name is answered with the new one."
-        return _lacking(self, name) if name in ("source", "target", "sdr") else super().__getattr__(name)
+        return _lacking(self, name) if name in ("source", "target", "sdr", "calibration") else super().__getattr__(name)
 
 
-__getattr__ = _without(__name__, "make_xrays", "N_ANGULAR_COMPONENTS", "get_focal_length", "get_principal_point", "parse_intrinsic_matrix", "make_intrinsic_matrix", "diffdrr_to_deepdrr", "resample")
+__getattr__ = _without(__name__, random_rigid_transform="diffpose.pose.random_rigid_transform(n)")
 
 # %% ../notebooks/api/01_calibration.ipynb #ad67d22d
 @dataclass(frozen=True)

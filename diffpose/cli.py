@@ -238,6 +238,9 @@ def check_writable(
         raise ValueError(f"{folder} is a {kind}; a folder is expected for the results: choose another --out")
     there = [name for name in names if os.path.lexists(folder / name)]
     for name in there:
+        kind = kind_of(folder / name)
+        if kind in ("device", "pipe", "socket"):
+            raise ValueError(f"{folder / name} is a {kind} and no file: choose another --out")
         own = [x for x in inputs if x is not None and Path(x).expanduser().exists() and (folder / name).exists() and (folder / name).samefile(Path(x).expanduser())]
         if own:
             raise ValueError(f"{folder / name} would be overwritten, and is read as well ({own[0]}): choose another --out")
@@ -344,12 +347,12 @@ POSE_KEYS = {
 CONVENTIONS = {
     "units": "lengths in mm, angles in degrees",
     "matrices": "rows of a 4x4 matrix that acts on points as columns (x, y, z, 1); b_from_a takes coordinates in frame a to frame b",
-    "camera": "origin at the X-ray source, +z along the viewing axis to the detector, +y towards the top of the image (bottom if reverse_y_axis), "
+    "camera": "origin at the X-ray source (of a parallel beam, which has none, at the point that translation_mm names), +z along the viewing axis to the detector, +y towards the top of the image (bottom if reverse_y_axis), "
     "+x towards its left if reverse_x_axis (the radiologic view), else its right; left-handed in orientation PA",
     "ras": "+x to the patient's right, +y to the front, +z to the head",
     "lps": "+x to the patient's left, +y to the back, +z to the head",
     "rotation_zxy_deg": "Euler angles (a, b, c), intrinsic: R = Rz(a) Rx(b) Ry(c), of pose_matrix",
-    "translation_mm": "t of pose_matrix = [R | R t]: the source seen from the centre of the volume, in the rotated frame",
+    "translation_mm": "t of pose_matrix = [R | R t]: the source (of a parallel beam: a point on its axis, whose depth no X-ray shows) seen from the centre of the volume, in the rotated frame",
     **POSE_KEYS,
 }
 

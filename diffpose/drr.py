@@ -6,10 +6,12 @@
 __all__ = ['beer_lambert', 'DRR', 'silhouette']
 
 # %% ../notebooks/api/11_drr.ipynb #d201b473
+import inspect
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional, Sequence, Union
+from typing import Optional, Union
 
 import torch
 import torchio
@@ -20,7 +22,7 @@ from torch import Tensor
 from .calibration import Camera, Detector
 from .data import Contrast
 from .kernels.reference import bounding_box, occupancy
-from .pose import RigidTransform, _capturing, _lacking, _new_call, _without, convert
+from .pose import RigidTransform, _asked_first, _capturing, _exactly, _lacking, _new_call, _without, convert
 from .renderers import Siddon, Trilinear, View, choose_backend, refuse_transforms
 
 # %% ../notebooks/api/11_drr.ipynb #ae1ae256
@@ -83,7 +85,7 @@ class _Projector(torch.nn.Module):
 
     def __getattr__(self, name: str):
         "Parameters, buffers and modules; an old name is answered with the new one."
-        return _lacking(self, name) if name in ("volume", "bone_attenuation_multiplier", "set_intrinsics") else super().__getattr__(name)
+        return _lacking(self, name) if name in ("volume", "bone_attenuation_multiplier", "set_intrinsics", "siddon", "rotations", "translations", "initialize_parameters", "move_carm") else super().__getattr__(name)
 
     @property
     def n_patches(self) -> int:
@@ -142,6 +144,7 @@ def _to_index(
 class _Casting(_Filled):
     "Rays in, pixels out."
 
+    @_exactly
     def render(
         self,
         density: Tensor,  # X Y Z, for example a volume that is being reconstructed
@@ -213,6 +216,7 @@ def _held(matrix: Tensor, beam: Tensor) -> Tensor:  # B 4 4
 class _Posed(_Casting):
     "Poses in, images out."
 
+    @_exactly
     def forward(
         self,
         *args,  # a pose, or rotation and translation
@@ -318,6 +322,7 @@ class _Posed(_Casting):
 class _Differentiated(_Posed):
     "The image and its derivative."
 
+    @_exactly
     def jacobian(
         self,
         *args,  # a pose, or rotation and translation
@@ -382,19 +387,19 @@ class _Adjustable(_Differentiated):
         return self.detector.unproject(pose, pixels, calibration)
 
 # %% ../notebooks/api/11_drr.ipynb #b960c888
-__getattr__ = _without(__name__, "siddon_raycast", "make_xrays", "reshape_subsampled_drr")
+__getattr__ = _without(__name__, Registration="diffpose.registration.Registration")
+_READ_FIRST = "DRR(read(volume, spacing=spacing, orientation=...), sdd=2 * sdr, height=..., delx=...), with diffpose.data.read"
 _SINGLE_ANGLES = {"theta", "phi", "gamma", "bx", "by", "bz", "sdr"}
 
 
 def _check_subject(subject, sdd, options: dict) -> None:
     "Refuse what an earlier package took in the place of a subject."
-    new = "DRR(read(volume, spacing=spacing, orientation=...), sdd=2 * sdr, height=..., delx=...), with diffpose.data.read"
     if isinstance(subject, str) and isinstance(sdd, str):
         raise TypeError(_new_call("volume, spacing = load_example_ct()", "subject = load_example_ct(), and DRR(subject, sdd=..., height=..., delx=...)"))
     if isinstance(subject, (str, Path)):
         raise TypeError(f"a DRR takes a subject, not a file: DRR(read({str(subject)!r}), sdd=..., ...), with diffpose.data.read")
     if not isinstance(subject, torchio.Subject):
-        raise TypeError(_new_call(f"DRR({type(subject).__name__}, ...)", new))
+        raise TypeError(_new_call(f"DRR({type(subject).__name__}, ...)", _READ_FIRST))
     missing = [name for name in ("density", "reorient") if not hasattr(subject, name)]
     if missing:
         raise TypeError(f"this subject has no {' and no '.join(missing)}: it holds {', '.join(subject) or 'nothing'}. Make it with diffpose.data.read(file, or tensor with spacing), which finds the densities, the isocentre and the view")
@@ -402,9 +407,17 @@ def _check_subject(subject, sdd, options: dict) -> None:
         raise TypeError(_new_call("DRR(..., orthographic=True)", "DRR(..., parallel=True)"))
     if "sdr" in options or "bone_attenuation_multiplier" in options:
         name = "sdr" if "sdr" in options else "bone_attenuation_multiplier"
-        raise TypeError(_new_call(f"DRR(..., {name}=...)", "sdd=2 * sdr" if name == "sdr" else "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)"))
+        raise TypeError(_new_call(f"DRR(..., {name}=...)", "DRR(subject, sdd=2 * sdr, height=..., delx=...)" if name == "sdr" else "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)"))
     if isinstance(sdd, (int, float)) and sdd < 0:
         raise ValueError(_new_call(f"DRR(subject, sdd={sdd})", "sdd is a distance and positive; a view from behind is read(..., orientation='PA'), and the detector of a pinhole camera DRR.from_camera(subject, camera.camera)"))
+
+
+def _refuse_old(args: tuple, options: dict) -> None:
+    "Refuse the arguments of an earlier package's constructor, by place or by name."
+    if {"volume", "spacing"} & set(options):
+        raise TypeError(_new_call("DRR(volume=..., spacing=...)", _READ_FIRST))
+    if len(args) > 1 or "subject" in options:
+        _check_subject(args[1] if len(args) > 1 else options["subject"], args[2] if len(args) > 2 else options.get("sdd"), options)
 
 
 def _check_call(args: tuple, options: dict) -> None:
@@ -420,6 +433,7 @@ def _check_call(args: tuple, options: dict) -> None:
 class DRR(_Adjustable):
     "Digitally reconstructed radiographs of a subject: a pose in, an image B C H W out, exactly differentiable. Units: mm, and mm x density for pixels."
 
+    @_asked_first(_refuse_old)
     def __init__(
         self,
         subject: torchio.Subject,  # from `diffpose.data.read`
@@ -444,7 +458,6 @@ class DRR(_Adjustable):
         parallel: bool = False,  # a parallel beam: no source, no depth; delx is the width of a pixel at the patient
         **renderer_kwargs,  # reducefn, n_points, backend, ...
     ):
-        _check_subject(subject, sdd, renderer_kwargs)
         camera = Camera(sdd, height, width or height, delx, dely or delx, x0, y0, reverse_x_axis, reverse_y_axis, parallel=parallel)
         self._assemble(subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs)
 
@@ -462,6 +475,9 @@ class DRR(_Adjustable):
         kinds = {"siddon": Siddon, "trilinear": Trilinear}
         if renderer not in kinds:
             raise ValueError(f"renderer must be 'siddon' or 'trilinear', not {renderer!r}")
+        known = set(inspect.signature(kinds[renderer]).parameters)
+        if unknown := sorted(set(renderer_kwargs) - known):
+            raise TypeError(f"a DRR does not take {', '.join(unknown)}: beside its own arguments it takes those of renderer={renderer!r}, {', '.join(sorted(known - {'voxel_shift'}))}")
         n = None if p_subsample is None else max(1, int(p_subsample * camera.height * camera.width))
         detector = Detector.from_camera(camera, subject.reorient, n, generator)
         super().__init__(subject, detector, kinds[renderer](voxel_shift=voxel_shift, **renderer_kwargs), reshape, patch_size, persistent)

@@ -27,7 +27,7 @@ import torch
 from typer.testing import CliRunner
 
 from diffpose import training
-from diffpose.calibration import Camera, antipode, keep_out
+from diffpose.calibration import Camera, antipode, keep_out, save_atomically
 from diffpose.cli import app, load_ct, load_poses, write_ct, write_inputs
 from diffpose.deepfluoro import fetch
 from diffpose.drr import DRR
@@ -36,6 +36,7 @@ from diffpose.pose import RigidTransform, convert
 from diffpose.registration import GaussNewton
 from diffpose.simulation import simulate_xray
 from diffpose.training import NormalPoses, PoseEstimator, TrainConfig, Trainer, load_saved, train
+from diffpose.visualization import animate
 
 TINY = TrainConfig(model_name="test_convnext", model_options={}, height=32, batch_size=4, iterations=4, warmup=1, validate_every=2, n_validation=4, checkpoint_every=2, log_every=1)
 CAMERA = Camera(1020.0, 96, 96, 2.9, 2.9)
@@ -353,6 +354,24 @@ def test_no_output_is_an_input(ct, tmp_path):
     (out / "pose.json").write_text('{"rotation_zxy_deg": [0, 0, 0], "translation_mm": [0, 850, 0]}')
     code, text = call("register", ct, ct, "--init", out / "pose.json", "--out", out, "--force")
     assert code == 2 and "is read as well" in text, text
+
+
+def test_no_output_takes_the_place_of_a_device(ct, tmp_path):
+    "Run as root, a rename would put a file where /dev/null was. A pipe stands for a device here: it has no room for a name of its own either."
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    for write in (lambda: save_atomically(pipe, lambda part: part.write_text("x")), lambda: CAMERA.to_json(pipe), lambda: animate(pipe, pd.DataFrame(np.zeros((1, 6)), columns=["alpha", "beta", "gamma", "bx", "by", "bz"]), None, device="cpu")):
+        with pytest.raises((OSError, ValueError), match="a device or a pipe, and no file"):
+            write()
+    for options in (("--out", pipe), ("--out", tmp_path / "a.png", "--save-camera", pipe)):
+        code, text = call("render", ct, *options, "--force")
+        assert code == 2 and "pipe.png is a pipe and no file" in text, text
+    assert pipe.is_fifo() and [*tmp_path.iterdir()] == [pipe]
+
+
+def test_python_runs_the_package():
+    done = subprocess.run([sys.executable, "-m", "diffpose", "animate", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage: diffpose animate" in done.stdout, done.stderr
 
 
 def test_a_training_does_not_start_from_the_model_that_it_replaces(network, patient, ct):

@@ -600,6 +600,15 @@ def test_a_copy_of_a_slice_counts_once(tmp_path):
     ct_slice(tmp_path / "ct" / "other", 3, RescaleIntercept=-1000)
     with pytest.raises(ValueError, match="two slices at 407.50 mm that differ.*keep one of them"):
         said(lambda: voxels(tmp_path / "ct"), "is a copy")
+    (tmp_path / "ct" / "other").unlink()
+    again = pydicom.dcmread(paths[3])  # sent twice: another number, the same pixels
+    again.SOPInstanceUID, again.InstanceNumber = pydicom.uid.generate_uid(), 99
+    again.save_as(tmp_path / "ct" / "copy of 3")
+    assert np.array_equal(said(lambda: voxels(tmp_path / "ct"), "is a copy of another slice"), BLOCK)
+    again.PixelData = bytes(len(again.PixelData))
+    again.save_as(tmp_path / "ct" / "copy of 3")
+    with pytest.raises(ValueError, match="two slices at 407.50 mm that differ"):
+        read(tmp_path / "ct")
 
 
 def test_frames_without_positions_need_an_affine(tmp_path, silence):

@@ -8,7 +8,8 @@ __all__ = ['GAUSS', 'BRICK', 'stretch', 'cuts', 'Samples', 'read_voxels', 'siddo
 
 # %% ../../notebooks/api/06_kernels_reference.ipynb #7e33826f
 import math
-from typing import Callable, NamedTuple, Optional, Union
+from collections.abc import Callable
+from typing import NamedTuple, Optional, Union
 
 import torch
 from beartype import beartype
