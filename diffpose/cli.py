@@ -27,6 +27,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import stat
 import sys
 import tempfile
@@ -121,13 +122,31 @@ def explained(
 
 
 @contextlib.contextmanager
+def _terminable():
+    "A SIGTERM unwinds what is under way, as Ctrl-C does, so that no lock and nothing half is left; a training has a handler of its own."
+
+    def stop(number, frame):
+        typer.echo("terminated", err=True)
+        raise SystemExit(128 + number)
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def reported(
     debug: bool = False,  # let errors through
     max_memory: Optional[str] = None,  # that files and images may ask for, such as "8GB"; None: what is free
 ):
     "Turn an error into one message on stderr and an exit code, and warnings into one line each."
     try:
-        with warnings.catch_warnings(), _allowed(max_memory):
+        with warnings.catch_warnings(), _allowed(max_memory), _terminable():
             warnings.showwarning = _show_warning
             yield
     except typer.Exit:

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 from diffpose import training
 from diffpose.calibration import Camera, antipode, keep_out, save_atomically
-from diffpose.cli import app, load_ct, load_poses, write_ct, write_inputs
+from diffpose.cli import alone, app, load_ct, load_poses, reported, write_ct, write_inputs, written_together
 from diffpose.deepfluoro import fetch
 from diffpose.drr import DRR
 from diffpose.phantom import make_phantom
@@ -428,6 +428,15 @@ def test_the_command_ends_with_the_code_of_the_signal(ct, tmp_path, number):
     assert process.returncode == 128 + number, text
     assert "stopped after iteration" in text and "goes on from there" in text, text
     assert (out / "checkpoint.pt").exists() and not (out / ".lock").exists()
+
+
+def test_a_command_that_is_terminated_leaves_nothing(tmp_path, capsys):
+    "Whatever the command: its lock is given back, what is half written is removed, and the shell sees 143."
+    with pytest.raises(SystemExit) as ended, reported(), alone(tmp_path / "out"), written_together(tmp_path / "out") as inside:
+        (inside / "pose.json").write_text("half")
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143 and capsys.readouterr().err == "terminated\n"
+    assert not any((tmp_path / "out").rglob("*")) and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_more_iterations_go_on_and_fewer_are_refused(network, patient):
