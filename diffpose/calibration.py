@@ -955,17 +955,22 @@ _SCALAR = re.compile(r"^(\w+):[ \t]*([-+]?[.\d]\S*)[ \t]*\r?$", re.MULTILINE)
 def read_opencv(
     path: str | Path,  # .yml, .yaml or .json of cv::FileStorage
 ) -> dict[str, np.ndarray | float]:  # float64: matrices (rows, columns), and numbers
-    "The matrices and numbers of a file of OpenCV, by name. Raises a ValueError where there is no matrix."
-    text, found = Path(path).read_text(), {}
+    "The matrices and numbers of a file of OpenCV, by name. Raises a ValueError where there is no matrix, or a name twice."
+    what, found = "a file of cv::FileStorage", {}
+    text = read_text(path, what)
     if text.lstrip().startswith("{"):
-        for name, value in json.loads(text).items():
+        for name, value in load_json(path, what).items():
             if isinstance(value, dict) and {"rows", "cols", "data"} <= value.keys():
                 found[name] = _filled(path, name, value["data"], value["rows"], value["cols"])
             elif isinstance(value, (int, float)):
                 found[name] = float(value)
     else:
-        found |= {name: float(value) for name, value in _SCALAR.findall(text) if re.fullmatch(r"[-+]?[.\d]+(e[-+]?\d+)?", value, re.I) and value.count(".") < 2}
-        found |= {name: _filled(path, name, re.split(r"[,\s]+", data.strip(", \t\r\n")), int(rows), int(columns)) for name, rows, columns, _, data in _MATRIX.findall(text)}
+        numbers = [(name, float(value)) for name, value in _SCALAR.findall(text) if re.fullmatch(r"[-+]?[.\d]+(e[-+]?\d+)?", value, re.I) and value.count(".") < 2]
+        matrices = [(name, _filled(path, name, re.split(r"[,\s]+", data.strip(", \t\r\n")), int(rows), int(columns))) for name, rows, columns, _, data in _MATRIX.findall(text)]
+        try:
+            found = _once(numbers + matrices)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     if not any(isinstance(x, np.ndarray) for x in found.values()):
         raise ValueError(f"{path} holds no matrix with rows, cols and data, as cv::FileStorage writes them in YAML or JSON.")
     return found
@@ -973,8 +978,11 @@ def read_opencv(
 
 def _filled(path, name: str, data: Sequence, rows: int, columns: int) -> np.ndarray:  # rows columns
     "Numbers as a matrix of the size that goes with them."
-    numbers = np.array([float(str(x).lower().replace(".nan", "nan").replace(".inf", "inf")) for x in data])
-    if len(numbers) != rows * columns:
+    try:
+        numbers = np.array([float(str(x).lower().replace(".nan", "nan").replace(".inf", "inf")) for x in data])
+    except (ValueError, TypeError):
+        raise ValueError(f"{path}: {name} holds what is no number.") from None
+    if not isinstance(rows, int) or not isinstance(columns, int) or len(numbers) != rows * columns:
         raise ValueError(f"{path}: {name} says that it is {rows} x {columns}, and holds {len(numbers)} numbers.")
     return numbers.reshape(rows, columns)
 
@@ -995,11 +1003,14 @@ def read_mayacam(
     "A MayaCam 2.0 file: `from_opencv(*read_mayacam(path), sdd=...)`. Raises a ValueError that names what is missing."
     sizes, parts = {"image size": 2, "camera matrix": 9, "rotation": 9, "translation": 3}, {}
     heading = None
-    for line in Path(path).read_text().splitlines():
+    for line in read_text(path, "a MayaCam 2.0 file").splitlines():
         if re.search("[a-z]{3}", line, re.I):
             heading = line.strip().lower()
         elif heading in sizes:
-            parts.setdefault(heading, []).extend(float(x) for x in re.split(r"[,;\s]+", line.strip(" ,;\t")) if x)
+            try:
+                parts.setdefault(heading, []).extend(float(x) for x in re.split(r"[,;\s]+", line.strip(" ,;\t")) if x)
+            except ValueError:
+                raise ValueError(f"{path}: the line {line[:80]!r} under {heading!r} holds what is no number.") from None
     wrong = [f"{name} ({len(parts.get(name, []))} of {n} numbers)" for name, n in sizes.items() if len(parts.get(name, [])) != n]
     if wrong:
         raise ValueError(f"{path} is no MayaCam 2.0 file: it lacks {', '.join(wrong)}. Each stands under its heading: {', '.join(sizes)}.")
