@@ -1394,9 +1394,19 @@ def _register_each(patient: dict, ct, xray, out, camera, init, model, restarts, 
             for k, (path, name, job) in enumerate(zip(paths, result_names(paths), jobs), 1):
                 said = _named_steps(step, f"{k}/{len(paths)} {name}: ")
                 row = job if isinstance(job, tuple) else _attempt(debug, lambda: _row(said, job, subject, estimator, ct, landmarks, box, reading, options))
-                rows.append({"xray": str(path) if options["full_paths"] else path.name, "folder": name, **(row if isinstance(row, dict) else {"verdict": "failed", "error": row[0], "exit_code": row[1]})})
+                shown = (lambda text: text) if options["full_paths"] else lambda text: _without_folders(text, (*paths, *shared, camera, init, mask))
+                rows.append({"xray": shown(str(path)), "folder": name, **(row if isinstance(row, dict) else {"verdict": "failed", "error": shown(row[0]), "exit_code": row[1]})})
                 write_summary(out, rows)
     return _summary_lines(out, rows), max(row["exit_code"] for row in rows)
+
+
+def _without_folders(text: str, paths: tuple) -> str:
+    "A message as it may be passed on, with files by their names: folders may be named after patients."
+    given = [Path(path) for path in paths if path is not None]
+    folders = {str(folder) for path in given for folder in (path.parent, path.expanduser().absolute().parent)}
+    for folder in sorted(folders - {".", os.sep}, key=len, reverse=True):
+        text = text.replace(folder + os.sep, "")
+    return text
 
 
 def _job_of(xray: Path, folder: Path, camera: Optional[Path], init: str, mask: Optional[Path], force: bool, shared: tuple) -> _Job:

@@ -592,6 +592,7 @@ def test_every_xray_is_registered_whatever_the_others_do(case, tmp_path):
     summary = json.loads((tmp_path / "all" / "summary.json").read_text())
     assert summary["n"] == 4 and summary["verdicts"]["failed"] == 2 and [row["folder"] for row in summary["xrays"]] == list(rows)
     assert [row["xray"] for row in rows.values()] == ["xray.png", "xray.png", "broken.png", "lonely.png"]  # names, no folders
+    assert not any(str(tmp_path) in (tmp_path / "all" / name).read_text() for name in ("summary.csv", "summary.json"))  # in no message either
     one = [case / "oblique" / name for name in ("xray.png", "camera.json", "start.json")]
     call("register", case / "ct.nii.gz", one[0], "--camera", one[1], "--init", one[2], "--restarts", 0, "--out", tmp_path / "one")
     assert (tmp_path / "one" / "history.csv").read_bytes() == (tmp_path / "all" / "oblique_xray" / "history.csv").read_bytes()  # as if it were alone
