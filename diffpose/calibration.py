@@ -19,10 +19,10 @@ import platform
 import re
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
-from .pose import RigidTransform, _assemble, _lacking, _require, _unseen, _without, convert, so3_exp
+from .pose import RigidTransform, _assemble, _exactly, _lacking, _require, _unseen, _without, convert, so3_exp
 
 # %% ../notebooks/api/01_calibration.ipynb #e0fe1545
 _REORIENT = {
@@ -421,6 +421,8 @@ def save_atomically(
 ) -> None:
     "Write a file so that there is the old one or the new one, whole, at every moment. Raises OSError with name and reason."
     path = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a rename would put a file in the place of a device
+        raise FileExistsError(errno.EEXIST, "is a folder, a device or a pipe, and no file: choose another name", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -516,6 +518,7 @@ _KEYS = {f.name + _UNITS.get(f.name, "_mm"): f.name for f in fields(Camera)}  # 
 _REQUIRED = [key for key, name in _KEYS.items() if Camera.__dataclass_fields__[name].default is MISSING]
 
 # %% ../notebooks/api/01_calibration.ipynb #78f92bfb
+@_exactly
 @jaxtyped(typechecker=beartype)
 def perspective_projection(
     camera_from_world: Float[Tensor, "#b 4 4"],  # extrinsics
@@ -530,6 +533,7 @@ def perspective_projection(
     return torch.where(front, torch.cat([x, y], -1), torch.nan)
 
 
+@_exactly
 @jaxtyped(typechecker=beartype)
 def parallel_projection(
     camera_from_world: Float[Tensor, "#b 4 4"],  # extrinsics
@@ -541,6 +545,7 @@ def parallel_projection(
     return across * K.diagonal(dim1=-2, dim2=-1)[:, None, :2] + K[:, None, :2, 2]
 
 # %% ../notebooks/api/01_calibration.ipynb #058b190c
+@_exactly
 @jaxtyped(typechecker=beartype)
 def inverse_projection(
     camera_from_world: Float[Tensor, "#b 4 4"],  # extrinsics, rigid or mirrored
@@ -639,6 +644,7 @@ class Detector(torch.nn.Module):
             self._index = torch.randperm(size, generator=generator)[:n_subsample].sort().values.to(self._reorient.device)
         return self
 
+    @_exactly
     def rays(
         self,
         pose: RigidTransform,  # b poses
@@ -656,6 +662,7 @@ class Detector(torch.nn.Module):
         source, target = self.rays(pose, calibration)
         return source.to(self.dtype), target.to(self.dtype)
 
+    @_exactly
     def pixels(
         self,
         calibration: Camera | Tensor | None = None,  # as for `rays`
@@ -681,6 +688,7 @@ class Detector(torch.nn.Module):
             self._kept = self.camera, self._index, (version, centres._version, distances._version), centres, distances
         return centres, distances
 
+    @_exactly
     def project(
         self,
         pose: RigidTransform,
@@ -693,6 +701,7 @@ class Detector(torch.nn.Module):
         projection = parallel_projection if camera.parallel else perspective_projection
         return projection(world.inverse().matrix, K, points.to(world.dtype))
 
+    @_exactly
     def unproject(
         self,
         pose: RigidTransform,
@@ -737,6 +746,7 @@ class Detector(torch.nn.Module):
     device = property(lambda self: self._reorient.device, doc="Where poses must be.")
     subsamples = property(lambda self: None if self._index is None else [self._index], doc="[indices row * width + column] of the random subset, or None.")
 
+    @_exactly
     def world_from_camera(self, pose: RigidTransform) -> Tensor:  # b 4 4, in the wider dtype of pose and module
         "The C-arm frame in the world: pose.matrix @ reorient."
         if not isinstance(pose, RigidTransform):
@@ -768,10 +778,10 @@ class Detector(torch.nn.Module):
 
     def __getattr__(self, name: str):
         "Parameters and buffers; an old name is answered with the new one."
-        return _lacking(self, name) if name in ("source", "target", "sdr") else super().__getattr__(name)
+        return _lacking(self, name) if name in ("source", "target", "sdr", "calibration") else super().__getattr__(name)
 
 
-__getattr__ = _without(__name__, "make_xrays", "N_ANGULAR_COMPONENTS", "get_focal_length", "get_principal_point", "parse_intrinsic_matrix", "make_intrinsic_matrix", "diffdrr_to_deepdrr", "resample")
+__getattr__ = _without(__name__, random_rigid_transform="diffpose.pose.random_rigid_transform(n)")
 
 # %% ../notebooks/api/01_calibration.ipynb #ad67d22d
 @dataclass(frozen=True)
@@ -920,17 +930,22 @@ _SCALAR = re.compile(r"^(\w+):[ \t]*([-+]?[.\d]\S*)[ \t]*\r?$", re.MULTILINE)
 def read_opencv(
     path: str | Path,  # .yml, .yaml or .json of cv::FileStorage
 ) -> dict[str, np.ndarray | float]:  # float64: matrices (rows, columns), and numbers
-    "The matrices and numbers of a file of OpenCV, by name. Raises a ValueError where there is no matrix."
-    text, found = Path(path).read_text(), {}
+    "The matrices and numbers of a file of OpenCV, by name. Raises a ValueError where there is no matrix, or a name twice."
+    what, found = "a file of cv::FileStorage", {}
+    text = read_text(path, what)
     if text.lstrip().startswith("{"):
-        for name, value in json.loads(text).items():
+        for name, value in load_json(path, what).items():
             if isinstance(value, dict) and {"rows", "cols", "data"} <= value.keys():
                 found[name] = _filled(path, name, value["data"], value["rows"], value["cols"])
             elif isinstance(value, (int, float)):
                 found[name] = float(value)
     else:
-        found |= {name: float(value) for name, value in _SCALAR.findall(text) if re.fullmatch(r"[-+]?[.\d]+(e[-+]?\d+)?", value, re.I) and value.count(".") < 2}
-        found |= {name: _filled(path, name, re.split(r"[,\s]+", data.strip(", \t\r\n")), int(rows), int(columns)) for name, rows, columns, _, data in _MATRIX.findall(text)}
+        numbers = [(name, float(value)) for name, value in _SCALAR.findall(text) if re.fullmatch(r"[-+]?[.\d]+(e[-+]?\d+)?", value, re.I) and value.count(".") < 2]
+        matrices = [(name, _filled(path, name, re.split(r"[,\s]+", data.strip(", \t\r\n")), int(rows), int(columns))) for name, rows, columns, _, data in _MATRIX.findall(text)]
+        try:
+            found = _once(numbers + matrices)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     if not any(isinstance(x, np.ndarray) for x in found.values()):
         raise ValueError(f"{path} holds no matrix with rows, cols and data, as cv::FileStorage writes them in YAML or JSON.")
     return found
@@ -938,8 +953,11 @@ def read_opencv(
 
 def _filled(path, name: str, data: Sequence, rows: int, columns: int) -> np.ndarray:  # rows columns
     "Numbers as a matrix of the size that goes with them."
-    numbers = np.array([float(str(x).lower().replace(".nan", "nan").replace(".inf", "inf")) for x in data])
-    if len(numbers) != rows * columns:
+    try:
+        numbers = np.array([float(str(x).lower().replace(".nan", "nan").replace(".inf", "inf")) for x in data])
+    except (ValueError, TypeError):
+        raise ValueError(f"{path}: {name} holds what is no number.") from None
+    if not isinstance(rows, int) or not isinstance(columns, int) or len(numbers) != rows * columns:
         raise ValueError(f"{path}: {name} says that it is {rows} x {columns}, and holds {len(numbers)} numbers.")
     return numbers.reshape(rows, columns)
 
@@ -960,11 +978,14 @@ def read_mayacam(
     "A MayaCam 2.0 file: `from_opencv(*read_mayacam(path), sdd=...)`. Raises a ValueError that names what is missing."
     sizes, parts = {"image size": 2, "camera matrix": 9, "rotation": 9, "translation": 3}, {}
     heading = None
-    for line in Path(path).read_text().splitlines():
+    for line in read_text(path, "a MayaCam 2.0 file").splitlines():
         if re.search("[a-z]{3}", line, re.I):
             heading = line.strip().lower()
         elif heading in sizes:
-            parts.setdefault(heading, []).extend(float(x) for x in re.split(r"[,;\s]+", line.strip(" ,;\t")) if x)
+            try:
+                parts.setdefault(heading, []).extend(float(x) for x in re.split(r"[,;\s]+", line.strip(" ,;\t")) if x)
+            except ValueError:
+                raise ValueError(f"{path}: the line {line[:80]!r} under {heading!r} holds what is no number.") from None
     wrong = [f"{name} ({len(parts.get(name, []))} of {n} numbers)" for name, n in sizes.items() if len(parts.get(name, [])) != n]
     if wrong:
         raise ValueError(f"{path} is no MayaCam 2.0 file: it lacks {', '.join(wrong)}. Each stands under its heading: {', '.join(sizes)}.")

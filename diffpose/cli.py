@@ -27,6 +27,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import stat
 import sys
 import tempfile
@@ -121,13 +122,31 @@ def explained(
 
 
 @contextlib.contextmanager
+def _terminable():
+    "A SIGTERM unwinds what is under way, as Ctrl-C does, so that no lock and nothing half is left; a training has a handler of its own."
+
+    def stop(number, frame):
+        typer.echo("terminated", err=True)
+        raise SystemExit(128 + number)
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def reported(
     debug: bool = False,  # let errors through
     max_memory: Optional[str] = None,  # that files and images may ask for, such as "8GB"; None: what is free
 ):
     "Turn an error into one message on stderr and an exit code, and warnings into one line each."
     try:
-        with warnings.catch_warnings(), _allowed(max_memory):
+        with warnings.catch_warnings(), _allowed(max_memory), _terminable():
             warnings.showwarning = _show_warning
             yield
     except typer.Exit:
@@ -238,6 +257,9 @@ def check_writable(
         raise ValueError(f"{folder} is a {kind}; a folder is expected for the results: choose another --out")
     there = [name for name in names if os.path.lexists(folder / name)]
     for name in there:
+        kind = kind_of(folder / name)
+        if kind in ("device", "pipe", "socket"):
+            raise ValueError(f"{folder / name} is a {kind} and no file: choose another --out")
         own = [x for x in inputs if x is not None and Path(x).expanduser().exists() and (folder / name).exists() and (folder / name).samefile(Path(x).expanduser())]
         if own:
             raise ValueError(f"{folder / name} would be overwritten, and is read as well ({own[0]}): choose another --out")
@@ -344,12 +366,12 @@ POSE_KEYS = {
 CONVENTIONS = {
     "units": "lengths in mm, angles in degrees",
     "matrices": "rows of a 4x4 matrix that acts on points as columns (x, y, z, 1); b_from_a takes coordinates in frame a to frame b",
-    "camera": "origin at the X-ray source, +z along the viewing axis to the detector, +y towards the top of the image (bottom if reverse_y_axis), "
+    "camera": "origin at the X-ray source (of a parallel beam, which has none, at the point that translation_mm names), +z along the viewing axis to the detector, +y towards the top of the image (bottom if reverse_y_axis), "
     "+x towards its left if reverse_x_axis (the radiologic view), else its right; left-handed in orientation PA",
     "ras": "+x to the patient's right, +y to the front, +z to the head",
     "lps": "+x to the patient's left, +y to the back, +z to the head",
     "rotation_zxy_deg": "Euler angles (a, b, c), intrinsic: R = Rz(a) Rx(b) Ry(c), of pose_matrix",
-    "translation_mm": "t of pose_matrix = [R | R t]: the source seen from the centre of the volume, in the rotated frame",
+    "translation_mm": "t of pose_matrix = [R | R t]: the source (of a parallel beam: a point on its axis, whose depth no X-ray shows) seen from the centre of the volume, in the rotated frame",
     **POSE_KEYS,
 }
 
@@ -1372,9 +1394,19 @@ def _register_each(patient: dict, ct, xray, out, camera, init, model, restarts, 
             for k, (path, name, job) in enumerate(zip(paths, result_names(paths), jobs), 1):
                 said = _named_steps(step, f"{k}/{len(paths)} {name}: ")
                 row = job if isinstance(job, tuple) else _attempt(debug, lambda: _row(said, job, subject, estimator, ct, landmarks, box, reading, options))
-                rows.append({"xray": str(path) if options["full_paths"] else path.name, "folder": name, **(row if isinstance(row, dict) else {"verdict": "failed", "error": row[0], "exit_code": row[1]})})
+                shown = (lambda text: text) if options["full_paths"] else lambda text: _without_folders(text, (*paths, *shared, camera, init, mask))
+                rows.append({"xray": shown(str(path)), "folder": name, **(row if isinstance(row, dict) else {"verdict": "failed", "error": shown(row[0]), "exit_code": row[1]})})
                 write_summary(out, rows)
     return _summary_lines(out, rows), max(row["exit_code"] for row in rows)
+
+
+def _without_folders(text: str, paths: tuple) -> str:
+    "A message as it may be passed on, with files by their names: folders may be named after patients."
+    given = [Path(path) for path in paths if path is not None]
+    folders = {str(folder) for path in given for folder in (path.parent, path.expanduser().absolute().parent)}
+    for folder in sorted(folders - {".", os.sep}, key=len, reverse=True):
+        text = text.replace(folder + os.sep, "")
+    return text
 
 
 def _job_of(xray: Path, folder: Path, camera: Optional[Path], init: str, mask: Optional[Path], force: bool, shared: tuple) -> _Job:

@@ -31,9 +31,10 @@ import tempfile
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -928,17 +929,26 @@ def _check_grey(path, header):
 
 
 def _once(slices):
-    "The slices [(path, header)] without those that are a copy, byte for byte, of another one."
+    "The slices [(path, header)] without those that are a copy of another one: the same file, or the same pixels at the same place."
     places, kept = {}, []
     for path, header in slices:
         place = header.get("ImagePositionPatient")
         twins = places.setdefault(str(place), []) if place else []
-        if any(filecmp.cmp(path, twin, shallow=False) for twin in twins):
+        if any(_same_slice(path, twin) for twin in twins):
             warnings.warn(f"{path} is a copy of another slice and is passed over", stacklevel=2)
         else:
             twins.append(path)
             kept.append((path, header))
     return kept
+
+
+def _same_slice(path, twin):
+    "Do two files hold one slice: byte for byte, or sent twice, under two numbers or in two encodings?"
+    if filecmp.cmp(path, twin, shallow=False):
+        return True
+    (one, pixels), (other, twins) = _dicom_pixels(path), _dicom_pixels(twin)
+    placed = [[h.get(tag) for tag in ("ImageOrientationPatient", "PixelSpacing", "SeriesInstanceUID")] for h in (one, other)]
+    return placed[0] == placed[1] and np.array_equal(pixels, twins)
 
 
 def _load_dicom(folder, series, spacing, tolerance):
@@ -1820,7 +1830,7 @@ class _OneSubject(tio.Subject):
 _OneSubject.__name__ = "Subject"  # when it is printed
 
 
-__getattr__ = _without(__name__, "read_dicom", "canonicalize", "transform_hu_to_density")
+__getattr__ = _without(__name__)
 
 # %% ../notebooks/api/04_data.ipynb #5228fdd0
 class _MachineCodeFiles(IndexDataCacheFile):

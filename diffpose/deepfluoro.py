@@ -23,10 +23,11 @@ import shutil
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional, Sequence, Union
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 import torch
@@ -182,7 +183,7 @@ def get_random_offset(
     return offset.to(device)
 
 
-__getattr__ = _without(__name__, "get_random_poses", "get_2d_groundtruth", "convert_deepfluoro_to_diffdrr", "convert_diffdrr_to_deepfluoro")
+__getattr__ = _without(__name__, GeodesicSE3="diffpose.metrics.GeodesicSE3()", DoubleGeodesic="diffpose.metrics.DoubleGeodesic(sdr)")
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #93855142
 def isocenter_pose(
@@ -602,7 +603,7 @@ def _size(image: Tensor, size: Union[int, tuple, None]) -> tuple[int, int]:
 def preprocess(
     image: Float[Tensor, "b 1 h w"],  # intensities, as stored
     size: Union[int, tuple[int, int], None] = None,  # rows (or rows and columns) of the result; None: as they are
-    initial_energy: Union[float, int] = INITIAL_ENERGY,  # of the unattenuated beam
+    initial_energy: Union[float, int, Float[Tensor, ""]] = INITIAL_ENERGY,  # of the unattenuated beam
     crop: Optional[int] = None,  # cut from each border [pixels]; None: 50 of 1536
 ) -> Float[Tensor, "b 1 u v"]:  # in [0, 1], bone bright; each image by itself
     "Raw X-rays as relative line integrals."
@@ -616,7 +617,7 @@ def preprocess(
         raise ValueError(f"X-ray {bad} of {len(image)} has no positive pixel: nothing reached the detector, or it is no image of intensities")
     dimmest = torch.where(lit, image, torch.inf).amin((1, 2, 3), keepdim=True)
     image = resize_image(_smooth(torch.where(lit, image, dimmest)), *_size(image, size))
-    return _stretch(math.log(initial_energy) - image.log())
+    return _stretch(math.log(float(initial_energy)) - image.log())
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #45e1e356
 def _stretch(image: Tensor, eps: float = 0.0) -> Tensor:

@@ -25,7 +25,7 @@ from torch import Tensor
 from .calibration import Camera, Detector, _intrinsics
 from .data import Contrast
 from .kernels.reference import bounding_box
-from .pose import RigidTransform, _capturing, _lacking, _new_call, _without, convert
+from .pose import RigidTransform, _asked_first, _capturing, _exactly, _lacking, _new_call, _without, convert
 from .renderers import Siddon, Trilinear, View, _kernels, choose_backend, refuse_transforms
 
 # %% ../notebooks/api/11_drr.ipynb #ae1ae256
@@ -215,19 +215,19 @@ def _by_twist(
     return out
 
 # %% ../notebooks/api/11_drr.ipynb #b960c888
-__getattr__ = _without(__name__, "siddon_raycast", "make_xrays", "reshape_subsampled_drr")
+__getattr__ = _without(__name__, Registration="diffpose.registration.Registration")
+_READ_FIRST = "DRR(read(volume, spacing=spacing, orientation=...), sdd=2 * sdr, height=..., delx=...), with diffpose.data.read"
 _SINGLE_ANGLES = {"theta", "phi", "gamma", "bx", "by", "bz", "sdr"}
 
 
 def _check_subject(subject, sdd, options: dict) -> None:
     "Refuse what an earlier package took in the place of a subject."
-    new = "DRR(read(volume, spacing=spacing, orientation=...), sdd=2 * sdr, height=..., delx=...), with diffpose.data.read"
     if isinstance(subject, str) and isinstance(sdd, str):
         raise TypeError(_new_call("volume, spacing = load_example_ct()", "subject = load_example_ct(), and DRR(subject, sdd=..., height=..., delx=...)"))
     if isinstance(subject, (str, Path)):
         raise TypeError(f"a DRR takes a subject, not a file: DRR(read({str(subject)!r}), sdd=..., ...), with diffpose.data.read")
     if not isinstance(subject, torchio.Subject):
-        raise TypeError(_new_call(f"DRR({type(subject).__name__}, ...)", new))
+        raise TypeError(_new_call(f"DRR({type(subject).__name__}, ...)", _READ_FIRST))
     missing = [name for name in ("density", "reorient") if not hasattr(subject, name)]
     if missing:
         raise TypeError(f"this subject has no {' and no '.join(missing)}: it holds {', '.join(subject) or 'nothing'}. Make it with diffpose.data.read(file, or tensor with spacing), which finds the densities, the isocentre and the view")
@@ -235,9 +235,17 @@ def _check_subject(subject, sdd, options: dict) -> None:
         raise TypeError(_new_call("DRR(..., orthographic=True)", "DRR(..., parallel=True)"))
     if "sdr" in options or "bone_attenuation_multiplier" in options:
         name = "sdr" if "sdr" in options else "bone_attenuation_multiplier"
-        raise TypeError(_new_call(f"DRR(..., {name}=...)", "sdd=2 * sdr" if name == "sdr" else "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)"))
+        raise TypeError(_new_call(f"DRR(..., {name}=...)", "DRR(subject, sdd=2 * sdr, height=..., delx=...)" if name == "sdr" else "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)"))
     if isinstance(sdd, (int, float)) and sdd < 0:
         raise ValueError(_new_call(f"DRR(subject, sdd={sdd})", "sdd is a distance and positive; a view from behind is read(..., orientation='PA'), and the detector of a pinhole camera DRR.from_camera(subject, camera.camera)"))
+
+
+def _refuse_old(args: tuple, options: dict) -> None:
+    "Refuse the arguments of an earlier package's constructor, by place or by name."
+    if {"volume", "spacing"} & set(options):
+        raise TypeError(_new_call("DRR(volume=..., spacing=...)", _READ_FIRST))
+    if len(args) > 1 or "subject" in options:
+        _check_subject(args[1] if len(args) > 1 else options["subject"], args[2] if len(args) > 2 else options.get("sdd"), options)
 
 
 _ONE_CALL = {"renderer", "n_points", "reducefn"}  # of a renderer's options, those that one call may replace
@@ -287,6 +295,7 @@ def _check_options(owner: str, options: dict, known: set[str]) -> None:
 class DRR(torch.nn.Module):
     "Digitally reconstructed radiographs of a subject: a pose in, an image B C H W out, exactly differentiable. Units: mm, and mm x density for pixels."
 
+    @_asked_first(_refuse_old)
     def __init__(
         self,
         subject: torchio.Subject,  # from `diffpose.data.read`
@@ -311,7 +320,6 @@ class DRR(torch.nn.Module):
         parallel: bool = False,  # a parallel beam: no source, no depth; delx is the width of a pixel at the patient
         **renderer_kwargs,  # reducefn, n_points, backend, ...
     ):
-        _check_subject(subject, sdd, renderer_kwargs)
         columns, tall = height if width is None else width, delx if dely is None else dely
         camera = Camera(sdd, height, columns, delx, tall, x0, y0, reverse_x_axis, reverse_y_axis, parallel=parallel)
         self._assemble(subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs)
@@ -382,6 +390,7 @@ class DRR(torch.nn.Module):
         size = self.detector.height * self.detector.width
         return 1 if self.patch_size is None else max(1, size // self.patch_size**2)
 
+    @_exactly
     def forward(
         self,
         *args,  # a pose, or rotation and translation
@@ -406,6 +415,7 @@ class DRR(torch.nn.Module):
         self._warn_if_empty(out)
         return self.reshape_transform(_light(out, beer_lambert, self.contrast))
 
+    @_exactly
     def jacobian(
         self,
         *args,  # a pose, or rotation and translation
@@ -427,6 +437,7 @@ class DRR(torch.nn.Module):
             jacobian = self.reshape_transform(jacobian.mT.to(self.dtype))
         return self.reshape_transform(out), jacobian.movedim(1, -1)
 
+    @_exactly
     def render(
         self,
         density: Tensor,  # X Y Z, for example a volume that is being reconstructed
@@ -510,7 +521,7 @@ class DRR(torch.nn.Module):
 
     def __getattr__(self, name: str):
         "Parameters, buffers and modules; an old name is answered with the new one."
-        if name in ("volume", "bone_attenuation_multiplier", "set_intrinsics"):
+        if name in _OLD_MEMBERS:
             return _lacking(self, name)
         if name == "density":
             self._air.lent = True
@@ -609,6 +620,7 @@ class DRR(torch.nn.Module):
 
 
 _RENDERERS = {"siddon": Siddon, "trilinear": Trilinear}
+_OLD_MEMBERS = ("volume", "bone_attenuation_multiplier", "set_intrinsics", "siddon", "rotations", "translations", "initialize_parameters", "move_carm")
 
 # %% ../notebooks/api/11_drr.ipynb #51f0e702
 def silhouette(

@@ -12,9 +12,10 @@ __all__ = ['SUBJECTS', 'VIEWS', 'ALL_VIEWS', 'SIZE_PX', 'PIXEL_MM', 'THRESHOLD',
 # %% ../notebooks/api/30_ljubljana.ipynb #18197fbb
 import math
 import os
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Iterator, Literal, NamedTuple, Optional, Sequence, Union
+from typing import Literal, NamedTuple, Optional, Union
 
 import numpy as np
 import torch

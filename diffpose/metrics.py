@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from .pose import RigidTransform, _without
+from .pose import RigidTransform, _exactly, _without
 
 # %% ../notebooks/api/13_metrics.ipynb #3e9609eb
 def _check_pair(
@@ -111,6 +111,7 @@ class _MeanCorrelation(torch.autograd.Function):
         return *results, *nothing
 
 # %% ../notebooks/api/13_metrics.ipynb #d9c8e5bc
+@_exactly
 @jaxtyped(typechecker=beartype)
 def ncc(
     x1: Float[Tensor, "#b c h w"],  # images
@@ -202,6 +203,7 @@ def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return F.conv2d(y, columns[None, :][None, None]).unflatten(0, (b, c)).squeeze(2)
 
 # %% ../notebooks/api/13_metrics.ipynb #8bfd1b99
+@_exactly
 @jaxtyped(typechecker=beartype)
 def gradient_ncc(
     x1: Float[Tensor, "#b c h w"],  # images
@@ -221,6 +223,7 @@ def gradient_ncc(
 _CHUNK_PIXELS = 8192  # pixels whose windows are in memory at a time: 8 MB for 256 bins in single precision
 
 
+@_exactly
 @jaxtyped(typechecker=beartype)
 def mutual_information(
     x1: Float[Tensor, "#b c h w"],  # images, intensities within `value_range`
@@ -362,6 +365,7 @@ class MutualInformation(torch.nn.Module):
         return f"sigma={self.sigma}, num_bins={self.num_bins}, normalize={self.normalize}, value_range={self.value_range}"
 
 # %% ../notebooks/api/13_metrics.ipynb #7cedf4de
+@_exactly
 @jaxtyped(typechecker=beartype)
 def geodesic_so3(
     R1: Float[Tensor, "*b 3 3"],  # rotations
@@ -373,6 +377,7 @@ def geodesic_so3(
     return torch.atan2(skew.norm(dim=-1), R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
 
 # %% ../notebooks/api/13_metrics.ipynb #ae1c54b0
+@_exactly
 @jaxtyped(typechecker=beartype)
 def geodesic_translation(
     t1: Float[Tensor, "*b 3"],  # translations [mm]
@@ -397,6 +402,7 @@ def _batch(*batched) -> int:
     return next((len(x) for x in batched if len(x) != 1), 1)
 
 
+@_exactly
 @jaxtyped(typechecker=beartype)
 def geodesic_se3(
     pose_1: RigidTransform,  # B poses, or 1
@@ -415,6 +421,7 @@ class DoubleGeodesicErrors(NamedTuple):
     double: Tensor  # root of the sum of their squares [mm]
 
 
+@_exactly
 @jaxtyped(typechecker=beartype)
 def double_geodesic_se3(
     pose_1: RigidTransform,  # B poses, or 1
@@ -492,9 +499,10 @@ class DoubleGeodesic(DoubleGeodesicSE3):
         super().__init__(2 * sdr, eps)
 
 
-__getattr__ = _without(__name__, "NormalizedCrossCorrelation", "MultiscaleNormalizedCrossCorrelation", "GradientNormalizedCrossCorrelation", "GeodesicTransl", "Sobel")
+__getattr__ = _without(__name__)
 
 # %% ../notebooks/api/13_metrics.ipynb #cc0f5778
+@_exactly
 @jaxtyped(typechecker=beartype)
 def mtre(
     pose_true: RigidTransform,  # B poses, or 1
@@ -521,6 +529,7 @@ def _targets(name: str, pose_true: RigidTransform, pose_pred: RigidTransform, po
     return pose_true.to(dtype), pose_pred.to(dtype), points.to(dtype)
 
 # %% ../notebooks/api/13_metrics.ipynb #bf758728
+@_exactly
 @jaxtyped(typechecker=beartype)
 def mpe(
     pose_true: RigidTransform,  # B poses, or 1
@@ -551,6 +560,7 @@ def _projection(camera: object) -> Callable:
     raise TypeError(f"camera must be a DRR, a Detector or a function (pose, points) -> pixels, got {type(camera).__name__}")
 
 # %% ../notebooks/api/13_metrics.ipynb #ec194ea9
+@_exactly
 @jaxtyped(typechecker=beartype)
 def mrpe(
     pose_true: RigidTransform,  # B poses, or 1
@@ -575,6 +585,7 @@ def _pixel_size(camera: object) -> tuple[float, float]:
     return float(detector.delx), float(detector.dely)
 
 # %% ../notebooks/api/13_metrics.ipynb #68fa3cff
+@_exactly
 @jaxtyped(typechecker=beartype)
 def dgeo(
     pose_true: RigidTransform,  # B poses, or 1

@@ -14,6 +14,7 @@ import builtins
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import roma
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 from . import _PAGE
 
 # %% ../notebooks/api/00_pose.ipynb #64c33311
-_OLD = {  # old name: the call that does the same here
+_OLD_NAMES = {  # old name of a module: the call that does the same here
     "get_random_poses": "diffpose.deepfluoro.get_random_offset(batch_size), composed with isocenter_pose(sdd)",
     "N_ANGULAR_COMPONENTS": "diffpose.pose.PARAMETERIZATIONS",
     "se3_exp_map": 'diffpose.pose.se3_exp(twist), or convert(rotation, translation, parameterization="se3_log_map")',
@@ -69,6 +70,26 @@ _OLD = {  # old name: the call that does the same here
     "WarmupCosineSchedule": "diffpose.training.TrainConfig(warmup=...), which `train` follows",
     "get_2d_groundtruth": "there, predicted = dataset.get_2d_fiducials(idx, pose)",
     "GeodesicTransl": "diffpose.metrics.GeodesicTranslation()",
+    "hat": "diffpose.pose.se3_exp(twist) and so3_exp(w), which need no matrix of the cross product; torch.linalg.cross(w, x) is hat(w) x",
+    "hat_inv": "diffpose.pose.so3_log(R)",
+    "axis_angle_to_quaternion": "diffpose.pose.matrix_to_quaternion(so3_exp(w))",
+    "quaternion_to_axis_angle": "diffpose.pose.so3_log(quaternion_to_matrix(q))",
+    "quaternion_to_rotation_10d": "diffpose.pose.matrix_to_rotation_10d(quaternion_to_matrix(q))",
+    "quaternion_to_quaternion_adjugate": "diffpose.pose.matrix_to_quaternion_adjugate(quaternion_to_matrix(q))",
+    "standardize_quaternion": "diffpose.pose.matrix_to_quaternion(quaternion_to_matrix(q)), whose real part is never negative",
+    "quaternion_multiply": "the product of matrices, quaternion_to_matrix(p) @ quaternion_to_matrix(q), with diffpose.pose.quaternion_to_matrix",
+    "quaternion_raw_multiply": "the product of matrices, quaternion_to_matrix(p) @ quaternion_to_matrix(q), with diffpose.pose.quaternion_to_matrix",
+    "quaternion_invert": "diffpose.pose.quaternion_to_matrix(q).mT",
+    "quaternion_apply": "points @ quaternion_to_matrix(q).mT, with diffpose.pose.quaternion_to_matrix",
+    "random_quaternions": "diffpose.pose.matrix_to_quaternion(random_rigid_transform(n).rotation)",
+    "random_rotation": "diffpose.pose.random_rigid_transform(1).rotation[0]",
+    "load_deepfluoro_dataset": "diffpose.deepfluoro.DeepFluoroDataset(id_number, filename)",
+    "parse_volume": "dataset.subject, with dataset = diffpose.deepfluoro.DeepFluoroDataset(id_number, filename)",
+    "parse_proj_params": "dataset.camera, with dataset = diffpose.deepfluoro.DeepFluoroDataset(id_number, filename)",
+    "get_3d_fiducials": "dataset.fiducials, with dataset = diffpose.deepfluoro.DeepFluoroDataset(id_number, filename)",
+    "get_2d_fiducials": "there, predicted = dataset.get_2d_fiducials(idx, pose)",
+}
+_OLD_MEMBERS = {  # the same, of objects
     "get_matrix": "pose.matrix, which acts on column vectors; pose.matrix.mT is the old one",
     "get_rotation": "pose.convert(parameterization, convention)[0], or the matrices pose.rotation",
     "get_translation": "pose.translation, or pose.convert(...)[1] in the rotated frame",
@@ -95,7 +116,20 @@ _OLD = {  # old name: the call that does the same here
     "cy": "camera.K[:, 1, 2]",
     "rotation_matrix": "camera.R",
     "translation_vector": "camera.t",
+    "calibration": "drr(pose, calibration=...) takes a Camera or a 3x3 matrix; the detector's own are detector.camera and detector.intrinsic",
+    "siddon": "drr.renderer, or drr.render(drr.density, source, target)",
+    "rotations": "diffpose.registration.Registration(drr, rotation, translation, parameterization, convention), which holds the parameters",
+    "translations": "diffpose.registration.Registration(drr, rotation, translation, parameterization, convention), which holds the parameters",
+    "initialize_parameters": "diffpose.registration.Registration(drr, rotation, translation, parameterization, convention), which holds the parameters",
+    "move_carm": "diffpose.registration.Registration(drr, rotation, translation, parameterization, convention), which holds the parameters",
+    "lps2volume": "dataset.scan_from_world",
+    "intrinsic": "dataset.camera.K",
+    "projections": "image, pose = dataset[idx]",
+    "height": "dataset.camera.height",
+    "width": "dataset.camera.width",
+    "flip_180": "not needed: dataset.isocenter_pose and the poses of dataset[k] are of this package",
 }
+_OLD = _OLD_NAMES | _OLD_MEMBERS
 
 
 def _new_call(name: str, new: str | None = None) -> str:
@@ -103,12 +137,12 @@ def _new_call(name: str, new: str | None = None) -> str:
     return f"`{name}` is from an earlier package. Here: {new or _OLD[name]}. Every old call beside the new one: {_PAGE}"
 
 
-def _without(owner: str, *names: str) -> Callable:
-    "A `__getattr__` for a module that has names no longer."
+def _without(owner: str, **moved: str) -> Callable:
+    "A `__getattr__` for a module: says where old names are, whichever module they were in, and names of other modules that were in this one."
 
     def __getattr__(name: str):
-        if name in names:
-            raise ImportError(_new_call(name))  # an AttributeError would be replaced by `from ... import`
+        if name in _OLD_NAMES or name in moved:
+            raise ImportError(_new_call(name, moved.get(name)))  # an AttributeError would be replaced by `from ... import`
         raise AttributeError(f"module {owner!r} has no attribute {name!r}")
 
     return __getattr__
@@ -119,14 +153,13 @@ def _lacking(self, name: str):
     raise AttributeError(_new_call(name) if name in _OLD else f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
-__getattr__ = _without(
-    __name__, "N_ANGULAR_COMPONENTS", "se3_exp_map", "se3_log_map", "so3_exp_map", "so3_log_map", "so3_relative_angle", "so3_rotation_angle",
-    "axis_angle_to_matrix", "matrix_to_axis_angle", "random_rotations", "make_matrix", "rotation_10d_to_quaternion", "quaternion_adjugate_to_quaternion", "Transform3d",
-)
-
+__getattr__ = _without(__name__)
 
 # %% ../notebooks/api/00_pose.ipynb #a260bb73
-def _exactly(function: Callable) -> Callable:
+_F = TypeVar("_F", bound=Callable)
+
+
+def _exactly(function: _F) -> _F:
     "Decorator: outside of autocast."
 
     @functools.wraps(function)
@@ -137,6 +170,20 @@ def _exactly(function: Callable) -> Callable:
             return function(*args, **kwargs)
 
     return call
+
+
+def _asked_first(refuse: Callable[[tuple, dict], None]) -> Callable[[_F], _F]:
+    "Decorator: `refuse` sees the arguments before Python says which of them are missing, and raises what to call instead."
+
+    def decorate(function: _F) -> _F:
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            refuse(args, kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
 
 
 def _widened(x):
@@ -242,20 +289,22 @@ def _unseen(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or _capturing(x)
 
 # %% ../notebooks/api/00_pose.ipynb #ea988196
+def _refuse_parts(args: tuple, options: dict) -> None:
+    "Refuse translation, parameterization and so on, as they were once given to a RigidTransform."
+    if len(args) > 2 or set(options) - {"matrix"}:
+        raise TypeError(_new_call("RigidTransform(R, t, parameterization, convention)", "convert(rotation, translation, parameterization=..., convention=...), whose translation is in the rotated frame"))
+
+
 class RigidTransform:
     "A batch of rigid transforms x -> R x + t on points in mm. Indexing and iterating keep the batch axis."
 
     matrix: Tensor
-    __getattr__ = _lacking
 
+    @_asked_first(_refuse_parts)
     def __init__(
         self,
         matrix: Tensor,  # b 4 4 or 4 4, float32 or float64: [R | t; 0 0 0 1], acting on column vectors
-        *old,  # refused: translation, parameterization and so on, as they were once given here
-        **more,
     ):
-        if old or more:
-            raise TypeError(_new_call("RigidTransform(R, t, parameterization, convention)", "convert(rotation, translation, parameterization=..., convention=...), whose translation is in the rotated frame"))
         if isinstance(matrix, Tensor) and matrix.ndim == 2:
             matrix = matrix[None]
         _require(matrix, "the matrix of a RigidTransform", (4, 4), fix="From a rotation and a translation, use `convert`.")
@@ -284,6 +333,10 @@ class RigidTransform:
     stack = cat
     dtype = property(lambda self: self.matrix.dtype, doc="float32 or float64.")
     device = property(lambda self: self.matrix.device, doc="Where the matrices live.")
+
+    def __getattr__(self, name: str):
+        "None: an old name is answered with the new one."
+        raise AttributeError(_new_call(name) if name in ("get_matrix", "get_rotation", "get_translation", "transform_points") else f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __len__(self) -> int:
         return len(self.matrix)

@@ -10,10 +10,11 @@ import functools
 import importlib
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Callable, NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import torch
 from beartype import beartype
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from .kernels import reference
 from .kernels.reference import compose
-from .pose import _without
+from .pose import _exactly, _without
 
 # %% ../notebooks/api/10_renderers.ipynb #09b3d6d3
 class Request(NamedTuple):
@@ -161,7 +162,9 @@ def _once(backward: Callable) -> Callable:
     "Decorator of a Function's backward: its results can be used, and not be differentiated."
 
     @functools.wraps(backward)
+    @_exactly
     def call(ctx, grad):
+        refuse_transforms(grad)
         with torch.no_grad():
             results = backward(ctx, grad)
         made_from = [x for x in (grad, *ctx.saved_tensors) if x is not None and x.requires_grad]
@@ -172,10 +175,25 @@ def _once(backward: Callable) -> Callable:
     return call
 
 
-def refuse_transforms() -> None:
-    "Raise a RuntimeError inside of torch.func.grad, jacrev, vmap and the like."
+_UNDERIVED = "drr.jacobian(pose) gives the image and its derivative by the pose, autograd the gradient of a loss, and a batch of poses takes the place of vmap"
+
+
+def refuse_transforms(
+    grad: Optional[Tensor] = None,  # what a backward pass was given
+) -> None:
+    "Raise a RuntimeError inside of torch.func.grad, jacrev, vmap and the like, and where gradients come in batches."
     if not torch.compiler.is_compiling() and getattr(torch._C, "_are_functorch_transforms_active", lambda: False)():
-        raise RuntimeError("the compiled kernels of a DRR do not run inside of torch.func (grad, jacrev, jacfwd, vmap): drr.jacobian(pose) gives the image and its derivative by the pose, autograd the gradient of a loss, and a batch of poses takes the place of vmap")
+        raise RuntimeError(f"the compiled kernels of a DRR do not run inside of torch.func (grad, jacrev, jacfwd, vmap): {_UNDERIVED}")
+    if grad is not None and getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)(grad):
+        raise RuntimeError(f"the compiled kernels of a DRR take one gradient at a time (is_grads_batched=True, vectorize=True): {_UNDERIVED}")
+
+
+class _Kernel(torch.autograd.Function):
+    "A Function whose derivative is taken backwards only."
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise RuntimeError(f"the compiled kernels of a DRR have no forward-mode derivative (torch.autograd.forward_ad, strategy='forward-mode'): {_UNDERIVED}")
 
 # %% ../notebooks/api/10_renderers.ipynb #2f36673a
 def _options(request: Request, *leave: str) -> dict:
@@ -190,7 +208,7 @@ def _by_ends(kernels, jacobian: Optional[Tensor], rays: tuple, grad: Tensor, req
     return kernels.channel_jacobian(*rays, grad, **_options(request, "reducefn", "n_channels"), **geometry), grad.new_ones(1, 1).expand(len(grad), grad.shape[2])
 
 
-class _LineIntegral(torch.autograd.Function):
+class _LineIntegral(_Kernel):
     "B C N integrals over alpha along rays, by compiled kernels."
 
     @staticmethod
@@ -216,7 +234,7 @@ class _LineIntegral(torch.autograd.Function):
         return by_volume, by_source, by_target, None, None, None
 
 # %% ../notebooks/api/10_renderers.ipynb #12d44cd9
-class _Projection(torch.autograd.Function):
+class _Projection(_Kernel):
     "B C N pixels of a view, by compiled kernels."
 
     @staticmethod
@@ -405,4 +423,4 @@ class Trilinear(_Renderer):
             raise ValueError(f"Trilinear interpolates (mode='bilinear'), not {mode!r}; for constant voxels use renderer='siddon'")
 
 
-__getattr__ = _without(__name__, "siddon_raycast")
+__getattr__ = _without(__name__)

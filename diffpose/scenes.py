@@ -38,7 +38,7 @@ from torch import Tensor
 
 from .calibration import Camera, save_atomically
 from .drr import DRR
-from .pose import RigidTransform
+from .pose import RigidTransform, _asked_first, _new_call
 
 # %% ../notebooks/api/27_scenes.ipynb #5af68130
 def _grid(data: np.ndarray, affine: np.ndarray, resolution: float | None, mean: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -191,6 +191,13 @@ def _texture(img: Tensor, window: tuple) -> np.ndarray:  # 1 C H W -> H W 3
     return np.repeat(gray[..., None], 3, -1)
 
 # %% ../notebooks/api/27_scenes.ipynb #51cb5dcb
+def _refuse_angles(args: tuple, options: dict) -> None:
+    "Refuse rotation and translation, which an earlier package took in the place of a pose."
+    if isinstance(args[1] if len(args) > 1 else None, Tensor) or {"rotation", "rotations", "parameterization"} & set(options):
+        raise TypeError(_new_call("img_to_mesh(drr, rotation, translation, parameterization, convention)", "img_to_mesh(drr, convert(rotation, translation, parameterization=..., convention=...))"))
+
+
+@_asked_first(_refuse_angles)
 @jaxtyped(typechecker=beartype)
 def img_to_mesh(
     drr: DRR,
@@ -238,6 +245,13 @@ def _balls(points: np.ndarray, radius: float) -> "pyvista.PolyData":
     return cloud.glyph(scale=False, orient=False, geom=pv.Sphere(radius=radius, theta_resolution=8, phi_resolution=6)) if cloud.n_points else pv.PolyData()
 
 
+def _refuse_specimen(args: tuple, options: dict) -> None:
+    "Refuse a specimen, which an earlier package took in the place of points."
+    if "specimen" in options or args and not isinstance(args[0], Tensor) or {"rotation", "detector", "parameterization"} & set(options):
+        raise TypeError(_new_call("fiducials_to_mesh(specimen, rotation, translation, parameterization, convention, detector)", "fiducials, shadows, lines = fiducials_to_mesh(specimen.fiducials, drr, pose)"))
+
+
+@_asked_first(_refuse_specimen)
 @jaxtyped(typechecker=beartype)
 def fiducials_to_mesh(
     fiducials: Float[Tensor, "*one n 3"],  # world [mm], such as `subject.fiducials`

@@ -26,10 +26,11 @@ import warnings
 import weakref
 import zipfile
 import zlib
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional, Sequence, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.nn.functional as F
@@ -404,7 +405,7 @@ class TrainConfig:
 RECIPES = {"cpu": TrainConfig, "paper": TrainConfig.paper, "successor": TrainConfig.successor}  # by name
 
 
-__getattr__ = _without(__name__, "WarmupCosineSchedule")
+__getattr__ = _without(__name__)
 
 # %% ../notebooks/api/26_training.ipynb #c5e7805e
 def training_drr(

@@ -222,6 +222,8 @@ def history_poses(
 ) -> RigidTransform:  # a pose per row
     "The poses of a registration's history."
     columns = ROTATION_COLUMNS + TRANSLATION_COLUMNS
+    if not hasattr(df, "columns"):
+        raise TypeError(f"a history is a pandas.DataFrame with the columns {columns}, not a {type(df).__name__}: pandas.DataFrame(history) makes one")
     missing = [c for c in columns if c not in df.columns]
     if missing or not len(df):
         raise ValueError(f"a history is a table with the columns {columns} and at least one row, got {len(df)} rows and columns {list(df.columns)}")
@@ -306,10 +308,10 @@ def animate(
     parameterization: str = "euler_angles",  # of the rotation columns
     convention: str | None = "ZXY",  # of Euler angles
     ground_truth: RigidTransform | Tensor | None = None,  # true pose, rendered on the left; or its DRR 1 C H W
-    fixed: Tensor | None = None,  # X-ray 1 C H W, shown on the left instead, in a grey scale of its own
     verbose: bool = True,  # show a progress bar
     dtype: torch.dtype = torch.float32,  # of the poses
     device: object = None,  # of the poses; None asks the renderer
+    fixed: Tensor | None = None,  # X-ray 1 C H W, shown on the left instead, in a grey scale of its own
     height: int = 300,  # of each panel [px]
     batch_size: int = 16,  # DRRs rendered at a time
     extension: str | None = None,  # ".webp", ".gif", ".png", ".mp4", ...; None asks the name `out`, else ".webp"
@@ -326,6 +328,8 @@ def animate(
     in_memory = str(out) == "<bytes>"
     extension = "." + (extension or ("" if in_memory else Path(out).suffix) or ".webp").lower().lstrip(".")
     _pillow_format(extension)  # raises what is wrong
+    if not in_memory and Path(out).exists() and not Path(out).is_file():
+        raise ValueError(f"{out} is a folder, a device or a pipe, and no file: choose another name")
     if not in_memory and not Path(out).absolute().parent.is_dir():
         raise ValueError(f"the folder {Path(out).absolute().parent} does not exist: make it first")
     with torch.no_grad():
@@ -463,4 +467,4 @@ def _pillow_format(extension: str) -> str | None:
     return None
 
 
-__getattr__ = _without(__name__, "plot_img_and_mask", "plot_img_jacobian", "lines_to_mesh")
+__getattr__ = _without(__name__)

@@ -77,7 +77,7 @@ def imports(tree, package=""):
 @rule
 def modules_are_what_the_notebooks_export(root):
     made = {path for _, path in modules(root).values()}
-    kept = [path for path in (root / "diffpose").rglob("__init__.py") if path not in made]  # written by hand, or by nbdev where a folder has none
+    kept = [path for path in (root / "diffpose").rglob("__*__.py") if path not in made]  # written by hand, or by nbdev where a folder has none
     with tempfile.TemporaryDirectory() as scratch:
         fresh = Path(scratch) / root.name
         for path in [root / "settings.ini", *notebooks(root), *kept]:

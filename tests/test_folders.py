@@ -27,8 +27,8 @@ import torch
 from typer.testing import CliRunner
 
 from diffpose import training
-from diffpose.calibration import Camera, antipode, keep_out
-from diffpose.cli import app, load_ct, load_poses, write_ct, write_inputs
+from diffpose.calibration import Camera, antipode, keep_out, save_atomically
+from diffpose.cli import alone, app, load_ct, load_poses, reported, write_ct, write_inputs, written_together
 from diffpose.deepfluoro import fetch
 from diffpose.drr import DRR
 from diffpose.phantom import make_phantom
@@ -36,6 +36,7 @@ from diffpose.pose import RigidTransform, convert
 from diffpose.registration import GaussNewton
 from diffpose.simulation import simulate_xray
 from diffpose.training import NormalPoses, PoseEstimator, TrainConfig, Trainer, load_saved, train
+from diffpose.visualization import animate
 
 TINY = TrainConfig(model_name="test_convnext", model_options={}, height=32, batch_size=4, iterations=4, warmup=1, validate_every=2, n_validation=4, checkpoint_every=2, log_every=1)
 CAMERA = Camera(1020.0, 96, 96, 2.9, 2.9)
@@ -355,6 +356,24 @@ def test_no_output_is_an_input(ct, tmp_path):
     assert code == 2 and "is read as well" in text, text
 
 
+def test_no_output_takes_the_place_of_a_device(ct, tmp_path):
+    "Run as root, a rename would put a file where /dev/null was. A pipe stands for a device here: it has no room for a name of its own either."
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    for write in (lambda: save_atomically(pipe, lambda part: part.write_text("x")), lambda: CAMERA.to_json(pipe), lambda: animate(pipe, pd.DataFrame(np.zeros((1, 6)), columns=["alpha", "beta", "gamma", "bx", "by", "bz"]), None, device="cpu")):
+        with pytest.raises((OSError, ValueError), match="a device or a pipe, and no file"):
+            write()
+    for options in (("--out", pipe), ("--out", tmp_path / "a.png", "--save-camera", pipe)):
+        code, text = call("render", ct, *options, "--force")
+        assert code == 2 and "pipe.png is a pipe and no file" in text, text
+    assert pipe.is_fifo() and [*tmp_path.iterdir()] == [pipe]
+
+
+def test_python_runs_the_package():
+    done = subprocess.run([sys.executable, "-m", "diffpose", "animate", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage: diffpose animate" in done.stdout, done.stderr
+
+
 def test_a_training_does_not_start_from_the_model_that_it_replaces(network, patient, ct):
     with pytest.raises(ValueError, match="would replace it"):
         Trainer(**options(patient, network), init=network, resume=False)
@@ -409,6 +428,15 @@ def test_the_command_ends_with_the_code_of_the_signal(ct, tmp_path, number):
     assert process.returncode == 128 + number, text
     assert "stopped after iteration" in text and "goes on from there" in text, text
     assert (out / "checkpoint.pt").exists() and not (out / ".lock").exists()
+
+
+def test_a_command_that_is_terminated_leaves_nothing(tmp_path, capsys):
+    "Whatever the command: its lock is given back, what is half written is removed, and the shell sees 143."
+    with pytest.raises(SystemExit) as ended, reported(), alone(tmp_path / "out"), written_together(tmp_path / "out") as inside:
+        (inside / "pose.json").write_text("half")
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 143 and capsys.readouterr().err == "terminated\n"
+    assert not any((tmp_path / "out").rglob("*")) and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_more_iterations_go_on_and_fewer_are_refused(network, patient):
@@ -564,6 +592,7 @@ def test_every_xray_is_registered_whatever_the_others_do(case, tmp_path):
     summary = json.loads((tmp_path / "all" / "summary.json").read_text())
     assert summary["n"] == 4 and summary["verdicts"]["failed"] == 2 and [row["folder"] for row in summary["xrays"]] == list(rows)
     assert [row["xray"] for row in rows.values()] == ["xray.png", "xray.png", "broken.png", "lonely.png"]  # names, no folders
+    assert not any(str(tmp_path) in (tmp_path / "all" / name).read_text() for name in ("summary.csv", "summary.json"))  # in no message either
     one = [case / "oblique" / name for name in ("xray.png", "camera.json", "start.json")]
     call("register", case / "ct.nii.gz", one[0], "--camera", one[1], "--init", one[2], "--restarts", 0, "--out", tmp_path / "one")
     assert (tmp_path / "one" / "history.csv").read_bytes() == (tmp_path / "all" / "oblique_xray" / "history.csv").read_bytes()  # as if it were alone

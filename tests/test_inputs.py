@@ -7,6 +7,7 @@ is what is read; what it leaves open is said aloud, with the option that settles
 import contextlib
 import gzip
 import json
+import re
 import struct
 import tracemalloc
 import warnings
@@ -26,7 +27,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from diffpose import data
-from diffpose.calibration import carm_pose, load_json
+from diffpose.calibration import carm_pose, load_json, read_mayacam, read_opencv
 from diffpose.cli import load_poses, pose_from_dict, pose_to_dict, reported, write_json
 from diffpose.data import _check_gaps, _load, bytes_of, check_memory, max_memory, read, read_xray
 from diffpose.deepfluoro import _open, _voxels, check_layout
@@ -600,6 +601,15 @@ def test_a_copy_of_a_slice_counts_once(tmp_path):
     ct_slice(tmp_path / "ct" / "other", 3, RescaleIntercept=-1000)
     with pytest.raises(ValueError, match="two slices at 407.50 mm that differ.*keep one of them"):
         said(lambda: voxels(tmp_path / "ct"), "is a copy")
+    (tmp_path / "ct" / "other").unlink()
+    again = pydicom.dcmread(paths[3])  # sent twice: another number, the same pixels
+    again.SOPInstanceUID, again.InstanceNumber = pydicom.uid.generate_uid(), 99
+    again.save_as(tmp_path / "ct" / "copy of 3")
+    assert np.array_equal(said(lambda: voxels(tmp_path / "ct"), "is a copy of another slice"), BLOCK)
+    again.PixelData = bytes(len(again.PixelData))
+    again.save_as(tmp_path / "ct" / "copy of 3")
+    with pytest.raises(ValueError, match="two slices at 407.50 mm that differ"):
+        read(tmp_path / "ct")
 
 
 def test_frames_without_positions_need_an_affine(tmp_path, silence):
@@ -922,3 +932,23 @@ def test_a_pose_file_with_a_flipped_bit_is_refused(tmp_path):
     del edited["sha256"], edited["world_from_camera"]  # by hand, as the message says
     path.write_text(json.dumps(edited))
     assert load_poses(path)[0] == edited
+
+
+OPENCV = '{"K": {"type_id": "opencv-matrix", "rows": 1, "cols": 2, "dt": "d", "data": [5, 7]}}'
+YAML = "%YAML:1.0\n---\nK: !!opencv-matrix\n   rows: 1\n   cols: 2\n   dt: d\n   data: [ 5., 7. ]\n"
+MAYACAM = "image size\n4,3\n\ncamera matrix\n9,0,2\n0,9,1\n0,0,1\n\nrotation\n1,0,0\n0,1,0\n0,0,1\n\ntranslation\n1\n2\n3\n"
+
+
+@pytest.mark.parametrize("reader, text", [(read_opencv, OPENCV), (read_opencv, YAML), (read_mayacam, MAYACAM)])
+def test_calibrations_of_others_are_read_or_refused_by_name(tmp_path, reader, text):
+    path = tmp_path / "calibration"
+    path.write_text(text)
+    numbers = np.concatenate([np.ravel(x) for x in (reader(path).values() if reader is read_opencv else reader(path))])
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    again = reader(path)
+    assert np.array_equal(numbers, np.concatenate([np.ravel(x) for x in (again.values() if reader is read_opencv else again)]))
+    twice = text.replace('{"K"', '{"K": 1, "K"') if text is OPENCV else 2 * text
+    for wrong in (twice.encode(), text.replace("7", '"x"' if text is OPENCV else "x", 1).replace("9,0", "9,x", 1).encode(), text[: len(text) // 2].encode(), b"\x89PNG\xff"):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            reader(path)

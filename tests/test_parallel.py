@@ -142,6 +142,7 @@ def test_the_command_registers_a_parallel_xray(ct, tmp_path):
     code, said = call(*given, "--spacing", 3.4, "--init", "9,3,-4;-5,600,4")
     assert code == 0 and "across the beam" in said and "y (mm) 600.00 600.00 inf" in said, said
     pose, covariance = (json.loads((tmp_path / "out" / name).read_text()) for name in ("pose.json", "covariance.json"))
+    assert "of a parallel beam, which has none" in pose["conventions"]["camera"] and "whose depth no X-ray shows" in pose["conventions"]["translation_mm"]
     assert pose["camera"]["parallel"] is True and any("does not show the depth" in reason for reason in pose["reasons"])
     assert errors(RigidTransform(torch.tensor(pose["pose_matrix"])[None]), truth)[0] < 0.5
     assert covariance["covariance"][4][4] is None and "null is infinite" in covariance["parallel_beam"]

@@ -7,7 +7,8 @@ __all__ = ['BRICK', 'integrate', 'occupancy', 'bounding_box']
 
 # %% ../../notebooks/api/06_kernels_reference.ipynb #7e33826f
 import math
-from typing import Callable, NamedTuple, Optional, Union
+from collections.abc import Callable
+from typing import NamedTuple, Optional, Union
 
 import torch
 from beartype import beartype

@@ -40,4 +40,4 @@ _all_ = [
 ]
 
 # %% ../../notebooks/api/25_registration.ipynb #2bfd8b41
-__getattr__ = _without(__name__, "N_ANGULAR_COMPONENTS", "get_random_poses", "img_to_patches", "pred_to_patches", "mask_to_img", "vector_to_img", "JacobianDRR")
+__getattr__ = _without(__name__, preprocess="diffpose.deepfluoro.preprocess(image, size)")

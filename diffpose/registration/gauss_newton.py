@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..drr import DRR
 from ..field import burnt_out, open_field
-from ..pose import RigidTransform
+from ..pose import RigidTransform, _exactly
 from .pyramid import Stage, default_stages, make_level, pooling, state_of
 from .solver import Fit, at_depth, depth_of, evaluate, refine, unseen_axis
 from .starts import Job, Pool, PosePrior, _Track, funnel, widen
@@ -212,6 +212,7 @@ class GaussNewton:
             levels, targets, local, points, _Track(), torch.zeros(len(xray), dtype=torch.long)
         )
 
+    @_exactly
     def register(
         self,
         xray: Tensor,  # 1 1 H W line integrals (bone bright), or N 1 H W: a pose for each
@@ -434,6 +435,7 @@ class GaussNewton:
                     ),
                 )
 
+    @_exactly
     def assess(
         self,
         xray: Tensor,  # 1 1 H W line integrals (bone bright)

@@ -7,7 +7,7 @@ __all__ = ['patch_distribution', 'SparseRegistration', 'VectorizedNormalizedCros
 
 # %% ../../notebooks/api/23_registration_sparse.ipynb #2f99ddab
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F

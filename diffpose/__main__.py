@@ -1,0 +1,5 @@
+"""`python -m diffpose`: the command."""
+
+from diffpose.cli import main
+
+main()
