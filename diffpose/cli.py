@@ -27,6 +27,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import stat
 import sys
 import tempfile
@@ -127,7 +128,7 @@ def reported(
 ):
     "Turn an error into one message on stderr and an exit code, and warnings into one line each."
     try:
-        with warnings.catch_warnings(), _allowed(max_memory):
+        with warnings.catch_warnings(), _allowed(max_memory), _terminable():
             warnings.showwarning = _show_warning
             yield
     except typer.Exit:
@@ -135,7 +136,7 @@ def reported(
     except KeyboardInterrupt as stop:
         if debug:
             raise
-        typer.echo((str(stop) or "interrupted").replace("the same call", "the same command"), err=True)
+        typer.echo(str(stop) or "interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if debug:
@@ -143,6 +144,24 @@ def reported(
         text, code = explained(error)
         typer.echo(f"error: {text}", err=True)
         raise typer.Exit(code) from None
+
+
+@contextlib.contextmanager
+def _terminable():
+    "Within it SIGTERM ends the command as Ctrl-C does: what is half written goes, locks are let go, and a word is said."
+
+    def end(number: int, frame: object) -> None:
+        typer.echo("terminated", err=True)
+        raise SystemExit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if main:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -225,6 +244,27 @@ def existing(
 
 
 # %% ../notebooks/api/29_cli.ipynb #5a6e980a
+def _is_dicom(path: Path) -> bool:
+    "Has a file the mark of DICOM?"
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _is_read(path: Path, given: Path) -> bool:
+    "Is a file what was given to be read, a slice in the folder that was given, or what the header that was given names as its data?"
+    if not path.is_file() or not given.exists():
+        return False
+    if given.is_dir():
+        return Path(os.path.realpath(given)) in Path(os.path.realpath(path)).parents and _is_dicom(path)
+    if given.suffix.lower() in (".nhdr", ".mhd", ".hdr", ".img"):
+        from diffpose.data import _data_files, _text_header
+
+        beside = [given.with_suffix(end) for end in (".img", ".hdr", ".img.gz")] if given.suffix.lower() in (".hdr", ".img") else [given.parent / name for name in _data_files(given, _text_header(given)[0])]
+        if any(other.exists() and other.samefile(path) for other in beside):
+            return True
+    return path.samefile(given)
+
+
 def check_writable(
     folder: Path,  # where files will go; need not exist
     names: tuple,  # of the files
@@ -238,11 +278,13 @@ def check_writable(
         raise ValueError(f"{folder} is a {kind}; a folder is expected for the results: choose another --out")
     there = [name for name in names if os.path.lexists(folder / name)]
     for name in there:
-        own = [x for x in inputs if x is not None and Path(x).expanduser().exists() and (folder / name).exists() and (folder / name).samefile(Path(x).expanduser())]
+        own = [x for x in inputs if x is not None and _is_read(folder / name, Path(x).expanduser())]
         if own:
             raise ValueError(f"{folder / name} would be overwritten, and is read as well ({own[0]}): choose another --out")
         if Path(name).suffix and (folder / name).is_dir():
             raise ValueError(f"{folder / name} is a folder, and a file is to be written there: choose another --out")
+        if (folder / name).exists() and kind_of(folder / name) not in ("file", "folder"):
+            raise ValueError(f"{folder / name} is a {kind_of(folder / name)}, which no file takes the place of: choose another --out")
     if there and not force:
         raise FileExistsError(f"{folder} already holds {', '.join(there[:3])}{' ...' if there[3:] else ''}: choose another --out, or overwrite with --force")
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -254,6 +296,7 @@ def check_writable(
 @contextlib.contextmanager
 def written_together(
     folder: Path,  # where the files shall go; made if need be
+    force: bool = True,  # may files that are there by the end be overwritten?
 ):
     "Yields a folder to write into; its files move to `folder` at the end, unless something failed. Raises OSError with the file that could not be written, and why."
     from diffpose.calibration import write_error
@@ -268,6 +311,9 @@ def written_together(
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
                 _read_back(path)
+            for path in files if not force else ():
+                if os.path.lexists(folder / path.name):
+                    raise FileExistsError(errno.EEXIST, "another process wrote it meanwhile: choose another --out, or overwrite with --force", str(folder / path.name))
             for path in files:
                 path.replace(folder / path.name)
         except Exception as error:
@@ -900,7 +946,9 @@ def _render(step, patient: dict, ct, out, camera, rotation, translation, pose, r
     inputs = (ct, camera, pose, patient["labelmap"], patient["structures"])
     paths = image_paths(out, len(wanted), force, inputs)
     if save_camera is not None:
-        check_writable(save_camera.parent, (save_camera.name,), force, inputs)
+        save_camera = check_writable(save_camera.parent, (save_camera.name,), force, inputs) / save_camera.name
+        if os.path.realpath(save_camera) in map(os.path.realpath, paths):
+            raise ValueError(f"--save-camera {save_camera} is an image of --out as well: choose another name")
     step("reading the CT")
     subject = load_ct(ct, **patient)
     poses = [pose_from_dict(data, subject, f"{pose or 'the pose'}{f', pose {i}' if len(wanted) > 1 else ''}") for i, data in enumerate(wanted)]
@@ -908,7 +956,7 @@ def _render(step, patient: dict, ct, out, camera, rotation, translation, pose, r
     images = _rendered(DRR.from_camera(subject, cam, renderer=renderer, persistent=False), poses, intensity)
     step("writing")
     what = "transmitted intensity" if intensity else f"line integral of {patient['density']} density"
-    with written_together(paths[0].parent) as inside:
+    with written_together(paths[0].parent, force) as inside:
         for path, image, where in zip(paths, images, poses):
             save_image(inside / path.name, image, pictured(images, intensity, polarity), bits, (cam.delx, cam.dely), quantity=what, pose_matrix=json.dumps(where.matrix[0].tolist()))
     if save_camera is not None:
@@ -1234,6 +1282,7 @@ def _register(patient: dict, ct, xray, out, camera, init, model, restarts, prior
         job = _Job.checked(xray[0], out, camera, init, mask, force, inputs)
         step("loading torch")
         with alone(job.folder):
+            check_writable(job.folder, RESULT_FILES, force)  # another process may have been there since
             estimator = None if model is None else load_model(model, patient["orientation"])
             step("reading the X-ray")
             seen = _seen(job, **{name: options.pop(name) for name in ("sdd", "spacing", "parallel", "polarity", "line_integrals", "frame", "whole_image")})
@@ -1308,10 +1357,7 @@ def _is_image(path: Path) -> bool:
     "May a file be an X-ray? By its ending; without one, by the mark of DICOM."
     if path.name.startswith(".") or not path.is_file():
         return False
-    if path.name.lower().endswith(IMAGE_SUFFIXES):
-        return True
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    return path.name.lower().endswith(IMAGE_SUFFIXES) or _is_dicom(path)
 
 
 def found_xrays(
@@ -1358,7 +1404,7 @@ def _register_each(patient: dict, ct, xray, out, camera, init, model, restarts, 
     "The work of `register` on each of several X-rays: what to say on stdout and on stderr, and the exit code."
     box, shared = _check_register(patient, ct, init, model, restarts, prior_rotation, prior_translation, landmarks)
     paths = found_xrays(xray)
-    out = check_writable(out, SUMMARY_FILES, force, (*shared, *paths))
+    out = check_writable(out, SUMMARY_FILES, force, (*shared, *paths, camera, mask, None if ";" in init or init == "carm" else init))
     reading = {name: options.pop(name) for name in ("sdd", "spacing", "parallel", "polarity", "line_integrals", "frame", "whole_image")}
     with steps(2 + 3 * len(paths)) as step:
         jobs = [_attempt(debug, lambda: _job_of(path, out / name, camera, init, mask, force, shared)) for path, name in zip(paths, result_names(paths))]
@@ -1403,7 +1449,8 @@ def _named_steps(step, name: str):
 def _row(step, job: _Job, subject: object, estimator: object, ct: Path, landmarks: Optional[Path], box: dict, reading: dict, options: dict) -> dict:
     "Register one X-ray of several; its row in the table."
     step("reading")
-    result, _, seconds = _answer(step, job, _seen(job, **reading), subject, estimator, ct, landmarks, box, **options)
+    with alone(job.folder):
+        result, _, seconds = _answer(step, job, _seen(job, **reading), subject, estimator, ct, landmarks, box, **options)
     rotation, translation = result.pose.detach().cpu().double().convert("euler_angles", "ZXY", degrees=True)
     pose = dict(zip(_columns("deg"), (*rotation[0].tolist(), *translation[0].tolist())))
     about = {"verdict": result.verdict, "expected_tre_mm": float(result.expected_tre_mm), **pose, "seconds": round(seconds, 2), "reasons": "; ".join(result.reasons)}
@@ -1671,7 +1718,7 @@ def _animate(step, patient: dict, ct, poses, out, xray, camera, spacing, polarit
     drr = DRR.from_camera(subject, cam, persistent=False)
     with torch.no_grad():
         images = torch.cat([drr(way[k : k + 16]) for k in range(0, n, 16)])
-    with written_together(folder) as inside:  # all images at a time, so that one grey scale fits all of them
+    with written_together(folder, force) as inside:  # all images at a time, so that one grey scale fits all of them
         animate(inside / out.name, _history(way), lambda _: images, "euler_angles", "ZXY", fixed=image, height=px, extension=kind, batch_size=n, verbose=False, duration=1000 * seconds / n)
         step("writing")
     return f"{out}: {n} frames in {seconds:g} s, {cam.height} x {cam.width} pixels rendered, shown {px} high"
