@@ -476,7 +476,7 @@ def _shown(value) -> str:
 def _vector(data: dict, key: str, name: str) -> list:
     "Three numbers of a pose file."
     value = data.get(key)
-    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, (int, float)) and abs(v) <= MOST for v in value):
+    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= MOST for v in value):
         raise ValueError(f"{name}: {key} must be three numbers [a, b, c], not {_shown(value)}")
     return [float(v) for v in value]
 
@@ -516,9 +516,20 @@ def load_poses(
         if not isinstance(data, dict) or not any(key in data for key in keys):
             holds = f"the keys {', '.join(list(data)[:8])}" if isinstance(data, dict) else f"a {type(data).__name__}"
             raise ValueError(f"{path} holds {holds}. A pose has rotation_zxy_deg (three angles) and translation_mm, or one of the 4x4 matrices {', '.join(POSE_KEYS)}")
+        _check_units(path, data, ("rotation_zxy", "translation"), ("rotation_zxy_deg", "translation_mm"))
     if not found:
         raise ValueError(f"{path} holds no pose")
     return found
+
+
+_UNITS = "deg|rad|mm|cm|m|um|in|inch"
+
+
+def _check_units(path: Path, have: object, names: tuple, taken: tuple) -> None:
+    "Refuse a file that says the same in a second unit."
+    other = [key for key in have if key not in taken and any(re.fullmatch(rf"{name}_({_UNITS})", key) for name in names)]
+    if other:
+        raise ValueError(f"{path} has {', '.join(other)}, and {', '.join(taken)} are read, which say the same twice: keep those of one unit")
 
 
 def _poses_of_table(path: Path) -> list[dict]:
@@ -533,6 +544,7 @@ def _poses_of_table(path: Path) -> list[dict]:
     names = _columns(unit)
     if any(name not in have for name in names):
         raise ValueError(f"{path} has the columns {', '.join(have) or '(none)'}; a table of poses has alpha_deg, beta_deg, gamma_deg (or _rad) and {', '.join(COLUMNS[1])}")
+    _check_units(path, have, tuple(name.rpartition("_")[0] for name in names), tuple(names))
     values = [numbers(",".join(row[name] or "?" for name in names), 6, f"row {i + 1} of {path}") for i, row in enumerate(rows)]
     turn = math.degrees if unit == "rad" else float
     return [{"rotation_zxy_deg": [turn(v) for v in row[:3]], "translation_mm": row[3:]} for row in values]
@@ -591,6 +603,8 @@ def load_ct(
     from diffpose.data import read
 
     wanted = None if labels is None else [int(x) if x.strip().isdigit() else x.strip() for x in labels.split(",") if x.strip()]
+    if wanted == []:
+        raise ValueError(f"--labels {labels!r} names no structure: leave it out to keep everything")
     spacing = None if ct_spacing is None else numbers(ct_spacing, 3 if "," in ct_spacing else 1, "--ct-spacing (mm)")
     path, labelmap = existing(path, "a CT", folder=True), labelmap and existing(labelmap, "a label map", folder=True)
     structures = structures and existing(structures, "a table (CSV) of structures")
@@ -683,6 +697,7 @@ def load_landmarks(
         have, rows = load_table(path, "a table (CSV) of landmarks")
         if any(name not in have for name in names) or not rows:
             raise ValueError(f"{path} has {len(rows)} rows and the columns {', '.join(have) or '(none)'}; at least one row and the columns {', '.join(names)} are expected, in the CT's own frame")
+        _check_units(path, have, ("x", "y", "z"), tuple(names))
         points = [numbers(",".join(row[name] or "?" for name in names), 3, f"row {k + 1} of {path}") for k, row in enumerate(rows)]
     points = torch.tensor(points, dtype=torch.float64)[None]
     points = lps_from_ras()(points) if frame == "lps" else points

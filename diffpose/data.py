@@ -693,6 +693,17 @@ def _text_lengths(path, fields):
     return bool(size) and "nan" not in map(str.lower, size), unit
 
 
+def _text_scale(path, fields):
+    "Slope and intercept of a MetaImage, which ITK leaves alone, else 1 and 0."
+    try:
+        slope, intercept = (float(fields.get(f"elementtointensityfunction{name}", default)) for name, default in (("slope", 1), ("offset", 0)))
+    except ValueError:
+        slope = intercept = math.nan
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
+        raise ValueError(f"{path} rescales its values with slope {slope} and offset {intercept} (ElementToIntensityFunction): correct its header")
+    return slope, intercept
+
+
 def _text_geometry(path, fields, sized):
     "Millimetres per unit of length of a file for ITK; says what its header leaves open."
     given, unit = _text_lengths(path, fields)
@@ -766,7 +777,7 @@ def _load_sitk(path, floating, sized, placed):
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     affine[:3] *= unit
-    return _to_tensor(sitk.GetArrayViewFromImage(image).T, floating), _LPS @ affine
+    return _to_tensor(sitk.GetArrayViewFromImage(image).T, floating, *_text_scale(path, fields)), _LPS @ affine
 
 # %% ../notebooks/api/04_data.ipynb #c9339dd2
 _SLICE_TAGS = [
@@ -1577,7 +1588,9 @@ def _picture(path, calibrated=False):
             given, unit = _text_lengths(path, fields)
             _check_streams(path, fields, end, 8 * math.prod(reader.GetSize()) + _SLACK)
             file = reader.Execute()
-            stack, pitch = GetArrayFromImage(file), tuple(s * unit for s in file.GetSpacing()[1::-1]) if given else None
+            slope, intercept = _text_scale(path, fields)
+            stack = GetArrayFromImage(file) if (slope, intercept) == (1.0, 0.0) else GetArrayFromImage(file) * slope + intercept
+            pitch = tuple(s * unit for s in file.GetSpacing()[1::-1]) if given else None
         _check_real(stack)
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
