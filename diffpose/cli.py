@@ -252,7 +252,7 @@ def _is_dicom(path: Path) -> bool:
 
 def _is_read(path: Path, given: Path) -> bool:
     "Is a file what was given to be read, a slice in the folder that was given, or what the header that was given names as its data?"
-    if not path.is_file() or not given.exists():
+    if not path.is_file() or not (given.is_file() or given.is_dir()):
         return False
     if given.is_dir():
         return Path(os.path.realpath(given)) in Path(os.path.realpath(path)).parents and _is_dicom(path)

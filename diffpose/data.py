@@ -689,7 +689,7 @@ def _text_lengths(path, fields):
     else:
         size = [] if kind in (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".lsm") else ["1"]  # the rest is ITK's to know
     if not positive:  # ITK would turn the image over
-        raise ValueError(f"{path} gives a voxel size of {' '.join(size)}, and sizes are positive: correct its header, or pass affine= (voxel to RAS, mm)")
+        raise ValueError(f"{path} gives a voxel size of {' '.join(size)}, and sizes are positive: correct its header, or pass affine=")
     return bool(size) and "nan" not in map(str.lower, size), unit
 
 
