@@ -13,6 +13,7 @@ import collections
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import platform
@@ -415,14 +416,41 @@ def write_error(
     return OSError(number or errno.EIO, f"cannot be written ({reason}), and nothing half was left: make room, or choose another place", str(path))
 
 
+class _Unbroken(io.FileIO):
+    "A file whose writer is not told that the disk is full: `error` has what went wrong, to be raised at the end. HDF5 crashes if it is told."
+
+    error: OSError | None = None
+
+    def write(self, data) -> int:
+        "Write all of it, or none and remember why."
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while len(left) and self.error is None:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self.error = error
+        if self.error is not None:
+            self.seek(size, os.SEEK_CUR)
+        return size
+
+    def truncate(self, size=None) -> int:
+        "The same of the file's length."
+        try:
+            return super().truncate(size) if self.error is None else size
+        except OSError as error:
+            self.error = error
+            return size
+
+
 def save_atomically(
     path: str | os.PathLike,
     write: Callable[[Path], Any],  # writes the file of the name that it is given
 ) -> None:
-    "Write a file so that there is the old one or the new one, whole, at every moment. Raises OSError with name and reason."
+    "Write a file so that there is the old one or the new one, whole, at every moment. Raises OSError with name and reason, FileExistsError where a device or a pipe has the name."
     path = Path(path)
     if os.path.exists(path) and not os.path.isfile(path):  # a rename would put a file in the place of a device
-        raise FileExistsError(errno.EEXIST, "is a folder, a device or a pipe, and no file: choose another name", str(path))
+        raise FileExistsError(errno.EEXIST, "is a folder, a device or a pipe, which no file takes the place of: choose another name", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

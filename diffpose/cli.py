@@ -154,7 +154,7 @@ def reported(
     except KeyboardInterrupt as stop:
         if debug:
             raise
-        typer.echo((str(stop) or "interrupted").replace("the same call", "the same command"), err=True)
+        typer.echo(str(stop) or "interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if debug:
@@ -162,6 +162,24 @@ def reported(
         text, code = explained(error)
         typer.echo(f"error: {text}", err=True)
         raise typer.Exit(code) from None
+
+
+@contextlib.contextmanager
+def _terminable():
+    "Within it SIGTERM ends the command as Ctrl-C does: what is half written goes, locks are let go, and a word is said."
+
+    def end(number: int, frame: object) -> None:
+        typer.echo("terminated", err=True)
+        raise SystemExit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if main:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -244,6 +262,27 @@ def existing(
 
 
 # %% ../notebooks/api/29_cli.ipynb #5a6e980a
+def _is_dicom(path: Path) -> bool:
+    "Has a file the mark of DICOM?"
+    with open(path, "rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _is_read(path: Path, given: Path) -> bool:
+    "Is a file what was given to be read, a slice in the folder that was given, or what the header that was given names as its data?"
+    if not path.is_file() or not (given.is_file() or given.is_dir()):
+        return False
+    if given.is_dir():
+        return Path(os.path.realpath(given)) in Path(os.path.realpath(path)).parents and _is_dicom(path)
+    if given.suffix.lower() in (".nhdr", ".mhd", ".hdr", ".img"):
+        from diffpose.data import _data_files, _text_header
+
+        beside = [given.with_suffix(end) for end in (".img", ".hdr", ".img.gz")] if given.suffix.lower() in (".hdr", ".img") else [given.parent / name for name in _data_files(given, _text_header(given)[0])]
+        if any(other.exists() and other.samefile(path) for other in beside):
+            return True
+    return path.samefile(given)
+
+
 def check_writable(
     folder: Path,  # where files will go; need not exist
     names: tuple,  # of the files
@@ -257,14 +296,13 @@ def check_writable(
         raise ValueError(f"{folder} is a {kind}; a folder is expected for the results: choose another --out")
     there = [name for name in names if os.path.lexists(folder / name)]
     for name in there:
-        kind = kind_of(folder / name)
-        if kind in ("device", "pipe", "socket"):
-            raise ValueError(f"{folder / name} is a {kind} and no file: choose another --out")
-        own = [x for x in inputs if x is not None and Path(x).expanduser().exists() and (folder / name).exists() and (folder / name).samefile(Path(x).expanduser())]
+        own = [x for x in inputs if x is not None and _is_read(folder / name, Path(x).expanduser())]
         if own:
             raise ValueError(f"{folder / name} would be overwritten, and is read as well ({own[0]}): choose another --out")
         if Path(name).suffix and (folder / name).is_dir():
             raise ValueError(f"{folder / name} is a folder, and a file is to be written there: choose another --out")
+        if (folder / name).exists() and kind_of(folder / name) not in ("file", "folder"):
+            raise ValueError(f"{folder / name} is a {kind_of(folder / name)}, which no file takes the place of: choose another --out")
     if there and not force:
         raise FileExistsError(f"{folder} already holds {', '.join(there[:3])}{' ...' if there[3:] else ''}: choose another --out, or overwrite with --force")
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
@@ -276,6 +314,7 @@ def check_writable(
 @contextlib.contextmanager
 def written_together(
     folder: Path,  # where the files shall go; made if need be
+    force: bool = True,  # may files that are there by the end be overwritten?
 ):
     "Yields a folder to write into; its files move to `folder` at the end, unless something failed. Raises OSError with the file that could not be written, and why."
     from diffpose.calibration import write_error
@@ -290,6 +329,9 @@ def written_together(
                 with open(path, "rb+") as file:
                     os.fsync(file.fileno())
                 _read_back(path)
+            for path in files if not force else ():
+                if os.path.lexists(folder / path.name):
+                    raise FileExistsError(errno.EEXIST, "another process wrote it meanwhile: choose another --out, or overwrite with --force", str(folder / path.name))
             for path in files:
                 path.replace(folder / path.name)
         except Exception as error:
@@ -452,7 +494,7 @@ def _shown(value) -> str:
 def _vector(data: dict, key: str, name: str) -> list:
     "Three numbers of a pose file."
     value = data.get(key)
-    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, (int, float)) and abs(v) <= MOST for v in value):
+    if not isinstance(value, list) or len(value) != 3 or not all(isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) <= MOST for v in value):
         raise ValueError(f"{name}: {key} must be three numbers [a, b, c], not {_shown(value)}")
     return [float(v) for v in value]
 
@@ -492,9 +534,20 @@ def load_poses(
         if not isinstance(data, dict) or not any(key in data for key in keys):
             holds = f"the keys {', '.join(list(data)[:8])}" if isinstance(data, dict) else f"a {type(data).__name__}"
             raise ValueError(f"{path} holds {holds}. A pose has rotation_zxy_deg (three angles) and translation_mm, or one of the 4x4 matrices {', '.join(POSE_KEYS)}")
+        _check_units(path, data, ("rotation_zxy", "translation"), ("rotation_zxy_deg", "translation_mm"))
     if not found:
         raise ValueError(f"{path} holds no pose")
     return found
+
+
+_UNITS = "deg|rad|mm|cm|m|um|in|inch"
+
+
+def _check_units(path: Path, have: object, names: tuple, taken: tuple) -> None:
+    "Refuse a file that says the same in a second unit."
+    other = [key for key in have if key not in taken and any(re.fullmatch(rf"{name}_({_UNITS})", key) for name in names)]
+    if other:
+        raise ValueError(f"{path} has {', '.join(other)}, and {', '.join(taken)} are read, which say the same twice: keep those of one unit")
 
 
 def _poses_of_table(path: Path) -> list[dict]:
@@ -509,6 +562,7 @@ def _poses_of_table(path: Path) -> list[dict]:
     names = _columns(unit)
     if any(name not in have for name in names):
         raise ValueError(f"{path} has the columns {', '.join(have) or '(none)'}; a table of poses has alpha_deg, beta_deg, gamma_deg (or _rad) and {', '.join(COLUMNS[1])}")
+    _check_units(path, have, tuple(name.rpartition("_")[0] for name in names), tuple(names))
     values = [numbers(",".join(row[name] or "?" for name in names), 6, f"row {i + 1} of {path}") for i, row in enumerate(rows)]
     turn = math.degrees if unit == "rad" else float
     return [{"rotation_zxy_deg": [turn(v) for v in row[:3]], "translation_mm": row[3:]} for row in values]
@@ -567,6 +621,8 @@ def load_ct(
     from diffpose.data import read
 
     wanted = None if labels is None else [int(x) if x.strip().isdigit() else x.strip() for x in labels.split(",") if x.strip()]
+    if wanted == []:
+        raise ValueError(f"--labels {labels!r} names no structure: leave it out to keep everything")
     spacing = None if ct_spacing is None else numbers(ct_spacing, 3 if "," in ct_spacing else 1, "--ct-spacing (mm)")
     path, labelmap = existing(path, "a CT", folder=True), labelmap and existing(labelmap, "a label map", folder=True)
     structures = structures and existing(structures, "a table (CSV) of structures")
@@ -659,6 +715,7 @@ def load_landmarks(
         have, rows = load_table(path, "a table (CSV) of landmarks")
         if any(name not in have for name in names) or not rows:
             raise ValueError(f"{path} has {len(rows)} rows and the columns {', '.join(have) or '(none)'}; at least one row and the columns {', '.join(names)} are expected, in the CT's own frame")
+        _check_units(path, have, ("x", "y", "z"), tuple(names))
         points = [numbers(",".join(row[name] or "?" for name in names), 3, f"row {k + 1} of {path}") for k, row in enumerate(rows)]
     points = torch.tensor(points, dtype=torch.float64)[None]
     points = lps_from_ras()(points) if frame == "lps" else points
@@ -922,7 +979,9 @@ def _render(step, patient: dict, ct, out, camera, rotation, translation, pose, r
     inputs = (ct, camera, pose, patient["labelmap"], patient["structures"])
     paths = image_paths(out, len(wanted), force, inputs)
     if save_camera is not None:
-        check_writable(save_camera.parent, (save_camera.name,), force, inputs)
+        save_camera = check_writable(save_camera.parent, (save_camera.name,), force, inputs) / save_camera.name
+        if os.path.realpath(save_camera) in map(os.path.realpath, paths):
+            raise ValueError(f"--save-camera {save_camera} is an image of --out as well: choose another name")
     step("reading the CT")
     subject = load_ct(ct, **patient)
     poses = [pose_from_dict(data, subject, f"{pose or 'the pose'}{f', pose {i}' if len(wanted) > 1 else ''}") for i, data in enumerate(wanted)]
@@ -930,7 +989,7 @@ def _render(step, patient: dict, ct, out, camera, rotation, translation, pose, r
     images = _rendered(DRR.from_camera(subject, cam, renderer=renderer, persistent=False), poses, intensity)
     step("writing")
     what = "transmitted intensity" if intensity else f"line integral of {patient['density']} density"
-    with written_together(paths[0].parent) as inside:
+    with written_together(paths[0].parent, force) as inside:
         for path, image, where in zip(paths, images, poses):
             save_image(inside / path.name, image, pictured(images, intensity, polarity), bits, (cam.delx, cam.dely), quantity=what, pose_matrix=json.dumps(where.matrix[0].tolist()))
     if save_camera is not None:
@@ -1256,6 +1315,7 @@ def _register(patient: dict, ct, xray, out, camera, init, model, restarts, prior
         job = _Job.checked(xray[0], out, camera, init, mask, force, inputs)
         step("loading torch")
         with alone(job.folder):
+            check_writable(job.folder, RESULT_FILES, force)  # another process may have been there since
             estimator = None if model is None else load_model(model, patient["orientation"])
             step("reading the X-ray")
             seen = _seen(job, **{name: options.pop(name) for name in ("sdd", "spacing", "parallel", "polarity", "line_integrals", "frame", "whole_image")})
@@ -1330,10 +1390,7 @@ def _is_image(path: Path) -> bool:
     "May a file be an X-ray? By its ending; without one, by the mark of DICOM."
     if path.name.startswith(".") or not path.is_file():
         return False
-    if path.name.lower().endswith(IMAGE_SUFFIXES):
-        return True
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    return path.name.lower().endswith(IMAGE_SUFFIXES) or _is_dicom(path)
 
 
 def found_xrays(
@@ -1380,7 +1437,7 @@ def _register_each(patient: dict, ct, xray, out, camera, init, model, restarts, 
     "The work of `register` on each of several X-rays: what to say on stdout and on stderr, and the exit code."
     box, shared = _check_register(patient, ct, init, model, restarts, prior_rotation, prior_translation, landmarks)
     paths = found_xrays(xray)
-    out = check_writable(out, SUMMARY_FILES, force, (*shared, *paths))
+    out = check_writable(out, SUMMARY_FILES, force, (*shared, *paths, camera, mask, None if ";" in init or init == "carm" else init))
     reading = {name: options.pop(name) for name in ("sdd", "spacing", "parallel", "polarity", "line_integrals", "frame", "whole_image")}
     with steps(2 + 3 * len(paths)) as step:
         jobs = [_attempt(debug, lambda: _job_of(path, out / name, camera, init, mask, force, shared)) for path, name in zip(paths, result_names(paths))]
@@ -1435,7 +1492,8 @@ def _named_steps(step, name: str):
 def _row(step, job: _Job, subject: object, estimator: object, ct: Path, landmarks: Optional[Path], box: dict, reading: dict, options: dict) -> dict:
     "Register one X-ray of several; its row in the table."
     step("reading")
-    result, _, seconds = _answer(step, job, _seen(job, **reading), subject, estimator, ct, landmarks, box, **options)
+    with alone(job.folder):
+        result, _, seconds = _answer(step, job, _seen(job, **reading), subject, estimator, ct, landmarks, box, **options)
     rotation, translation = result.pose.detach().cpu().double().convert("euler_angles", "ZXY", degrees=True)
     pose = dict(zip(_columns("deg"), (*rotation[0].tolist(), *translation[0].tolist())))
     about = {"verdict": result.verdict, "expected_tre_mm": float(result.expected_tre_mm), **pose, "seconds": round(seconds, 2), "reasons": "; ".join(result.reasons)}
@@ -1703,7 +1761,7 @@ def _animate(step, patient: dict, ct, poses, out, xray, camera, spacing, polarit
     drr = DRR.from_camera(subject, cam, persistent=False)
     with torch.no_grad():
         images = torch.cat([drr(way[k : k + 16]) for k in range(0, n, 16)])
-    with written_together(folder) as inside:  # all images at a time, so that one grey scale fits all of them
+    with written_together(folder, force) as inside:  # all images at a time, so that one grey scale fits all of them
         animate(inside / out.name, _history(way), lambda _: images, "euler_angles", "ZXY", fixed=image, height=px, extension=kind, batch_size=n, verbose=False, duration=1000 * seconds / n)
         step("writing")
     return f"{out}: {n} frames in {seconds:g} s, {cam.height} x {cam.width} pixels rendered, shown {px} high"

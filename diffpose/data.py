@@ -151,10 +151,13 @@ def _finite(hu, hu_max):
     return hu.nan_to_num(nan=AIR_HU, posinf=hu_max, neginf=AIR_HU).clamp(max=hu_max)
 
 
+_MULTIPLIER_MAX = 1e6  # far from where single precision overflows
+
+
 def _check_multiplier(m):
     m = float(m)
-    if not (math.isfinite(m) and m >= 0):
-        raise ValueError(f"bone_attenuation_multiplier={m} must be a finite number >= 0 (1 leaves bone as it is)")
+    if not 0 <= m <= _MULTIPLIER_MAX:
+        raise ValueError(f"bone_attenuation_multiplier={m} must be a finite number >= 0 (1 leaves bone as it is), at most {_MULTIPLIER_MAX:g}")
     return m
 
 
@@ -453,15 +456,20 @@ def _open_nifti(path):
     with open(path, "rb") as file:
         with gzip.open(file) if path.name.lower().endswith("gz") and file.peek(2)[:2] == b"\x1f\x8b" else file as stream:
             start = stream.read(552)
+    known = None
     for order in "<>":
         n = struct.unpack(f"{order}i", start[:4].ljust(4, b"\0"))[0]
         if n not in _NIFTI_STARTS or len(start) < n:
             continue
-        kind, at = _NIFTI_STARTS[n]
+        known, (kind, at) = n, _NIFTI_STARTS[n]
         offset = struct.unpack_from(order + kind, start, at)[0]
         extension = struct.unpack_from(f"{order}i", start, n + 4)[0] if len(start) >= n + 8 and start[n] else 0
         if not (math.isfinite(offset) and 0 <= offset <= _SLACK) or not 0 <= extension <= _SLACK:
             raise ValueError(f"{path} is damaged: its voxels begin at byte {offset:g}, and its header is followed by {extension} bytes of remarks; copy or download it again")
+    ending = path.name[-7:] if path.name.lower().endswith(".nii.gz") else path.suffix
+    if ending.lower() in (".nii", ".nii.gz") and ending not in (ending.lower(), ending.upper()) and known:  # nibabel would look for another name
+        kind = nib.Nifti1Image if known == 348 else nib.Nifti2Image
+        return kind.from_file_map({"header": nib.FileHolder(str(path)), "image": nib.FileHolder(str(path))})
     return nib.load(str(path))
 
 
@@ -472,6 +480,8 @@ def _stored_voxels(image, path):
     proxy, name = image.dataobj, image.file_map["image"].filename
     _check_memory(path, proxy.shape, proxy.dtype.itemsize)
     if not name.lower().endswith("gz"):
+        if os.path.getsize(name) < proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize:  # nibabel makes room before it looks
+            raise ValueError(f"{path} is damaged: {name} ends before its last voxel; copy or download it again")
         return proxy.get_unscaled()
     with gzip.open(name) as stream:
         raw = array_from_file(proxy.shape, proxy.dtype, stream, proxy.offset, proxy.order)
@@ -500,7 +510,8 @@ def _text_header(path):
             if mark == ":" and not name:
                 break
             if found and name[:1] != "#" and value[:1] != "=":  # := is a remark
-                fields[name.lower()] = value
+                if fields.setdefault(name.lower(), value) != value:
+                    raise ValueError(f"{path} gives {name} twice, as {fields[name.lower()]} and as {value}: keep the one that is right")
             if name.lower() in ("elementdatafile", "data file", "datafile") and value.upper().split()[:1] == ["LIST"]:
                 fields["list"] = file.read(_PIECE).decode("latin-1").split("\n")
             if name.lower() == "elementdatafile":
@@ -590,7 +601,7 @@ def _check_leads(path, fields):
 
 def _check_streams(path, fields, end, limit):
     "Read what ITK unpacks to its end, where the checksum stands, unless it has more than `limit` bytes; ITK itself stops at the last voxel."
-    packed = fields.get("encoding", "").lower() in ("gz", "gzip") or fields.get("compresseddata", "").lower() == "true"
+    packed = fields.get("encoding", "").lower() in ("gz", "gzip") or fields.get("compresseddata", "").lower()[:1] in ("t", "1")
     files = [(path.parent / name, 0) for name in _data_files(path, fields)] or [(path, end)] if packed else []
     if path.name.lower().endswith(".gz"):
         files.append((path, 0))
@@ -662,19 +673,36 @@ _NRRD_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-poste
 
 def _text_lengths(path, fields):
     "Is the size of a voxel given in a file for ITK, and how many mm is its unit of length?"
-    kind, unit = path.suffix.lower(), 1.0
+    kind, unit, positive = path.suffix.lower(), 1.0, True
     if kind in (".nrrd", ".nhdr"):
         size = re.findall(r"[^\s(),]+", fields.get("space directions") or fields.get("spacings") or "")
-        units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {""}
+        positive = "space directions" in fields or not any(s.startswith("-") for s in size)
+        size = [] if "none" in map(str.lower, size) else size
+        units = set(re.findall(r'"([^"]*)"', fields.get("space units") or fields.get("units") or "")) - {""}
         if len(units) > 1 or not units <= _MM.keys():
             raise ValueError(f"{path} gives lengths in {' and '.join(sorted(units))}; {', '.join(_MM)} are known: write it again in mm")
         unit = _MM[units.pop()] if units else 1.0
     elif kind in (".mha", ".mhd"):
         size = (fields.get("elementspacing") or fields.get("elementsize") or "").split()
+        positive = not any(s.startswith("-") for s in size)
         size = size if all(s.strip("0.") for s in size) else []  # ITK would turn 0 into 1
+        unit = _MM.get(fields.get("distanceunits", "mm").lower(), 1.0)
     else:
         size = [] if kind in (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".lsm") else ["1"]  # the rest is ITK's to know
+    if not positive:  # ITK would turn the image over
+        raise ValueError(f"{path} gives a voxel size of {' '.join(size)}, and sizes are positive: correct its header, or pass affine=")
     return bool(size) and "nan" not in map(str.lower, size), unit
+
+
+def _text_scale(path, fields):
+    "Slope and intercept of a MetaImage, which ITK leaves alone, else 1 and 0."
+    try:
+        slope, intercept = (float(fields.get(f"elementtointensityfunction{name}", default)) for name, default in (("slope", 1), ("offset", 0)))
+    except ValueError:
+        slope = intercept = math.nan
+    if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
+        raise ValueError(f"{path} rescales its values with slope {slope} and offset {intercept} (ElementToIntensityFunction): correct its header")
+    return slope, intercept
 
 
 def _text_geometry(path, fields, sized):
@@ -713,14 +741,27 @@ def _load_nibabel(path, floating, sized, placed):
     return _to_tensor(raw, floating, float(image.dataobj.slope), float(image.dataobj.inter)), affine
 
 
+_ITK_READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".gipl": "GiplImageIO"}  # which know their files by endings in small letters
+
+
+def _itk_reader(path):
+    "A reader of SimpleITK that has read the header of a file, whose name may be in capitals."
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    if path.suffix != path.suffix.lower() in _ITK_READERS:
+        reader.SetImageIO(_ITK_READERS[path.suffix.lower()])
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader
+
+
 def _load_sitk(path, floating, sized, placed):
     import SimpleITK as sitk
 
     fields, end = _text_header(path)
     _check_leads(path, fields)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
+    reader = _itk_reader(path)
     size, count = reader.GetSize(), reader.GetNumberOfComponents()
     if len(size) == 2:
         raise ValueError(f"{path} is a 2D image of {size} pixels, not a volume; X-rays are read with read_xray")
@@ -737,12 +778,12 @@ def _load_sitk(path, floating, sized, placed):
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     affine[:3] *= unit
-    return _to_tensor(sitk.GetArrayViewFromImage(image).T, floating), _LPS @ affine
+    return _to_tensor(sitk.GetArrayViewFromImage(image).T, floating, *_text_scale(path, fields)), _LPS @ affine
 
 # %% ../notebooks/api/04_data.ipynb #c9339dd2
 _SLICE_TAGS = [
     *("Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType"),
-    *("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "FrameOfReferenceUID"),
 ]
 
 
@@ -757,7 +798,10 @@ def _dicom_series(folder):
     series, odd = {}, []
     for files in (sorted(folder.iterdir()), sorted(folder.rglob("*"))):
         odd.clear()
-        for path in filter(Path.is_file, files):
+        for path in files:
+            if not path.is_file():
+                odd += [] if path.is_dir() else [(path, None)]  # a link to nothing, a pipe
+                continue
             try:
                 _check_deflated(path)
                 header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_SLICE_TAGS)
@@ -769,13 +813,16 @@ def _dicom_series(folder):
             if "Rows" not in header or "LOCALIZER" in header.get("ImageType", []) or header.get("Modality") in _NOT_HU:
                 continue
             plane = np.array(header.get("ImageOrientationPatient") or np.zeros(6), dtype=np.float64)
-            same = (str(header.get("SeriesInstanceUID") or ""), header.Rows, header.Columns)
-            key = next((k for k in series if k[:3] == same and np.allclose(k[3:], plane, atol=1e-2)), (*same, *plane))
+            same = (str(header.get("SeriesInstanceUID") or ""), str(header.get("FrameOfReferenceUID") or ""), header.Rows, header.Columns)
+            key = next((k for k in series if k[:4] == same and np.allclose(k[4:], plane, atol=1e-2)), (*same, *plane))
             series.setdefault(key, []).append((path, header))
         if series:
             break
     _check_odd_files(odd, series, folder)
     several = {k: v for k, v in series.items() if len(v) > 1}  # lone slices are scouts
+    lone = [v[0][0].relative_to(folder).as_posix() for k, v in series.items() if several and k not in several]
+    if lone:
+        warnings.warn(f"{folder}: {', '.join(lone)}: passed over, for no other slice has that series, size, orientation and frame of reference; if it is a scout, all is well", stacklevel=2)
     return several or series
 
 
@@ -787,8 +834,10 @@ def _check_odd_files(odd, series, folder):
     for path, header in odd:
         if path.name.startswith("."):  # hidden: what a system keeps beside a file
             continue
-        with open(path, "rb") as file:
-            start = file.read(132)
+        start = b""
+        if path.is_file():
+            with open(path, "rb") as file:
+                start = file.read(132)
         kind = str(getattr(getattr(header, "file_meta", None), "MediaStorageSOPClassUID", "") or "")
         marked, blank = start[128:] == b"DICM", not start.strip(b"\0")
         if marked and (header is None or kind in ("", *_CT_IMAGES)) or not marked and (path.suffix and ending(path) in endings or series and blank):
@@ -830,16 +879,28 @@ def _slice_geometry(slices, folder, spacing, tolerance=None):
         raise ValueError(f"{folder}: PixelSpacing is {list(next(iter(pitch)))}, two positive numbers are expected; pass spacing=(x, y, z) in mm")
     row, column = np.reshape(np.array(first.ImageOrientationPatient, dtype=np.float64), (2, 3))
     if abs(np.array([row, column]) @ np.array([row, column]).T - np.eye(2)).max() > 0.01:
-        raise ValueError(f"{folder}: ImageOrientationPatient {[*row, *column]} is not a pair of unit vectors at right angles")
+        raise ValueError(f"{folder}: ImageOrientationPatient {[*row.tolist(), *column.tolist()]} is not a pair of unit vectors at right angles")
     place = np.array([h.ImagePositionPatient for _, h in slices], dtype=np.float64)
     along = place @ np.cross(row, column)
     order = np.argsort(along)
     _check_gaps(along[order], folder, tolerance)
+    _check_line(place[order], folder, tolerance)
     affine = np.eye(4)
     dy, dx = map(float, first.PixelSpacing) if spacing is None else (spacing[1], spacing[0])
     affine[:3, :3] = np.stack([row * dx, column * dy, (place[order[-1]] - place[order[0]]) / (n - 1)], axis=1)
     affine[:3, 3] = place[order[0]]
     return [slices[i][0] for i in order], affine
+
+
+def _check_line(place, folder, tolerance=None):
+    "Do the first voxels of evenly spaced slices, at these places [mm], lie on one line, each within `tolerance` [mm] of it?"
+    index, allowed = np.arange(len(place)), 0.1 if tolerance is None else max(tolerance, 0.1)
+    off = np.linalg.norm(place - np.stack([np.polyval(np.polyfit(index, p, 1), index) for p in place.T], axis=1), axis=1)
+    if off.max() > allowed:
+        raise ValueError(
+            f"{folder}: the slice at {place[off.argmax()].tolist()} mm (ImagePositionPatient) is moved sideways, {off.max():.2f} mm off the line of the others, "
+            f"{allowed:.2f} mm are allowed; pass slice_tolerance= (mm) if that is good enough"
+        )
 
 
 def _check_gaps(along, folder, tolerance=None):
@@ -881,6 +942,8 @@ def _dicom_pixels(path):
         import SimpleITK as sitk
 
         try:
+            if not getattr(header.file_meta.get("TransferSyntaxUID"), "is_compressed", False):  # ITK would make up what is missing
+                raise RuntimeError
             return header, sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat32)).squeeze()
         except RuntimeError:  # neither can
             raise ValueError(f"cannot decode the pixels of {path}: {error}") from error
@@ -915,10 +978,25 @@ def _rescale(header, path):
     return slope, intercept
 
 
+def _scale_doubt(header):
+    "Why the pixels of a slice may not be HU; None where the header says that they are."
+    if header.get("ModalityLUTSequence"):
+        return None
+    missing = [tag for tag in ("RescaleSlope", "RescaleIntercept") if header.get(tag) in (None, "")]
+    if missing:
+        return f"has no {' and '.join(missing)}: its stored values are taken as HU"
+    kind = str(header.get("RescaleType") or "HU").strip().upper()
+    return None if kind == "HU" else f"says that its values are not HU (RescaleType {kind}): they are taken as HU"
+
+
 def _check_scale(path, headers):
-    "Say that stored values are taken as HU where a header has no rescale tags."
-    if any(h.get("RescaleSlope") in (None, "") and not h.get("ModalityLUTSequence") for h in headers):
-        warnings.warn(f"{path} has no RescaleSlope and RescaleIntercept: its stored values are taken as HU; if they are not, rescale them and pass the array with affine=", stacklevel=2)
+    "Say that values are taken as HU where a header does not say that they are."
+    doubt = next(filter(None, map(_scale_doubt, headers)), None)
+    if doubt:
+        warnings.warn(f"{path} {doubt}; if they are not, rescale them and pass the array with affine=", stacklevel=2)
+    other = {str(h.get("Modality")) for h in headers} - {"CT", "None", ""}
+    if other:
+        warnings.warn(f"{path} is of modality {', '.join(sorted(other))}, not CT: its values are taken as HU; if they are not, rescale them and pass the array with affine=", stacklevel=2)
 
 
 def _check_grey(path, header):
@@ -957,12 +1035,12 @@ def _load_dicom(folder, series, spacing, tolerance):
     paths, affine = _slice_geometry(slices, folder, None if spacing is None else _three(spacing, "spacing"), tolerance)
     _check_memory(folder, (slices[0][1].Columns, slices[0][1].Rows, len(paths)), 0)
     volume = torch.empty(slices[0][1].Columns, slices[0][1].Rows, len(paths))
-    unscaled = None
+    doubtful = None
     for k in range(0, len(paths), 16):
         headers, pixels = zip(*map(_dicom_pixels, paths[k : k + 16]))
         volume[:, :, k : k + 16] = torch.from_numpy(np.stack(pixels)).permute(2, 1, 0)
-        unscaled = unscaled or next((h for h in headers if h.get("RescaleSlope") in (None, "")), None)
-    _check_scale(folder, [] if unscaled is None else [unscaled])
+        doubtful = doubtful or next(filter(_scale_doubt, headers), None)
+    _check_scale(folder, [doubtful or headers[0]])
     return volume, _LPS @ affine
 
 # %% ../notebooks/api/04_data.ipynb #c31ac887
@@ -972,7 +1050,7 @@ def _is_dicom(path):
     return path.suffix.lower() in (".dcm", ".dicom", ".ima") or is_dicom(path)
 
 
-_PLACE_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept")
+_PLACE_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "RescaleType")
 
 
 def _frame_headers(header, n, path, wanted=_PLACE_TAGS):
@@ -1004,7 +1082,7 @@ def _load_multiframe(path, spacing, affine, tolerance):
     else:
         order, affine = _slice_geometry(list(enumerate(frames)), path, None if spacing is None else _three(spacing, "spacing"), tolerance)
     volume = torch.empty(stack.shape[::-1])
-    _check_scale(path, frames if header.get("RescaleSlope") in (None, "") else [])
+    _check_scale(path, frames if header.get("RescaleSlope") in (None, "") else [header])
     for k, i in enumerate(order):
         slope, intercept = _rescale(frames[i], path)
         volume[:, :, k] = torch.from_numpy(stack[i]).T * slope + intercept
@@ -1116,6 +1194,8 @@ def _target_grid(target, shape, affine):
     if isinstance(target, tio.Image):
         return target.spatial_shape, target.affine
     if isinstance(target, tuple) and len(target) == 2:
+        if len(target[0]) != 3 or not all(float(n).is_integer() and n > 0 for n in target[0]):
+            raise ValueError(f"resample_target= has the shape {tuple(target[0])}: three positive whole numbers are expected")
         return tuple(int(n) for n in target[0]), _check_affine(np.asarray(target[1], dtype=np.float64), "resample_target")
     new = _three(target, "resample_target")
     old = np.linalg.norm(affine[:3, :3], axis=0)
@@ -1141,6 +1221,8 @@ def _label_ids(labels, structures):
                 near = difflib.get_close_matches(label, [*structures["structure"].astype(str), *map(str, structures.get("group", []))], 5, 0.4)
                 raise ValueError(f"no structure or group is called {label!r}; similar: {', '.join(dict.fromkeys(near)) or 'none'}")
             ids.update(int(x) for x in rows["id"])
+        elif isinstance(label, (bool, np.bool_)) or not float(label).is_integer():
+            raise ValueError(f"label {label!r} is neither a whole number nor a name")
         else:
             ids.add(int(label))
     return sorted(ids)
@@ -1163,6 +1245,17 @@ def _select(mask, ids, structures):
 
 # %% ../notebooks/api/04_data.ipynb #abc6fcfc
 _LABEL_MAX = 2**31 - 1  # of int32
+
+
+@contextlib.contextmanager
+def _named(source):
+    "What is wrong inside is said with the name of the file, if it is one."
+    try:
+        yield
+    except ValueError as error:
+        if not isinstance(source, (str, os.PathLike)) or str(source) in str(error):
+            raise
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _load_labels(labelmap, data, affine):
@@ -1201,9 +1294,12 @@ def _load_structures(structures):
     if missing:
         raise ValueError(f"the table of structures lacks the columns {sorted(missing)}; it has {list(table.columns)}")
     number = pd.to_numeric(table["id"], errors="coerce")
-    odd = table["id"][~(number % 1 == 0) | (number < 0)]
+    odd = table["id"][~(number % 1 == 0) | (number < 0) | (number > _LABEL_MAX)]
     if len(odd):
-        raise ValueError(f"the table of structures has the id {odd.iloc[0]!r}: whole numbers are expected, those of the label map")
+        raise ValueError(f"the table of structures has the id {str(odd.iloc[0])!r}: whole numbers are expected, those of the label map")
+    twice = table["id"][number.duplicated()]
+    if len(twice):
+        raise ValueError(f"the table of structures has the id {str(twice.iloc[0])!r} more than once: keep the row that is right")
     return table
 
 # %% ../notebooks/api/04_data.ipynb #cdd98cf2
@@ -1230,7 +1326,8 @@ def read(
     labels = [labels] if isinstance(labels, (int, str, np.integer)) else None if labels is None else list(labels)
     _check_read(orientation, density, bone_attenuation_multiplier, labels, labelmap, extra, slice_tolerance)
     transform = _rigid(transform)
-    structures = None if structures is None else _load_structures(structures)
+    with _named(structures):
+        structures = None if structures is None else _load_structures(structures)
     ids = None if labels is None else _label_ids(labels, structures)
     points = _points(fiducials)
 
@@ -1238,11 +1335,14 @@ def read(
     hu = _as_hu(hu)
     if hu.min() >= 0:
         warnings.warn("no voxel of the volume is below 0 HU: is it a CT in HU? Stored values are often 1024 higher; subtract that, and pass the array with affine=", stacklevel=2)
+    elif not any(((x > -1200) & (x < -50)).any() for x in hu.view(-1).split(_CHUNK)):  # air, lung, fat; padding may be far below
+        warnings.warn("no voxel of the volume has -1200 to -50 HU, as air, lung and fat have: is it a CT in HU? Stored values are often 1024 higher; subtract that, and pass the array with affine=", stacklevel=2)
     if resample_target is not None:
         shape, target = _target_grid(resample_target, hu.shape, scan)
         check_memory("resample_target=", shape, 12, "choose a coarser or a smaller grid")
         hu, scan = resample(hu, scan, shape, target, fill=AIR_HU), target
-    mask = None if labelmap is None else _load_labels(labelmap, hu, scan)
+    with _named(labelmap):
+        mask = None if labelmap is None else _load_labels(labelmap, hu, scan)
     contrast = Contrast.measure(hu, bone_attenuation_multiplier, density, hu_max)
     rho = contrast.density(hu)
     if ids is not None:
@@ -1386,6 +1486,17 @@ def _frame_of(stack, frame, name):
     return stack[index].astype(np.float32)
 
 
+def _plain_picture(image, calibrated):
+    "Grey values of a Pillow image, as of its file (a palette is looked up); anything else as it is."
+    pillow = sys.modules.get("PIL.Image")
+    if pillow is None or not isinstance(image, pillow.Image):
+        return image
+    try:
+        return _grey(image, calibrated)
+    except _Refused as error:
+        raise ValueError(f"the picture: {error}") from error
+
+
 def _xray_pixels(image, frame, calibrated):
     "Pixels [H W] (float32), DICOM header or None, pixel pitch (row, column) or None, and the top of the stored scale or None."
     name = "the image"
@@ -1404,7 +1515,7 @@ def _xray_pixels(image, frame, calibrated):
         if isinstance(image, Tensor):
             image = image.detach().cpu()
             image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
-        stack, pitch, top = np.asarray(image), None, None
+        stack, pitch, top = np.asarray(_plain_picture(image, calibrated)), None, None
         if stack.dtype.kind not in "biufc":
             raise TypeError(f"a path or an array of numbers is expected, not {type(image).__name__}")
         _check_real(stack)
@@ -1419,8 +1530,10 @@ def _xray_pixels(image, frame, calibrated):
 # %% ../notebooks/api/04_data.ipynb #e3f90c11
 _WINDOWS = [f"{kind}{side}" for kind in ("Shutter", "Collimator") for side in ("Shape", "UpperHorizontalEdge", "LowerHorizontalEdge", "LeftVerticalEdge", "RightVerticalEdge")]
 _POSE_TAGS = ("DistanceSourceToDetector", "DistanceSourceToPatient", "PositionerPrimaryAngle", "PositionerSecondaryAngle", "ImagerPixelSpacing")
+_TABLE_TAGS = ("TableTopVerticalPosition", "TableTopLateralPosition", "TableTopLongitudinalPosition")
 _FRAME_TAGS = (
     *_POSE_TAGS,
+    *_TABLE_TAGS,
     *("DetectorElementSpacing", "PixelSpacing", "PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor", "PatientOrientation"),
     *("PixelIntensityRelationship", "PixelIntensityRelationshipSign", "PresentationLUTShape", "RescaleSlope", "RescaleIntercept"),
     *_WINDOWS,
@@ -1438,8 +1551,9 @@ def _settle_frame(header, stack, frame, name):
         for s, value in zip(said, _frame_angles(header, angle, n, name)):
             if value is not None:
                 setattr(s, angle, value)
-    if frame == "mean" and any(s.get(tag) != said[0].get(tag) for s in said for tag in _POSE_TAGS):
-        raise ValueError(f"the arm moves between the frames of {name}, so that their mean is no X-ray: pass frame=0 ... {n - 1}")
+    table = [x for side in ("Vertical", "Lateral", "Longitudinal") for x in np.atleast_1d(header.get(f"Table{side}Increment") or 0.0)]
+    if frame == "mean" and (any(map(float, table)) or any(s.get(tag) != said[0].get(tag) for s in said for tag in (*_POSE_TAGS, *_TABLE_TAGS))):
+        raise ValueError(f"the arm moves between the frames of {name}, or the table does, so that their mean is no X-ray: pass frame=0 ... {n - 1}")
     index = frame if isinstance(frame, (int, np.integer)) and -n <= frame < n else 0
     for element in said[index]:
         setattr(header, element.keyword, element.value)
@@ -1473,20 +1587,20 @@ def _picture(path, calibrated=False):
             _check_pixels(path, *file.shape[1::-1], math.prod(file.shape[2:]))
             stack, pitch = _scaled_voxels(file, path).T, _nifti_pitch(file)
         else:
-            import SimpleITK as sitk
+            from SimpleITK import GetArrayFromImage
 
             fields, end = _text_header(path)
             _check_leads(path, fields)
-            reader = sitk.ImageFileReader()
-            reader.SetFileName(str(path))
-            reader.ReadImageInformation()
+            reader = _itk_reader(path)
             if reader.GetNumberOfComponents() != 1:
                 raise _Refused(f"a colour image ({reader.GetNumberOfComponents()} values per pixel); {_GREY}")
             _check_pixels(path, *reader.GetSize()[1::-1], math.prod(reader.GetSize()[2:]))
             given, unit = _text_lengths(path, fields)
             _check_streams(path, fields, end, 8 * math.prod(reader.GetSize()) + _SLACK)
             file = reader.Execute()
-            stack, pitch = sitk.GetArrayFromImage(file), tuple(s * unit for s in file.GetSpacing()[1::-1]) if given else None
+            slope, intercept = _text_scale(path, fields)
+            stack = GetArrayFromImage(file) if (slope, intercept) == (1.0, 0.0) else GetArrayFromImage(file) * slope + intercept
+            pitch = tuple(s * unit for s in file.GetSpacing()[1::-1]) if given else None
         _check_real(stack)
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
@@ -1522,6 +1636,7 @@ def _pillow_frames(path, calibrated=False):
         with Image.open(path, formats=_PICTURES) as picture:
             _check_pixels(path, *picture.size[::-1], getattr(picture, "n_frames", 1))
             picture.verify()  # the checksums of a PNG
+        _check_strips(path)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is an image too large for an X-ray ({error}): at most {_PIXELS_MAX} pixels are read; if its header is right, resize or crop it") from error
     with open(path, "rb") as file, Image.open(file, formats=_PICTURES) as picture:  # given a path, Pillow maps a raw TIFF with the rows and columns of the turned one
@@ -1532,6 +1647,18 @@ def _pillow_frames(path, calibrated=False):
             frames.append(_grey(frame, calibrated))
         stack = np.stack(frames)
     return stack.astype(stack.dtype.newbyteorder("="), copy=False)
+
+
+def _check_strips(path):
+    "Unpack the deflated strips or tiles of a TIFF to their end, where the checksum stands; libtiff stops at the last pixel."
+    from PIL import Image, ImageSequence
+
+    with Image.open(path, formats=_PICTURES) as picture, open(path, "rb") as file:
+        for frame in ImageSequence.Iterator(picture) if picture.format == "TIFF" else ():
+            if frame.tag_v2.get(259) in (8, 32946):  # deflate, by either number
+                for offset in frame.tag_v2.get(273) or frame.tag_v2.get(324) or ():
+                    file.seek(offset)
+                    _check_zlib(file, path, 16 * math.prod(frame.size) + _SLACK)
 
 
 def _grey(frame, calibrated):
@@ -1551,7 +1678,11 @@ def _grey(frame, calibrated):
         if (values[..., 1:3] != values[..., :1]).any():
             raise _Refused(f"a colour image; {_GREY}")
         values = values[..., 0]
+    hidden = frame.info.get("transparency") if mode.startswith("I;16") else None
+    if isinstance(hidden, int) and (values == hidden).any():
+        raise _Refused(f"a picture with transparent pixels, whose grey depends on what is behind them; {_GREY}, without an alpha channel")
     values = values.view(np.uint32) if unsigned else values
+    values = values.view(np.int8) if mode == "L" and tags.get(258) == (8,) and tags.get(339) == (2,) else values  # signed
     return np.iinfo(np.uint16).max - values if inverted and mode.startswith("I;16") else values  # of fewer bits Pillow does it
 
 
@@ -1573,7 +1704,7 @@ def _upright(frame, calibrated):
 
 def _check_bits(frame):
     "Of several channels of more than 8 bits, Pillow reads the upper 8."
-    bits = max([16 if ";16" in str(frame.tile) else 8, *(getattr(frame, "tag_v2", {}).get(258) or ())])
+    bits = max([16 if ";16" in str(getattr(frame, "tile", "")) else 8, *(getattr(frame, "tag_v2", {}).get(258) or ())])
     if bits > 8 and frame.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK"):
         raise _Refused(f"a picture of {bits} bits in each of several channels, of which only 8 would be read; {_GREY}")
 
@@ -1589,9 +1720,17 @@ def _dicom_geometry(header, name, spacing):
     pitch = None if spacing is not None else _dicom_pitch(header, name, number("EstimatedRadiographicMagnificationFactor"))
     if pitch:
         said |= {"dely": float(pitch[0]), "delx": float(pitch[1])}
-    if str((header.get("PatientOrientation") or " ")[0]).startswith("R"):
-        said["reverse_x_axis"] = False  # columns run towards the patient's right
-    return {k: v for k, v in said.items() if v is not None and v != 0 or k.endswith("angle") and v is not None or k == "reverse_x_axis"}
+    if said["sid"] and said["sdd"] and said["sid"] >= said["sdd"]:
+        warnings.warn(f"{name} says that the patient (DistanceSourceToPatient {said['sid']:g} mm) is not nearer to the source than the detector ({said['sdd']:g} mm): the former is passed over", stacklevel=2)
+        said["sid"] = None
+    toward = [str(word)[:1] for word in header.get("PatientOrientation") or ()]  # where rows and columns run
+    if toward[:1] == ["R"]:
+        said["reverse_x_axis"] = False
+    if toward[1:2] == ["H"]:
+        said["reverse_y_axis"] = True
+    if any(toward) and (toward[0] not in ("R", "L", "A", "P", "") or toward[-1] not in ("H", "F", "")):
+        warnings.warn(f"{name} says that its rows and columns run towards {list(header.get('PatientOrientation'))}, so that the patient lies on the side: taken as upright; turn the image, or pass camera=", stacklevel=2)
+    return {k: v for k, v in said.items() if v is not None and v != 0 or k.endswith("angle") and v is not None or k.startswith("reverse")}
 
 
 def _dicom_pitch(header, name, magnification):
@@ -1725,7 +1864,10 @@ def _shutter(header, values):
         upper, lower = (header.get(f"{kind}{side}HorizontalEdge") for side in ("Upper", "Lower"))
         left, right = (header.get(f"{kind}{side}VerticalEdge") for side in ("Left", "Right"))
         window = torch.zeros_like(inside)
-        window[max(int(upper or 1) - 1, 0) : int(lower or len(values)), max(int(left or 1) - 1, 0) : int(right or values.shape[1])] = True
+        window[max(int(upper or 1) - 1, 0) : max(int(lower or len(values)), 0), max(int(left or 1) - 1, 0) : max(int(right or values.shape[1]), 0)] = True
+        if not window.any():
+            warnings.warn(f"the header describes a {kind.lower()} that leaves nothing of the image: it is passed over", stacklevel=2)
+            continue
         inside &= window
     return inside
 

@@ -36,7 +36,7 @@ from beartype import beartype
 from jaxtyping import Float, Float64, UInt8, jaxtyped
 from torch import Tensor
 
-from .calibration import Camera, Detector, keep_out, reorientation, save_atomically
+from .calibration import Camera, Detector, _Unbroken, keep_out, reorientation, save_atomically
 from .data import _check_hdf5_item, _check_hdf5_links, _hdf5_value, cache_dir, read
 from .drr import DRR
 from .images import resize_image
@@ -371,11 +371,14 @@ def write_twin(
     camera, physics, finer, tool = _twin_options(path, specimens, xrays, size, spacing, finer, physics, rotated, tool, seed, camera, overwrite)
 
     def write(part: Path) -> None:
-        with h5py.File(part, "w") as file, tqdm(total=xrays * len(specimens), unit="X-ray", disable=not progress) as bar:
+        with _Unbroken(part, "w+") as disk, h5py.File(disk, "w") as file, tqdm(total=xrays * len(specimens), unit="X-ray", disable=not progress) as bar:
             file.attrs["synthetic"] = f"diffpose.deepfluoro.write_twin, seed {seed}, voxels {spacing} and {finer} mm, {physics}"
             _write_params(file.create_group("proj-params"), camera)
             for number in specimens:
                 _write_specimen(file.create_group(SPECIMENS[number]), 6 * seed + number - 1, xrays, camera, spacing, finer, physics, rotated, tool, bar.update)
+
+        if disk.error is not None:
+            raise disk.error
 
     save_atomically(path, write)
     return path

@@ -25,7 +25,7 @@ from jaxtyping import Float, Float64, jaxtyped
 from torch import Tensor
 
 from . import deepfluoro
-from .calibration import Camera, Detector, from_opencv, reorientation, save_atomically
+from .calibration import Camera, Detector, _Unbroken, from_opencv, reorientation, save_atomically
 from .data import _hdf5_value, _world_from_scan, cache_dir
 from .deepfluoro import _find_file, _Findings, _one_of, _open, _projections, _size, _Stored, _stretch
 from .drr import DRR
@@ -334,10 +334,13 @@ def write_twin(
         raise ValueError(f"height is at least 32 rows, seed at least 0, noise below 0.5, voxels are 0.3 to 4 mm and those of the images no larger, not {height=}, {seed=}, {noise=}, {spacing=}, {finer=}")
 
     def write(part: Path) -> None:
-        with h5py.File(part, "w") as file, tqdm(total=len(ALL_VIEWS) * len(subjects), unit="image", disable=not progress) as bar:
+        with _Unbroken(part, "w+") as disk, h5py.File(disk, "w") as file, tqdm(total=len(ALL_VIEWS) * len(subjects), unit="image", disable=not progress) as bar:
             file.attrs["synthetic"] = f"diffpose.ljubljana.write_twin, seed {seed}, voxels {spacing} and {finer} mm, noise {noise}"
             for number in subjects:
                 _write_subject(file.create_group(f"subject{number:02d}"), 10 * seed + number, height, spacing, finer, noise, bar.update)
+
+        if disk.error is not None:
+            raise disk.error
 
     save_atomically(path, write)
     return path

@@ -1354,7 +1354,7 @@ class Trainer:
     def _stop(self, number: int) -> None:
         "Someone asked for an end: keep everything, say how to go on, and end as the signal would have."
         self.save()
-        text = f"stopped after iteration {self.iteration} of {self.config.iterations}, which {self.folder / 'checkpoint.pt'} holds: the same call goes on from there"
+        text = f"stopped after iteration {self.iteration} of {self.config.iterations}, which {self.folder / 'checkpoint.pt'} holds: started again in the same way, it goes on from there"
         if number == signal.SIGINT:
             raise KeyboardInterrupt(text)
         print(text, file=sys.stderr, flush=True)

@@ -26,10 +26,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from diffpose import training
+from diffpose import cli, training
 from diffpose.calibration import Camera, antipode, keep_out, save_atomically
 from diffpose.cli import alone, app, load_ct, load_poses, reported, write_ct, write_inputs, written_together
-from diffpose.deepfluoro import fetch
+from diffpose.deepfluoro import fetch, write_twin
 from diffpose.drr import DRR
 from diffpose.phantom import make_phantom
 from diffpose.pose import RigidTransform, convert
@@ -361,7 +361,7 @@ def test_no_output_takes_the_place_of_a_device(ct, tmp_path):
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     for write in (lambda: save_atomically(pipe, lambda part: part.write_text("x")), lambda: CAMERA.to_json(pipe), lambda: animate(pipe, pd.DataFrame(np.zeros((1, 6)), columns=["alpha", "beta", "gamma", "bx", "by", "bz"]), None, device="cpu")):
-        with pytest.raises((OSError, ValueError), match="a device or a pipe, and no file"):
+        with pytest.raises((OSError, ValueError), match="a device or a pipe"):
             write()
     for options in (("--out", pipe), ("--out", tmp_path / "a.png", "--save-camera", pipe)):
         code, text = call("render", ct, *options, "--force")
@@ -441,7 +441,7 @@ def test_a_command_that_is_terminated_leaves_nothing(tmp_path, capsys):
 
 def test_more_iterations_go_on_and_fewer_are_refused(network, patient):
     more = Trainer(**options(patient, network, iterations=6))
-    assert more.iteration == 4 and more.optimiser.param_groups[0]["lr"] > 0
+    assert more.iteration == 4 and more.learner.optimiser.param_groups[0]["lr"] > 0
     more.run(progress=False)
     assert load_saved(network, "checkpoint.pt")["iteration"] == 6
     with pytest.raises(ValueError, match="has 6 iterations behind it"):
@@ -608,3 +608,72 @@ def test_several_xrays_need_a_word(case, tmp_path):
     code, text = call("register", case / "ct.nii.gz", case / "ct.nii.gz", "--each", "--camera", tmp_path / "no.json", "--out", tmp_path / "a")
     assert code == 2 and "none" in text and "no.json does not exist" in text, text
     assert not (tmp_path / "a").exists()
+
+
+def test_no_device_or_pipe_gives_way_to_a_file(ct, tmp_path):
+    pipe, link = tmp_path / "pipe.png", tmp_path / "link.png"
+    os.mkfifo(pipe)
+    link.symlink_to(os.devnull)
+    for path, kind in ((pipe, "pipe"), (link, "device")):
+        for args in (("--out", path), ("--out", tmp_path / "a.png", "--save-camera", path)):
+            code, text = call("render", ct, *args, "--height", 16, "--force")
+            assert code == 2 and f"{path} is a {kind}, which no file takes the place of" in text, text
+        with pytest.raises(FileExistsError, match="which no file takes the place of"):
+            save_atomically(path, lambda part: part.write_bytes(b"new"))
+    assert pipe.is_fifo() and link.is_symlink() and not (tmp_path / "a.png").exists()
+
+
+def test_no_output_is_part_of_an_input(ct, tmp_path):
+    from tests.test_inputs import ct_folder
+
+    slices = ct_folder(tmp_path / "slices", "{:04d}.tif")
+    voxels = tmp_path / "voxels.nii"
+    voxels.write_bytes(bytes(2 * 4**3))
+    header = tmp_path / "ct.nhdr"
+    header.write_text("NRRD0004\ntype: short\ndimension: 3\nsizes: 4 4 4\nencoding: raw\nendian: little\nspace: LPS\nspace directions: (9,0,0) (0,9,0) (0,0,9)\ndata file: voxels.nii\n")
+    summary = tmp_path / "summary.json"
+    Camera(1020.0, 32, 32, 9.0, 9.0).to_json(summary)
+    image = tmp_path / "x.png"
+    assert call("render", ct, "--out", image, "--height", 32, "--intensity")[0] == 0
+    cases = [
+        (slices[3], ("render", slices[3].parent, "--out", slices[3])),
+        (voxels, ("render", header, "--out", voxels)),
+        (summary, ("register", ct, image, "--each", "--camera", summary, "--init", "0,0,0;0,850,0", "--out", tmp_path)),
+    ]
+    for path, words in cases:
+        before = path.read_bytes()
+        code, text = call(*words, "--force")
+        assert code == 2 and f"{path} would be overwritten, and is read as well" in text and path.read_bytes() == before, text
+    code, text = call("render", ct, "--out", tmp_path / "b.png", "--save-camera", tmp_path / "b.png", "--height", 16)
+    assert code == 2 and "is an image of --out as well" in text, text
+
+
+def test_what_another_process_wrote_meanwhile_stays(ct, tmp_path):
+    out, rendered = tmp_path / "a.npy", cli._rendered
+
+    def slowly(*args):
+        out.write_bytes(b"of another process")
+        return rendered(*args)
+
+    with mock.patch("diffpose.cli._rendered", slowly):
+        code, text = call("render", ct, "--out", out, "--height", 16)
+        assert code == 2 and f"{out}: another process wrote it meanwhile" in text and out.read_bytes() == b"of another process", text
+        assert call("render", ct, "--out", out, "--height", 16, "--force")[0] == 0 and np.load(out).shape == (16, 16)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_a_signal_ends_any_command_in_order(tmp_path):
+    let_in = []
+    with pytest.raises(SystemExit) as caught, reported(), cli.alone(tmp_path / "out"):
+        let_in.append((tmp_path / "out" / ".lock").exists())
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert caught.value.code == 128 + signal.SIGTERM and let_in == [True] and not (tmp_path / "out").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_benchmark_file_on_a_full_disk(tmp_path):
+    for room in (3_000, 60_000):
+        with small_disk(room), pytest.raises(OSError, match="File too large"):
+            write_twin(tmp_path / "t.h5", [1], 1, size=64, spacing=8.0)
+        assert not list(tmp_path.iterdir())

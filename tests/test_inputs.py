@@ -952,3 +952,185 @@ def test_calibrations_of_others_are_read_or_refused_by_name(tmp_path, reader, te
         path.write_bytes(wrong)
         with pytest.raises(ValueError, match=re.escape(str(path))):
             reader(path)
+
+
+# more of the same kinds
+
+
+@pytest.mark.parametrize("flag", ["True", "T", "1"])
+def test_a_compressed_metaimage_is_read_to_its_checksum_however_it_says_so(tmp_path, flag):
+    packed = zlib.compress(BLOCK.tobytes("F"))
+    head = ["ObjectType = Image", "NDims = 3", "CompressedData = " + flag, f"CompressedDataSize = {len(packed)}", "TransformMatrix = 1 0 0 0 1 0 0 0 1"]
+    head += ["ElementSpacing = 1 1 1", "DimSize = 12 10 8", "ElementType = MET_SHORT", "ElementDataFile = LOCAL", ""]
+    path = tmp_path / "a.mha"
+    path.write_bytes("\n".join(head).encode() + packed)
+    assert np.array_equal(voxels(path), BLOCK)
+    for at in range(20, len(packed), 97):
+        flipped = bytearray(packed)
+        flipped[at] ^= 4
+        path.write_bytes("\n".join(head).encode() + flipped)
+        with pytest.raises(ValueError, match="a.mha"):
+            voxels(path)
+
+
+def test_a_deflated_tiff_is_read_to_its_checksum(tmp_path):
+    path = tmp_path / "a.tif"
+    Image.fromarray(COUNTS.astype(np.float32)).save(path, compression="tiff_adobe_deflate")
+    content, sound = path.read_bytes(), pixels(path)
+    with Image.open(path) as picture:
+        start, size = picture.tag_v2[273][0], picture.tag_v2[279][0]
+    for at in range(start + 20, start + size, 61):
+        flipped = bytearray(content)
+        flipped[at] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        try:
+            assert np.array_equal(pixels(path), sound)
+        except ValueError as error:
+            assert "a.tif" in str(error)
+
+
+def test_pictures_in_memory_are_read_as_their_files_are(tmp_path):
+    palette = RNG.permutation(256).astype(np.uint8)
+    picture = Image.fromarray((COUNTS >> 4).astype(np.uint8)).convert("P")
+    picture.putpalette(np.repeat(palette[:, None], 3, 1).tobytes())
+    picture.save(tmp_path / "a.png")
+    assert np.array_equal(seen(picture), seen(tmp_path / "a.png"))
+    with pytest.raises(ValueError, match="colour image"):
+        seen(Image.fromarray(RNG.integers(0, 255, (40, 50, 3)).astype(np.uint8)))
+
+
+def test_signed_bytes_and_a_grey_of_16_bits_that_is_transparent(tmp_path):
+    values = RNG.integers(-100, 100, (40, 50)).astype(np.int8)
+    data = values.tobytes()
+    entries = [(256, 50), (257, 40), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 40), (279, len(data)), (339, 2)]
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    (tmp_path / "a.tif").write_bytes(b"II" + struct.pack("<HI", 42, 8 + len(data)) + data + struct.pack("<H", len(entries)) + tags + bytes(4))
+    assert np.array_equal(seen(tmp_path / "a.tif"), values)
+    Image.fromarray(COUNTS).save(tmp_path / "b.png", transparency=int(COUNTS[3, 4]))
+    with pytest.raises(ValueError, match="transparent"):
+        seen(tmp_path / "b.png")
+
+
+FRAME = ("TransformMatrix = 1 0 0 0 1 0 0 0 1",)
+
+
+def test_sizes_below_zero_and_axes_without_one_are_refused(tmp_path):
+    for path in (
+        meta(tmp_path / "a.mha", *FRAME, "ElementSpacing = -1.5 2 2.5"),
+        nrrd(tmp_path / "a.nrrd", "spacings: -1.5 2 2.5"),
+    ):
+        with pytest.raises(ValueError, match="sizes are positive"):
+            voxels(path)
+    with pytest.raises(ValueError, match="does not give the size"):
+        voxels(nrrd(tmp_path / "b.nrrd", "space: LPS", "space directions: none (0,2,0) (0,0,2.5)"))
+    with pytest.raises(ValueError, match="gives ElementSpacing twice"):
+        voxels(meta(tmp_path / "c.mha", *FRAME, "ElementSpacing = 1 1 1", "ElementSpacing = 2 2 2"))
+
+
+def test_units_and_scales_of_text_headers(tmp_path, silence):
+    size = lambda path: np.linalg.norm(_load(path)[1][:3, :3], axis=0)
+    assert np.allclose(size(meta(tmp_path / "a.mha", *FRAME, "ElementSpacing = 1500 2000 2500", "DistanceUnits = um")), (1.5, 2, 2.5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the frame
+        assert np.allclose(size(nrrd(tmp_path / "a.nrrd", "spacings: 0.0015 0.002 0.0025", 'units: "m" "m" "m"')), (1.5, 2, 2.5))
+    scaled = meta(tmp_path / "b.mha", *FRAME, "ElementSpacing = 1 1 1", "ElementToIntensityFunctionSlope = 2", "ElementToIntensityFunctionOffset = -24")
+    assert np.array_equal(voxels(scaled), 2.0 * BLOCK - 24)
+
+
+@pytest.mark.parametrize("name", ["a.MHA", "a.Mha", "a.MHD", "a.GIPL", "a.NRRD", "a.Nii.Gz", "a.NII"])
+def test_endings_in_capitals(tmp_path, name):
+    path = tmp_path / name.lower()
+    image = sitk.GetImageFromArray(BLOCK.T)
+    image.SetSpacing((1.5, 2, 2.5))
+    sitk.WriteImage(image, str(path))
+    path.rename(tmp_path / name)
+    assert np.array_equal(voxels(tmp_path / name), BLOCK)
+
+
+def test_a_file_that_ends_early_takes_no_memory(tmp_path):
+    content = bytearray(nib.Nifti1Image(np.zeros((2, 2, 2), np.int16), AFFINE).to_bytes())
+    struct.pack_into("<8h", content, 40, 3, 500, 500, 500, 1, 1, 1, 1)
+    (tmp_path / "a.nii").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="ends before its last voxel"):
+        voxels(tmp_path / "a.nii")
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+def test_what_stands_at_an_end_of_the_scan_is_not_passed_over_in_silence(tmp_path):
+    paths = ct_folder(tmp_path / "link")
+    paths[0].unlink()
+    paths[0].symlink_to(tmp_path / "gone")
+    with pytest.raises(ValueError, match=paths[0].name):
+        voxels(tmp_path / "link")
+    for k, (tag, value) in enumerate({"Rows": 5, "ImageOrientationPatient": [0, 1, 0, 0, 0, 1], "SeriesInstanceUID": "9.9", "FrameOfReferenceUID": "7.7"}.items()):
+        paths = ct_folder(tmp_path / str(k))
+        header = pydicom.dcmread(paths[7])
+        setattr(header, tag, value)
+        header.save_as(paths[7])
+        said(lambda: voxels(tmp_path / str(k)), paths[7].name, "passed over")
+    for which in (0, 3, 7):
+        folder = tmp_path / f"aside{which}"
+        paths = ct_folder(folder)
+        ct_slice(paths[which], which, ImagePositionPatient=[-29, 80, 400 + 2.5 * which])
+        with pytest.raises(ValueError, match="moved sideways"):
+            voxels(folder)
+
+
+def test_fewer_pixels_than_the_header_says_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="cannot decode the pixels"):
+        read_xray(dicom(tmp_path / "x.dcm", COUNTS, Rows=80), sdd=1000, spacing=0.3)
+
+
+def test_values_that_may_not_be_hu_are_said(tmp_path):
+    for k, (tags, words) in enumerate([({"RescaleIntercept": None}, "has no RescaleIntercept"), ({"RescaleType": "US"}, "not HU"), ({"Modality": "RTDOSE"}, "not CT")]):
+        ct_folder(tmp_path / str(k), **tags)
+        said(lambda: voxels(tmp_path / str(k)), words, "taken as HU")
+    padded = (BLOCK + 1024).clip(0)
+    padded[0] = -2000
+    said(lambda: read(padded, affine=AFFINE), "air, lung and fat")
+    said(lambda: read(BLOCK / 1500, affine=AFFINE), "air, lung and fat")
+
+
+def test_a_dicom_image_upside_down_or_on_its_side(tmp_path, silence):
+    geometry = {"DistanceSourceToDetector": 1000, "ImagerPixelSpacing": [0.3, 0.3]}
+    camera = lambda *way: read_xray(dicom(tmp_path / "x.dcm", COUNTS, PatientOrientation=list(way), **geometry))[1]
+    assert (camera("L", "F").reverse_x_axis, camera("L", "F").reverse_y_axis) == (True, False)
+    assert (camera("R", "H").reverse_x_axis, camera("R", "H").reverse_y_axis) == (False, True)  # half a turn
+    with warnings.catch_warnings():
+        said(lambda: camera("F", "L"), "lies on the side")
+        said(lambda: read_xray(dicom(tmp_path / "x.dcm", COUNTS, DistanceSourceToPatient=1500, **geometry)), "not nearer to the source")
+        said(lambda: read_xray(dicom(tmp_path / "x.dcm", COUNTS, ShutterShape="RECTANGULAR", ShutterUpperHorizontalEdge=900, **geometry), return_mask="file"), "leaves nothing")
+
+
+def test_the_table_moves_between_frames(tmp_path):
+    path = dicom(tmp_path / "x.dcm", np.stack([COUNTS] * 3), TableLateralIncrement=[0, 10, 20], DistanceSourceToDetector=1000, ImagerPixelSpacing=[0.3, 0.3])
+    with pytest.raises(ValueError, match="their mean is no X-ray"):
+        read_xray(path, frame="mean")
+
+
+def test_odd_labels_are_refused_and_tables_named(tmp_path):
+    mask = (BLOCK > 0).astype(np.uint8)
+    for label in (1.7, True, float("nan")):
+        with pytest.raises(ValueError, match="neither a whole number nor a name"):
+            read(BLOCK, mask, labels=[label], affine=AFFINE)
+    for rows in ("a,1\nb,1\n", "a,1e300\n", "a,-1\n"):
+        (tmp_path / "s.csv").write_text("structure,id\n" + rows)
+        with pytest.raises(ValueError, match=r"s\.csv: the table of structures has the id '"):
+            read(BLOCK, mask, structures=tmp_path / "s.csv", affine=AFFINE)
+    with pytest.raises(ValueError, match="three positive whole numbers"):
+        read(BLOCK, affine=AFFINE, resample_target=((-5, 5, 5), AFFINE))
+    with pytest.raises(ValueError, match="at most 1e"):
+        read(BLOCK, affine=AFFINE, bone_attenuation_multiplier=1e300)
+
+
+def test_a_pose_in_two_units_is_refused(tmp_path):
+    pose = {"rotation_zxy_deg": [0, 0, 0], "translation_mm": [0, 850, 0]}
+    for extra in ({"rotation_zxy_rad": [1, 0, 0]}, {"translation_cm": [0, 85, 0]}):
+        (tmp_path / "p.json").write_text(json.dumps(pose | extra))
+        with pytest.raises(ValueError, match="keep those of one unit"):
+            load_poses(tmp_path / "p.json")
+    (tmp_path / "p.csv").write_text("alpha_deg,beta_deg,gamma_deg,bx_mm,by_mm,bz_mm,bx_cm\n0,0,0,0,850,0,9\n")
+    with pytest.raises(ValueError, match="keep those of one unit"):
+        load_poses(tmp_path / "p.csv")
