@@ -365,7 +365,7 @@ def test_no_output_takes_the_place_of_a_device(ct, tmp_path):
             write()
     for options in (("--out", pipe), ("--out", tmp_path / "a.png", "--save-camera", pipe)):
         code, text = call("render", ct, *options, "--force")
-        assert code == 2 and "pipe.png is a pipe and no file" in text, text
+        assert code == 2 and "pipe.png is a pipe, which no file takes the place of" in text, text
     assert pipe.is_fifo() and [*tmp_path.iterdir()] == [pipe]
 
 
