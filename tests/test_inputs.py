@@ -1134,3 +1134,11 @@ def test_a_pose_in_two_units_is_refused(tmp_path):
     (tmp_path / "p.csv").write_text("alpha_deg,beta_deg,gamma_deg,bx_mm,by_mm,bz_mm,bx_cm\n0,0,0,0,850,0,9\n")
     with pytest.raises(ValueError, match="keep those of one unit"):
         load_poses(tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize("top, alone", [(2300, True), (2300, False), (1900, True)])
+def test_metal_that_may_be_bone_is_said(top, alone, recwarn):
+    hu = np.full((40, 40, 40), -100, np.int16)
+    hu[2:6, 2:6, 2:6], hu[30:33, 30:33, 30:33] = 900 if alone else 1950, top
+    read(hu, affine=AFFINE)
+    assert any("If it is metal" in str(w.message) for w in recwarn) == (alone and top > 2000)

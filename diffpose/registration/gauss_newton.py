@@ -59,10 +59,11 @@ def check_xray(
             f"detector, not {given}: read_xray makes one of a file or an array; to resize it, resize "
             "the camera too (Camera.resize)"
         )
-    if mask is not None and tuple(mask.shape) != tuple(xray.shape):
-        raise ValueError(
-            f"the mask must have the X-ray's shape {tuple(xray.shape)}, not {tuple(mask.shape)}"
-        )
+    if mask is not None and (
+        not isinstance(mask, Tensor) or tuple(mask.shape) != tuple(xray.shape)
+    ):
+        given = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"the mask must be a tensor of the X-ray's shape {tuple(xray.shape)}, not {given}")
     trusted = xray.isfinite()
     if find_field or mask is None:
         trusted &= open_field(xray.float())
