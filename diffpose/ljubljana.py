@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Optional, Union
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,25 @@ from jaxtyping import Float, Float64, jaxtyped
 from torch import Tensor
 
 from . import deepfluoro
-from .calibration import Camera, Detector, _Unbroken, from_opencv, reorientation, save_atomically
+from diffpose.calibration import (
+    Camera,
+    Detector,
+    _Unbroken,
+    from_opencv,
+    reorientation,
+    save_atomically,
+)
 from .data import _hdf5_value, _world_from_scan, cache_dir
-from .deepfluoro import _find_file, _Findings, _one_of, _open, _projections, _size, _Stored, _stretch
+from diffpose.deepfluoro import (
+    _find_file,
+    _Findings,
+    _one_of,
+    _open,
+    _projections,
+    _size,
+    _Stored,
+    _stretch,
+)
 from .drr import DRR
 from .images import resize_image
 from .phantom import Shape, Tissue, paint, tube
@@ -39,23 +55,38 @@ VIEWS = ("ap", "lat")  # frontal and lateral
 ALL_VIEWS = (*VIEWS, "ap-max", "lat-max")  # the file has two images of each view
 SIZE_PX = (1920, 2480)  # rows and columns of an image
 PIXEL_MM = 0.154  # width and height of a pixel [mm]
-THRESHOLD = 1000.0  # of the 3D-DSA's own unit: what is below is noise around the vessels, and set to 0 by users of the file
+# of the 3D-DSA's own unit: what is below is noise around the vessels, and set to 0 by users of the
+# file
+THRESHOLD = 1000.0
 
 # %% ../notebooks/api/30_ljubljana.ipynb #2c4112ac
 FILE_NAME = "ljubljana.h5"
 LICENCE = "CC BY-NC-ND 4.0 (attribution, no commercial use, no changed copies)"
 HOME = "https://lit.fe.uni-lj.si/en/research/resources/3D-2D-GS-CA/"  # of the images
-READER = "https://github.com/eigenvivek/DiffDRR-Datasets"  # says where the HDF5 file made of them is
+# says where the HDF5 file made of them is
+READER = "https://github.com/eigenvivek/DiffDRR-Datasets"
 FILE_VARIABLE = "DIFFPOSE_LJUBLJANA"  # environment variable: the file, or the folder that holds it
-_FIX = f"get it again (the authors' images are at {HOME}, the file made of them is named at {READER}; {LICENCE}), or write a synthetic one with `diffpose.ljubljana.write_twin`"
+_FIX = (
+    f"get it again (the authors' images are at {HOME}, the file made of them is named at {READER};"
+    f" {LICENCE}), or write a synthetic one with `diffpose.ljubljana.write_twin`"
+)
 _GET = _FIX.replace("get it again", "Get it", 1)
 
 # %% ../notebooks/api/30_ljubljana.ipynb #95fa7b6c
 def find_file(
-    filename: Union[str, os.PathLike, None] = None,  # the file, or the folder that holds it; None: look for it
+    # the file, or the folder that holds it; None: look for it
+    filename: str | os.PathLike | None = None,
 ) -> Path:
-    "The data set's file: the argument, else the environment variable DIFFPOSE_LJUBLJANA, else the cache folder. Raises FileNotFoundError that says where to get it."
-    return _find_file(filename, FILE_VARIABLE, cache_dir() / "ljubljana" / FILE_NAME, "the Ljubljana data set", _GET)
+    """The data set's file: the argument, else the environment variable DIFFPOSE_LJUBLJANA, else the
+    cache folder. Raises FileNotFoundError that says where to get it.
+    """
+    return _find_file(
+        filename,
+        FILE_VARIABLE,
+        cache_dir() / "ljubljana" / FILE_NAME,
+        "the Ljubljana data set",
+        _GET,
+    )
 
 # %% ../notebooks/api/30_ljubljana.ipynb #dbfa024d
 @jaxtyped(typechecker=beartype)
@@ -84,16 +115,31 @@ def view_of_file(
     scan_from_world: RigidTransform,  # of the subject
     first_pixel: float = FIRST_PIXEL,  # coordinate of the first pixel's centre
 ) -> tuple[Camera, RigidTransform]:  # of orientation "AP", float64
-    "Camera and pose of an image of the file. Raises ValueError where its numbers contradict each other."
+    """Camera and pose of an image of the file.
+
+    Raises ValueError where its numbers contradict each other.
+    """
     fx, fy = intrinsic[0, 0].item(), intrinsic[1, 1].item()
     if not fx * fy > 0:
-        raise ValueError(f"the focal lengths are {fx:.6g} and {fy:.6g}: they must have one sign, which says on which side of the source the patient is")
+        raise ValueError(
+            f"the focal lengths are {fx:.6g} and {fy:.6g}: they must have one sign, which says on"
+            " which side of the source the patient is"
+        )
     s, h = math.copysign(1.0, fx), math.copysign(1.0, torch.linalg.det(extrinsic[:3, :3]).item())
     K = intrinsic * torch.tensor([[s, 1, 1], [1, h, 1], [1, 1, 1]])
-    seen = torch.tensor([1, s * h, s, 1], dtype=torch.float64)[:, None] * extrinsic @ scan_from_world.double().matrix[0]
-    pose, camera = from_opencv(K, seen[:3, :3], seen[:3, 3], height, width, delx=delx, first_pixel=first_pixel)
+    seen = (
+        torch.tensor([1, s * h, s, 1], dtype=torch.float64)[:, None]
+        * extrinsic
+        @ scan_from_world.double().matrix[0]
+    )
+    pose, camera = from_opencv(
+        K, seen[:3, :3], seen[:3, 3], height, width, delx=delx, first_pixel=first_pixel
+    )
     if abs(camera.dely - dely) > 1e-3 * dely:
-        raise ValueError(f"pixels {delx:.6g} mm wide and {dely:.6g} mm high contradict the focal lengths {fx:.6g}, {fy:.6g}, which make them {camera.dely:.6g} mm high")
+        raise ValueError(
+            f"pixels {delx:.6g} mm wide and {dely:.6g} mm high contradict the focal lengths"
+            f" {fx:.6g}, {fy:.6g}, which make them {camera.dely:.6g} mm high"
+        )
     return camera, pose
 
 
@@ -105,15 +151,27 @@ def view_to_file(
 ) -> tuple[Float64[np.ndarray, "3 3"], Float64[np.ndarray, "4 4"]]:  # intrinsic, extrinsic
     "The way back, to the signs that the file has."
     if camera.reverse_x_axis or camera.reverse_y_axis:
-        raise ValueError("the file has no axis flags: its images are those of a camera with reverse_x_axis=False and reverse_y_axis=False")
-    camera_from_world = RigidTransform._of(pose.detach().cpu().double().matrix @ reorientation("AP", torch.float64)).inverse().matrix[0]
-    file = torch.tensor([1, -1, -1, 1], dtype=torch.float64)[:, None] * camera_from_world @ scan_from_world.double().inverse().matrix[0]
+        raise ValueError(
+            "the file has no axis flags: its images are those of a camera with reverse_x_axis=False"
+            " and reverse_y_axis=False"
+        )
+    camera_from_world = (
+        RigidTransform._of(pose.detach().cpu().double().matrix @ reorientation("AP", torch.float64))
+        .inverse()
+        .matrix[0]
+    )
+    file = (
+        torch.tensor([1, -1, -1, 1], dtype=torch.float64)[:, None]
+        * camera_from_world
+        @ scan_from_world.double().inverse().matrix[0]
+    )
     return camera.K.numpy() * [-1.0, -1.0, 1.0], file.numpy()
 
 # %% ../notebooks/api/30_ljubljana.ipynb #f5b60568
 ANGLE_RAD = {"ap": -0.15, "lat": 1.55}  # of the C-arm, about the head-foot axis
 SOURCE_MM = {"ap": 775.0, "lat": 700.0}  # from the isocentre
-OFFSET_ROTATION_RAD = {"ap": (0.1, 0.1, 0.25), "lat": (0.1, 0.05, 0.05)}  # standard deviations about x, y (front-back), z (head-foot)
+# standard deviations about x, y (front-back), z (head-foot)
+OFFSET_ROTATION_RAD = {"ap": (0.1, 0.1, 0.25), "lat": (0.1, 0.05, 0.05)}
 OFFSET_STD_MM = 30.0  # along each axis
 
 
@@ -129,22 +187,31 @@ def isocenter_pose(
 ) -> RigidTransform:  # one, AP
     "Where the C-arm of a view stands, more or less."
     v = _view(view)
-    return convert(torch.tensor([[ANGLE_RAD[v], 0.0, 0.0]]), torch.tensor([[0.0, SOURCE_MM[v], 0.0]]), parameterization="euler_angles", convention="ZXY")
+    return convert(
+        torch.tensor([[ANGLE_RAD[v], 0.0, 0.0]]),
+        torch.tensor([[0.0, SOURCE_MM[v], 0.0]]),
+        parameterization="euler_angles",
+        convention="ZXY",
+    )
 
 
 @jaxtyped(typechecker=beartype)
 def get_random_offset(
     view: str,  # of ALL_VIEWS
     batch_size: int,
-    device: Union[str, torch.device, None] = None,
-    generator: Optional[torch.Generator] = None,
+    device: str | torch.device | None = None,
+    generator: torch.Generator | None = None,
 ) -> RigidTransform:  # B, to be used as isocenter_pose(view).compose(offset)
     "Random motions of a view's C-arm."
     v = _view(view)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     draw = torch.randn(batch_size, 6, generator=generator)
-    return convert(draw[:, :3] * torch.tensor(OFFSET_ROTATION_RAD[v]), OFFSET_STD_MM * draw[:, 3:], parameterization="se3_log_map").to(device)
+    return convert(
+        draw[:, :3] * torch.tensor(OFFSET_ROTATION_RAD[v]),
+        OFFSET_STD_MM * draw[:, 3:],
+        parameterization="se3_log_map",
+    ).to(device)
 
 # %% ../notebooks/api/30_ljubljana.ipynb #e2dc382b
 @jaxtyped(typechecker=beartype)
@@ -153,18 +220,36 @@ def angiogram(
     affine: Float64[np.ndarray, "4 4"],  # index to the scan's frame [mm]
     points: Float64[np.ndarray, "n 3"],  # in the scan's frame [mm]
     threshold: float = 0.0,  # values below are noise, and become 0
-    world_from_scan: Optional[RigidTransform] = None,  # None: the centre of the volume becomes the world's origin
+    # None: the centre of the volume becomes the world's origin
+    world_from_scan: RigidTransform | None = None,
 ) -> torchio.Subject:
-    "A patient of whom only vessels are seen, ready to be rendered: `density` in [0, 1], linear in the values. Raises ValueError where no value is left."
+    """A patient of whom only vessels are seen, ready to be rendered:
+
+    `density` in [0, 1], linear in the values. Raises ValueError where no value is left.
+    """
     rho = torch.where(values >= max(threshold, 0), values, 0).float()
     top = rho.max()
     if not (top > 0 and top.isfinite()):
-        raise ValueError(f"no value of the volume is finite and above threshold={threshold:g}; the largest is {values.max():g}")
-    world = _world_from_scan(None, True, values.shape, affine) if world_from_scan is None else world_from_scan.double()
+        raise ValueError(
+            f"no value of the volume is finite and above threshold={threshold:g}; the largest is"
+            f" {values.max():g}"
+        )
+    world = (
+        _world_from_scan(None, True, values.shape, affine)
+        if world_from_scan is None
+        else world_from_scan.double()
+    )
     placed = world.matrix[0].numpy() @ affine
-    content = {name: torchio.ScalarImage(tensor=x[None], affine=placed) for name, x in (("volume", values), ("density", rho / top))}
+    content = {
+        name: torchio.ScalarImage(tensor=x[None], affine=placed)
+        for name, x in (("volume", values), ("density", rho / top))
+    }
     return torchio.Subject(
-        **content, fiducials=world(torch.from_numpy(points)[None]).float(), orientation="AP", reorient=reorientation("AP"), scan_from_world=world.inverse()
+        **content,
+        fiducials=world(torch.from_numpy(points)[None]).float(),
+        orientation="AP",
+        reorient=reorientation("AP"),
+        scan_from_world=world.inverse(),
     )
 
 # %% ../notebooks/api/30_ljubljana.ipynb #ec2ac939
@@ -174,7 +259,10 @@ def _background(image: Tensor) -> Tensor:  # B 1 H W to B 1 1 1
     for x in image.flatten(1):
         low, high = x.aminmax()
         if not (high > low and low.isfinite() and high.isfinite()):
-            raise ValueError(f"an image whose pixels lie between {low:g} and {high:g} shows no vessel: leave it out, or get the file again")
+            raise ValueError(
+                f"an image whose pixels lie between {low:g} and {high:g} shows no vessel: leave it"
+                " out, or get the file again"
+            )
         which = ((x - low) * (64 / (high - low))).long().clamp(max=63)
         found.append(x[which == torch.bincount(which, minlength=64).argmax()].median())
     return torch.stack(found).reshape(-1, 1, 1, 1)
@@ -183,13 +271,19 @@ def _background(image: Tensor) -> Tensor:  # B 1 H W to B 1 1 1
 @jaxtyped(typechecker=beartype)
 def preprocess(
     image: Float[Tensor, "b 1 h w"],  # subtracted images, as stored
-    size: Union[int, tuple[int, int], None] = None,  # rows (or rows and columns) of the result; None: as they are
-    vessels: Optional[Literal["dark", "bright"]] = None,  # in the image as stored; None: look
+    # rows (or rows and columns) of the result; None: as they are
+    size: int | tuple[int, int] | None = None,
+    vessels: Literal["dark", "bright"] | None = None,  # in the image as stored; None: look
 ) -> Float[Tensor, "b 1 u v"]:  # in [0, 1], vessels bright; each image by itself
-    "Angiograms as relative line integrals of contrast medium. Raises ValueError for an image of one value, or of values that are not finite."
+    """Angiograms as relative line integrals of contrast medium.
+
+    Raises ValueError for an image of one value, or of values that are not finite.
+    """
     signal = _background(image) - image
     if vessels is None:
-        signal = signal * signal.double().pow(3).sum((1, 2, 3), keepdim=True).sign().to(signal.dtype)
+        signal = signal * signal.double().pow(3).sum((1, 2, 3), keepdim=True).sign().to(
+            signal.dtype
+        )
     elif vessels == "bright":
         signal = -signal
     return _stretch(resize_image(signal, *_size(image, size)).clamp(min=0))
@@ -197,18 +291,35 @@ def preprocess(
 # %% ../notebooks/api/30_ljubljana.ipynb #4267fc64
 HALF_HEAD_MM = np.array([62.0, 80.0, 60.0])  # of the ellipsoid that the branches stay in: x, y, z
 _BRANCHINGS = 5
-_CAROTID_MM = np.array([[28, 8, -88], [25, 4, -62], [20, -2, -40], [24, 12, -28], [14, 20, -16], [12, 6, -6], [11, 2, 2.0]])  # of the right side
+# of the right side
+_CAROTID_MM = np.array(
+    [
+        [28, 8, -88],
+        [25, 4, -62],
+        [20, -2, -40],
+        [24, 12, -28],
+        [14, 20, -16],
+        [12, 6, -6],
+        [11, 2, 2.0],
+    ]
+)
 _VALUE = 5000.0  # of contrast medium, in the unit of the twin's 3D-DSA
 
 
 def _turned(d: np.ndarray, angle: float, around: float, side: np.ndarray) -> np.ndarray:
     "A direction turned away from itself by an angle [rad], to a side and then around it."
     u = np.cross(d, side) / np.linalg.norm(np.cross(d, side))
-    return math.cos(angle) * d + math.sin(angle) * (math.cos(around) * u + math.sin(around) * np.cross(d, u))
+    return math.cos(angle) * d + math.sin(angle) * (
+        math.cos(around) * u + math.sin(around) * np.cross(d, u)
+    )
 
 
-def _branch(p: np.ndarray, d: np.ndarray, length: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    "Four points of a course that bends at random, and inwards where it would leave the skull; and its last direction."
+def _branch(
+    p: np.ndarray, d: np.ndarray, length: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Four points of a course that bends at random, and inwards where it would leave the skull; and
+    its last direction.
+    """
     course = [p]
     for _ in range(3):
         d = _turned(d, 0.35 * abs(rng.normal()), rng.uniform(0, 2 * math.pi), rng.normal(size=3))
@@ -221,21 +332,36 @@ def _branch(p: np.ndarray, d: np.ndarray, length: float, rng: np.random.Generato
 
 def vessel_tree(
     seed: int = 0,  # which person
-) -> list[list[np.ndarray]]:  # per generation its branches: control points (x, y, z, radius) in mm, about the middle of the head
+    # returns per generation its branches: control points (x, y, z, radius) in mm, about the middle
+    # of
+    # the head
+) -> list[list[np.ndarray]]:
     "The arteries of one half of a brain."
     rng = np.random.default_rng([seed, 11])
     side = rng.choice([-1.0, 1.0]) * np.array([1.0, 0, 0]) + [0, 1, 1]
     trunk = (_CAROTID_MM + rng.normal(0, 2.0, (7, 3))) * side
     tree = [[np.column_stack([trunk, np.full(7, 2.4)])]]
-    tips = [(trunk[-1], np.array(d) * side, r) for d, r in (((0.90, 0.30, 0.30), 2.0), ((-0.40, 0.60, 0.70), 1.7))]
+    tips = [
+        (trunk[-1], np.array(d) * side, r)
+        for d, r in (((0.90, 0.30, 0.30), 2.0), ((-0.40, 0.60, 0.70), 1.7))
+    ]
     for generation in range(1, _BRANCHINGS + 1):
         level, tips_of_level = [], tips
         tips = []
         for p, d, radius in tips_of_level:
-            course, d = _branch(p, d / np.linalg.norm(d), rng.uniform(26, 40) * 0.88**generation, rng)
+            course, d = _branch(
+                p, d / np.linalg.norm(d), rng.uniform(26, 40) * 0.88**generation, rng
+            )
             level.append(np.column_stack([course, np.linspace(radius, 0.85 * radius, len(course))]))
             around, beside = rng.uniform(0, 2 * math.pi), rng.normal(size=3)
-            tips += [(course[-1], _turned(d, rng.uniform(0.45, 0.8), around + turn, beside), radius * rng.uniform(0.68, 0.82)) for turn in (0, math.pi)]
+            tips += [
+                (
+                    course[-1],
+                    _turned(d, rng.uniform(0.45, 0.8), around + turn, beside),
+                    radius * rng.uniform(0.68, 0.82),
+                )
+                for turn in (0, math.pi)
+            ]
         tree.append(level)
     return tree
 
@@ -247,13 +373,23 @@ DARKNESS = 0.12  # that a mm of a filled vessel takes from it
 _LATE = 0.4  # how full the last two generations are in a plain image
 
 
-def _painted(tree: list, spacing: float, late: float = 1.0) -> np.ndarray:  # x y z, float32, about the middle of the head
+# x y z, float32, about the middle of the head
+def _painted(tree: list, spacing: float, late: float = 1.0) -> np.ndarray:
     "Contrast medium in voxels."
     shape = np.round(np.array(FIELD_MM) / spacing).astype(int)
     values, unused = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
     fill = [_VALUE] * (len(tree) - 2) + [_VALUE * late] * 2
-    solids = [Shape().add(*(tube(branch, cortex=0.0, core=value) for branch in level), blend=0.5) for level, value in zip(tree, fill)]
-    paint([Tissue(solid, texture=0.0) for solid in solids[::-1]], values, unused, -(shape - 1) / 2 * spacing, np.full(3, spacing))
+    solids = [
+        Shape().add(*(tube(branch, cortex=0.0, core=value) for branch in level), blend=0.5)
+        for level, value in zip(tree, fill)
+    ]
+    paint(
+        [Tissue(solid, texture=0.0) for solid in solids[::-1]],
+        values,
+        unused,
+        -(shape - 1) / 2 * spacing,
+        np.full(3, spacing),
+    )
     return values
 
 
@@ -264,20 +400,41 @@ def _centred(shape: Sequence[int], spacing: float, middle: np.ndarray) -> np.nda
     return affine
 
 # %% ../notebooks/api/30_ljubljana.ipynb #b02afd9b
-def _draw_view(view: str, subject: torchio.Subject, height: int, gen: torch.Generator) -> tuple[Camera, RigidTransform]:
+def _draw_view(
+    view: str, subject: torchio.Subject, height: int, gen: torch.Generator
+) -> tuple[Camera, RigidTransform]:
     "A camera, and a pose from which it sees nine points in ten."
     pixel, width = PIXEL_MM * SIZE_PX[0] / height, round(height * SIZE_PX[1] / SIZE_PX[0])
     for _ in range(100):
         wander = torch.randn(3, generator=gen).tolist()
-        camera = Camera(SDD_MM[view] + 8 * wander[0], height, width, pixel, pixel, 10 * wander[1], 5 * wander[2], reverse_x_axis=False)
+        camera = Camera(
+            SDD_MM[view] + 8 * wander[0],
+            height,
+            width,
+            pixel,
+            pixel,
+            10 * wander[1],
+            5 * wander[2],
+            reverse_x_axis=False,
+        )
         pose = isocenter_pose(view).compose(get_random_offset(view, 1, generator=gen))
         at = Detector.from_camera(camera, subject.reorient).project(pose, subject.fiducials)[0]
-        if ((at > 0.03 * height) & (at < torch.tensor([width, height]) - 0.03 * height)).all(1).float().mean() >= 0.9:
+        if ((at > 0.03 * height) & (at < torch.tensor([width, height]) - 0.03 * height)).all(
+            1
+        ).float().mean() >= 0.9:
             return camera, pose
     raise ValueError("no view of the twin sees its vessels: this is a fault of the twin")
 
 
-def _write_view(group, camera: Camera, pose: RigidTransform, subject: torchio.Subject, scan_from_world: RigidTransform, noise: float, gen: torch.Generator) -> None:
+def _write_view(
+    group,
+    camera: Camera,
+    pose: RigidTransform,
+    subject: torchio.Subject,
+    scan_from_world: RigidTransform,
+    noise: float,
+    gen: torch.Generator,
+) -> None:
     "One image: its background, less the contrast along each ray, and nothing at its border."
     with torch.no_grad():
         lines = DRR.from_camera(subject, camera, renderer="siddon", persistent=False)(pose)[0, 0]
@@ -286,42 +443,84 @@ def _write_view(group, camera: Camera, pose: RigidTransform, subject: torchio.Su
     framed = torch.ones_like(image)
     framed[rim:-rim, rim:-rim] = image[rim:-rim, rim:-rim]
     K, extrinsic = view_to_file(camera, pose, scan_from_world)
-    for name, value in (("pixels", framed.numpy()), ("intrinsic", K), ("extrinsic", extrinsic), ("col-spacing", camera.delx), ("row-spacing", camera.dely)):
+    for name, value in (
+        ("pixels", framed.numpy()),
+        ("intrinsic", K),
+        ("extrinsic", extrinsic),
+        ("col-spacing", camera.delx),
+        ("row-spacing", camera.dely),
+    ):
         group[name] = np.asarray(value, np.float32)
 
 # %% ../notebooks/api/30_ljubljana.ipynb #b4e4cba3
-def _write_subject(group, seed: int, height: int, spacing: float, finer: float, noise: float, tick) -> None:
+def _write_subject(
+    group, seed: int, height: int, spacing: float, finer: float, noise: float, tick
+) -> None:
     "Everything of one patient."
-    gen, rng, tree = torch.Generator().manual_seed(1000 * seed + 7), np.random.default_rng([seed, 12]), vessel_tree(seed)
+    gen, rng, tree = (
+        torch.Generator().manual_seed(1000 * seed + 7),
+        np.random.default_rng([seed, 12]),
+        vessel_tree(seed),
+    )
     middle = rng.normal(0, 20, 3).round(1)  # of the head, in the file's frame [mm]
     coarse = _painted(tree, spacing)
     coarse = (coarse + rng.normal(0, 150, coarse.shape)).round().astype(np.int16)
     affine = _centred(coarse.shape, spacing, middle)
     points = np.concatenate([branch[:, :3] for level in tree[:-1] for branch in level]) + middle
-    group["volume/spacing"], group["volume/origin"], group["points"] = np.full(3, spacing, np.float32), affine[:3, 3].astype(np.float32), points.astype(np.float32)
-    group.create_dataset("volume/pixels", data=coarse[::-1], chunks=(1, *coarse.shape[1:]), compression="gzip", compression_opts=4, shuffle=True)
+    group["volume/spacing"], group["volume/origin"], group["points"] = (
+        np.full(3, spacing, np.float32),
+        affine[:3, 3].astype(np.float32),
+        points.astype(np.float32),
+    )
+    group.create_dataset(
+        "volume/pixels",
+        data=coarse[::-1],
+        chunks=(1, *coarse.shape[1:]),
+        compression="gzip",
+        compression_opts=4,
+        shuffle=True,
+    )
     subject = angiogram(torch.from_numpy(coarse).float(), affine, points, THRESHOLD)
     drawn = {view: _draw_view(view, subject, height, gen) for view in VIEWS}
     for suffix, late in (("", _LATE), ("-max", 1.0)):
         fine = torch.from_numpy(_painted(tree, finer, late))
-        full = angiogram(fine, _centred(fine.shape, finer, middle), points, 0.0, subject.scan_from_world.inverse())
+        full = angiogram(
+            fine,
+            _centred(fine.shape, finer, middle),
+            points,
+            0.0,
+            subject.scan_from_world.inverse(),
+        )
         for view, (camera, pose) in drawn.items():
-            _write_view(group.create_group(f"proj-{view}{suffix}"), camera, pose, full, subject.scan_from_world, noise, gen)
+            _write_view(
+                group.create_group(f"proj-{view}{suffix}"),
+                camera,
+                pose,
+                full,
+                subject.scan_from_world,
+                noise,
+                gen,
+            )
             tick()
 
 # %% ../notebooks/api/30_ljubljana.ipynb #5f1c29d3
 def write_twin(
-    filename: Union[str, os.PathLike],  # HDF5 file to write
+    filename: str | os.PathLike,  # HDF5 file to write
     subjects: Sequence[int] = SUBJECTS,  # numbers 1 to 10
-    height: int = 480,  # rows; columns follow, and pixels grow as it shrinks: the field stays 296 x 382 mm
+    # rows; columns follow, and pixels grow as it shrinks: the field stays 296 x 382 mm
+    height: int = 480,
     spacing: float = 1.0,  # voxel size of the 3D-DSA [mm]
-    finer: Optional[float] = None,  # voxel size of what the images are made of [mm]; None: two thirds of `spacing`
+    # voxel size of what the images are made of [mm]; None: two thirds of `spacing`
+    finer: float | None = None,
     noise: float = 0.01,  # standard deviation, of images between 0 and 1
     seed: int = 0,  # another seed: ten other persons
     overwrite: bool = False,
     progress: bool = False,  # show a bar
 ) -> Path:
-    "Write a synthetic file of the data set's layout, with known truth. Raises FileExistsError, or ValueError for what cannot be made."
+    """Write a synthetic file of the data set's layout, with known truth.
+
+    Raises FileExistsError, or ValueError for what cannot be made.
+    """
     import h5py
     from tqdm import tqdm
 
@@ -329,15 +528,35 @@ def write_twin(
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another name, or pass overwrite=True")
     if not subjects or len(set(subjects)) < len(subjects) or not set(subjects) <= set(SUBJECTS):
-        raise ValueError(f"subjects are different numbers of {', '.join(map(str, SUBJECTS))}, at least one, not {list(subjects)}")
+        raise ValueError(
+            f"subjects are different numbers of {', '.join(map(str, SUBJECTS))}, at least one, not"
+            f" {list(subjects)}"
+        )
     if not (height >= 32 and seed >= 0 and 0 <= noise < 0.5 and 0.3 <= finer <= spacing <= 4):
-        raise ValueError(f"height is at least 32 rows, seed at least 0, noise below 0.5, voxels are 0.3 to 4 mm and those of the images no larger, not {height=}, {seed=}, {noise=}, {spacing=}, {finer=}")
+        raise ValueError(
+            "height is at least 32 rows, seed at least 0, noise below 0.5, voxels are 0.3 to 4 mm"
+            f" and those of the images no larger, not {height=}, {seed=}, {noise=}, {spacing=},"
+            f" {finer=}"
+        )
 
     def write(part: Path) -> None:
-        with _Unbroken(part, "w+") as disk, h5py.File(disk, "w") as file, tqdm(total=len(ALL_VIEWS) * len(subjects), unit="image", disable=not progress) as bar:
-            file.attrs["synthetic"] = f"diffpose.ljubljana.write_twin, seed {seed}, voxels {spacing} and {finer} mm, noise {noise}"
+        with _Unbroken(part, "w+") as disk, h5py.File(disk, "w") as file, tqdm(
+            total=len(ALL_VIEWS) * len(subjects), unit="image", disable=not progress
+        ) as bar:
+            file.attrs["synthetic"] = (
+                f"diffpose.ljubljana.write_twin, seed {seed}, voxels {spacing} and {finer} mm,"
+                f" noise {noise}"
+            )
             for number in subjects:
-                _write_subject(file.create_group(f"subject{number:02d}"), 10 * seed + number, height, spacing, finer, noise, bar.update)
+                _write_subject(
+                    file.create_group(f"subject{number:02d}"),
+                    10 * seed + number,
+                    height,
+                    spacing,
+                    finer,
+                    noise,
+                    bar.update,
+                )
 
         if disk.error is not None:
             raise disk.error
@@ -355,9 +574,18 @@ def _check_volume(found: _Findings, subject) -> None:
         found.append(f"{volume.name.strip('/')}/spacing: must be positive, not {spacing.tolist()}")
     for group, name, axes in ((volume, "pixels", 3), (subject, "points", 2)):
         item = found.find(group, name, "data set")
-        fits = item is None or len(item.shape) == axes and 0 not in item.shape and item.dtype.kind in "biuf" and (axes == 3 or item.shape[1] == 3)
+        fits = (
+            item is None
+            or len(item.shape) == axes
+            and 0 not in item.shape
+            and item.dtype.kind in "biuf"
+            and (axes == 3 or item.shape[1] == 3)
+        )
         if not fits:
-            found.append(f"{item.name.strip('/')}: holds {item.dtype} of shape {item.shape}, expected are numbers of {'three axes' if axes == 3 else 'shape (N, 3)'}")
+            found.append(
+                f"{item.name.strip('/')}: holds {item.dtype} of shape {item.shape}, expected are"
+                f" numbers of {'three axes' if axes == 3 else 'shape (N, 3)'}"
+            )
 
 
 def _check_view(found: _Findings, subject, view: str) -> None:
@@ -367,18 +595,31 @@ def _check_view(found: _Findings, subject, view: str) -> None:
     K = found.array(group, "intrinsic", (3, 3))
     delx, dely = (found.array(group, name, ()) for name in ("col-spacing", "row-spacing"))
     pixels = found.find(group, "pixels", "data set")
-    if pixels is not None and (len(pixels.shape) != 2 or 0 in pixels.shape or pixels.dtype.kind not in "biuf"):
-        found.append(f"{pixels.name.strip('/')}: holds {pixels.dtype} of shape {pixels.shape}, expected are numbers of two axes")
+    if pixels is not None and (
+        len(pixels.shape) != 2 or 0 in pixels.shape or pixels.dtype.kind not in "biuf"
+    ):
+        found.append(
+            f"{pixels.name.strip('/')}: holds {pixels.dtype} of shape {pixels.shape}, expected are"
+            " numbers of two axes"
+        )
     elif not any(x is None for x in (pixels, K, delx, dely)):
         try:
-            view_of_file(torch.from_numpy(K), torch.eye(4, dtype=torch.float64), *pixels.shape, float(delx), float(dely), RigidTransform.identity())
+            view_of_file(
+                torch.from_numpy(K),
+                torch.eye(4, dtype=torch.float64),
+                *pixels.shape,
+                float(delx),
+                float(dely),
+                RigidTransform.identity(),
+            )
         except ValueError as error:
             found.append(f"{group.name.strip('/')}: no camera ({error})")
 
 
 def check_layout(
     file,  # path, or an open h5py.File
-    subjects: Optional[Sequence[int]] = None,  # which must be there; None: those that are, at least one
+    # which must be there; None: those that are, at least one
+    subjects: Sequence[int] | None = None,
     views: Sequence[str] = VIEWS,  # of ALL_VIEWS, that each must have
 ) -> tuple:  # numbers of the subjects
     "See that a file has the data set's layout; a ValueError lists what is missing or wrong."
@@ -386,7 +627,11 @@ def check_layout(
         with _open(find_file(file), _FIX) as opened:
             return check_layout(opened, subjects, views)
     found = _Findings()
-    numbers = tuple(n for n in SUBJECTS if f"subject{n:02d}" in file) if subjects is None else tuple(subjects)
+    numbers = (
+        tuple(n for n in SUBJECTS if f"subject{n:02d}" in file)
+        if subjects is None
+        else tuple(subjects)
+    )
     if not numbers:
         found.append("no patient is there; they are called subject01 to subject10")
     for n in numbers:
@@ -410,27 +655,39 @@ class _View(NamedTuple):
 
 
 class LjubljanaDataset(_Stored):
-    "Angiograms of one patient with their poses: `[idx]` is (image 1 1 H W, RigidTransform). Loaders take it with batch_size=None. Raises ValueError for a file that is not what it should be."
+    """Angiograms of one patient with their poses:
+
+    `[idx]` is (image 1 1 H W, RigidTransform). Loaders take it with batch_size=None. Raises
+    ValueError for a file that is not what it should be.
+    """
 
     def __init__(
         self,
         id_number: int,  # patient, 1 to 10
-        filename: Union[str, os.PathLike, None] = None,  # see `find_file`
+        filename: str | os.PathLike | None = None,  # see `find_file`
         preprocess: bool = True,  # contrast in [0, 1], see `preprocess`; else pixels as stored
-        height: Optional[int] = None,  # rows of the images; None: as stored
+        height: int | None = None,  # rows of the images; None: as stored
         views: Sequence[str] = VIEWS,  # which images, of ALL_VIEWS
         threshold: float = THRESHOLD,  # of the 3D-DSA: below is noise
-        vessels: Optional[Literal["dark", "bright"]] = None,  # in the images as stored; None: look
-        first_pixel: float = FIRST_PIXEL,  # coordinate of the first pixel's centre in the intrinsic matrix
+        vessels: Literal["dark", "bright"] | None = None,  # in the images as stored; None: look
+        # coordinate of the first pixel's centre in the intrinsic matrix
+        first_pixel: float = FIRST_PIXEL,
     ):
         if id_number in ALL_VIEWS:
-            raise ValueError(f"a data set is one patient now, and its images the views: LjubljanaDataset(1, views=({id_number!r},))[0], not LjubljanaDataset({id_number!r})[0]")
+            raise ValueError(
+                "a data set is one patient now, and its images the views: LjubljanaDataset(1,"
+                f" views=({id_number!r},))[0], not LjubljanaDataset({id_number!r})[0]"
+            )
         if id_number not in SUBJECTS:
             raise ValueError(f"id_number is a patient, 1 to 10, not {id_number!r}")
-        if height is not None and (not isinstance(height, int) or isinstance(height, bool) or height < 1):
+        if height is not None and (
+            not isinstance(height, int) or isinstance(height, bool) or height < 1
+        ):
             raise ValueError(f"height is a positive number of rows, not {height!r}")
         if isinstance(views, str) or not views or not set(views) <= set(ALL_VIEWS):
-            raise ValueError(f"views are some of {', '.join(ALL_VIEWS)}, such as views=('ap',), not {views!r}")
+            raise ValueError(
+                f"views are some of {', '.join(ALL_VIEWS)}, such as views=('ap',), not {views!r}"
+            )
         super().__init__(find_file(filename), _FIX)
         check_layout(self.file, (id_number,), views)
         self.id_number, self.name, self.views = id_number, f"subject{id_number:02d}", tuple(views)
@@ -441,7 +698,9 @@ class LjubljanaDataset(_Stored):
         world_from_scan = _world_from_scan(None, True, group["volume/pixels"].shape, self._affine)
         self.scan_from_world = world_from_scan.inverse()
         self.fiducials = world_from_scan(torch.from_numpy(self._points)[None]).float()
-        self._taken = [self._view(group[f"proj-{view}"], height, first_pixel) for view in self.views]
+        self._taken = [
+            self._view(group[f"proj-{view}"], height, first_pixel) for view in self.views
+        ]
 
     @staticmethod
     def _grid(volume) -> np.ndarray:
@@ -451,11 +710,26 @@ class LjubljanaDataset(_Stored):
         affine[:3, 3] = np.asarray(_hdf5_value(volume["origin"]), np.float64).reshape(-1)
         return affine
 
-    def _view(self, group, height: Optional[int], first_pixel: float) -> _View:
+    def _view(self, group, height: int | None, first_pixel: float) -> _View:
         "Read how an image was taken."
-        K, extrinsic, delx, dely = (np.asarray(_hdf5_value(group[name]), np.float64) for name in ("intrinsic", "extrinsic", "col-spacing", "row-spacing"))
-        stored, pose = view_of_file(torch.from_numpy(K), torch.from_numpy(extrinsic), *group["pixels"].shape, delx.item(), dely.item(), self.scan_from_world, first_pixel)
-        camera = stored if height is None else stored.resize(height, max(1, round(height * stored.width / stored.height)))
+        K, extrinsic, delx, dely = (
+            np.asarray(_hdf5_value(group[name]), np.float64)
+            for name in ("intrinsic", "extrinsic", "col-spacing", "row-spacing")
+        )
+        stored, pose = view_of_file(
+            torch.from_numpy(K),
+            torch.from_numpy(extrinsic),
+            *group["pixels"].shape,
+            delx.item(),
+            dely.item(),
+            self.scan_from_world,
+            first_pixel,
+        )
+        camera = (
+            stored
+            if height is None
+            else stored.resize(height, max(1, round(height * stored.width / stored.height)))
+        )
         return _View(stored, camera, pose, K, extrinsic)
 
     def _of(self, idx: int) -> int:
@@ -483,21 +757,36 @@ class LjubljanaDataset(_Stored):
     @cached_property
     def subject(self) -> torchio.Subject:
         "Vessels and points; orientation AP. See `angiogram`."
-        values = torch.from_numpy(_hdf5_value(self.file[f"{self.name}/volume/pixels"])[::-1].astype(np.float32))
+        values = torch.from_numpy(
+            _hdf5_value(self.file[f"{self.name}/volume/pixels"])[::-1].astype(np.float32)
+        )
         return angiogram(values, self._affine, self._points, self.threshold)
 
-    def get_2d_fiducials(self, idx: int, pose: RigidTransform) -> tuple[Tensor, Tensor]:  # (1 N 2, B N 2)
-        "Points (column, row) under the true pose and under another, in pixels of the image that `[idx]` gives."
-        return _projections(self.detector_of(idx), self.fiducials, self.pose(idx, torch.float64), pose)
+    # (1 N 2, B N 2)
+    def get_2d_fiducials(self, idx: int, pose: RigidTransform) -> tuple[Tensor, Tensor]:
+        """Points (column, row) under the true pose and under another, in pixels of the image that
+        `[idx]` gives.
+        """
+        return _projections(
+            self.detector_of(idx), self.fiducials, self.pose(idx, torch.float64), pose
+        )
 
     def __getitem__(self, idx: int) -> tuple[Tensor, RigidTransform]:
         k = self._of(idx)
         pixels = _hdf5_value(self.file[f"{self.name}/proj-{self.views[k]}/pixels"])
-        image, camera = torch.from_numpy(pixels.astype(np.float32))[None, None], self._taken[k].camera
+        image, camera = (
+            torch.from_numpy(pixels.astype(np.float32))[None, None],
+            self._taken[k].camera,
+        )
         if not image.isfinite().all():
-            raise ValueError(f"{self.filename}: {self.name}/proj-{self.views[k]}/pixels hold NaN or infinity: leave this image out, or get the file again")
+            raise ValueError(
+                f"{self.filename}: {self.name}/proj-{self.views[k]}/pixels hold NaN or infinity:"
+                " leave this image out, or get the file again"
+            )
         size = (camera.height, camera.width)
-        return preprocess(image, size, self.vessels) if self.preprocess else resize_image(image, *size), self.pose(k)
+        return (
+            preprocess(image, size, self.vessels) if self.preprocess else resize_image(image, *size)
+        ), self.pose(k)
 
     def __iter__(self) -> Iterator[tuple[Tensor, RigidTransform]]:
         return (self[k] for k in range(len(self)))
@@ -507,7 +796,10 @@ class LjubljanaDataset(_Stored):
 
 # %% ../notebooks/api/30_ljubljana.ipynb #a2fe2b29
 class Evaluator(deepfluoro.Evaluator):
-    "Errors of estimated poses of one angiogram: Evaluator(dataset, idx, legacy=False)(poses), as in `deepfluoro`."
+    """Errors of estimated poses of one angiogram:
+
+    Evaluator(dataset, idx, legacy=False)(poses), as in `deepfluoro`.
+    """
 
     pixel_mm = PIXEL_MM
 
@@ -517,7 +809,7 @@ class Transforms(deepfluoro.Transforms):
 
     def __init__(
         self,
-        size: Union[int, tuple[int, int]],  # rows, or rows and columns
+        size: int | tuple[int, int],  # rows, or rows and columns
         eps: float = 1e-6,  # added to the range of an image
         mean: float = 0.0774,  # of DiffPose's training images [@gopalakrishnan2024]
         std: float = 0.0569,

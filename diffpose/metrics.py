@@ -33,11 +33,13 @@ def _check_pair(
     "Refuse image pairs whose dtype or device differ, or that hold no pixel."
     if x1.dtype != x2.dtype or x1.device != x2.device:
         raise ValueError(
-            f"{name} compares images of one dtype on one device, got {x1.dtype} on {x1.device} and {x2.dtype} on {x2.device}: "
-            "convert one of them, e.g. x2.to(x1)"
+            f"{name} compares images of one dtype on one device, got {x1.dtype} on {x1.device} and"
+            f" {x2.dtype} on {x2.device}: convert one of them, e.g. x2.to(x1)"
         )
     if not x1.numel() or not x2.numel():
-        raise ValueError(f"{name} got an image without pixels: shapes {tuple(x1.shape)} and {tuple(x2.shape)}")
+        raise ValueError(
+            f"{name} got an image without pixels: shapes {tuple(x1.shape)} and {tuple(x2.shape)}"
+        )
 
 
 def _accumulator(x: Tensor) -> torch.dtype:
@@ -65,18 +67,29 @@ def _correlations(
     floors: tuple[Tensor, Tensor],  # variances that count as zero
     size: int | None,  # side of the windows [px]; None is the whole image
     eps: float,
-) -> tuple[Tensor, ...]:  # correlation of each window; 1 / (σa σb), 1 / σa², 1 / σb² (0 where flat); means
+    # returns correlation of each window; 1 / (σa σb), 1 / σa², 1 / σb² (0 where flat); means
+) -> tuple[Tensor, ...]:
     "Correlation in every window, and what its derivative is made of."
     maps = a, b, a.square(), b.square(), a * b
-    means = (x.mean((-2, -1), keepdim=True) for x in maps) if size is None else _box_sum(maps, size).div_(size**2)
+    means = (
+        (x.mean((-2, -1), keepdim=True) for x in maps)
+        if size is None
+        else _box_sum(maps, size).div_(size**2)
+    )
     mean_a, mean_b, square_a, square_b, product = means
     del maps
     variances = square_a - mean_a.square(), square_b - mean_b.square()
     live_a, live_b = (v > floor for v, floor in zip(variances, floors))
-    var_a, var_b = torch.where(live_a, variances[0], 0) + eps, torch.where(live_b, variances[1], 0) + eps
+    var_a, var_b = (
+        torch.where(live_a, variances[0], 0) + eps,
+        torch.where(live_b, variances[1], 0) + eps,
+    )
     defined = (var_a > 0) & (var_b > 0)
     scale = torch.where(defined, torch.where(defined, var_a * var_b, 1).rsqrt(), 0)
-    by_a, by_b = (torch.where(live & defined, 1 / torch.where(defined, var, 1), 0) for live, var in ((live_a, var_a), (live_b, var_b)))
+    by_a, by_b = (
+        torch.where(live & defined, 1 / torch.where(defined, var, 1), 0)
+        for live, var in ((live_a, var_a), (live_b, var_b))
+    )
     return (product - mean_a * mean_b) * scale, scale, by_a, by_b, mean_a, mean_b
 
 # %% ../notebooks/api/13_metrics.ipynb #1797abba
@@ -94,19 +107,29 @@ class _MeanCorrelation(torch.autograd.Function):
     def backward(ctx, grad):
         a, b, floor_a, floor_b, c, scale, by_a, by_b, mean_a, mean_b = ctx.saved_tensors
         nothing = (None,) * 4
-        if torch.is_grad_enabled():  # the derivative is to be differentiated: only autograd's own will do
+        # the derivative is to be differentiated: only autograd's own will do
+        if torch.is_grad_enabled():
             with torch.enable_grad():
-                again = _correlations(a, b, (floor_a, floor_b), ctx.size, ctx.eps)[0].mean((1, 2, 3))
+                again = _correlations(a, b, (floor_a, floor_b), ctx.size, ctx.eps)[0].mean(
+                    (1, 2, 3)
+                )
                 wanted = [x for x in (a, b) if x.requires_grad]
                 found = iter(torch.autograd.grad(again, wanted, grad, create_graph=True))
             return *(next(found) if x.requires_grad else None for x in (a, b)), *nothing
-        each = grad[:, None, None, None] / (c[0].numel() * (ctx.size**2 if ctx.size else a[0, 0].numel()))
+        each = grad[:, None, None, None] / (
+            c[0].numel() * (ctx.size**2 if ctx.size else a[0, 0].numel())
+        )
         cross = scale * each
         spread = lambda *maps: maps if ctx.size is None else _box_sum(maps, ctx.size, ctx.size - 1)
         results = []
-        for x, y, mean_x, mean_y, by_x, needed in ((a, b, mean_a, mean_b, by_a, ctx.needs_input_grad[0]), (b, a, mean_b, mean_a, by_b, ctx.needs_input_grad[1])):
+        for x, y, mean_x, mean_y, by_x, needed in (
+            (a, b, mean_a, mean_b, by_a, ctx.needs_input_grad[0]),
+            (b, a, mean_b, mean_a, by_b, ctx.needs_input_grad[1]),
+        ):
             own = c * by_x * each
-            of_y, of_x, rest = spread(cross, own, own * mean_x - cross * mean_y) if needed else (None,) * 3
+            of_y, of_x, rest = (
+                spread(cross, own, own * mean_x - cross * mean_y) if needed else (None,) * 3
+            )
             results.append(y * of_y - x * of_x + rest if needed else None)
         return *results, *nothing
 
@@ -115,8 +138,10 @@ class _MeanCorrelation(torch.autograd.Function):
 @jaxtyped(typechecker=beartype)
 def ncc(
     x1: Float[Tensor, "#b c h w"],  # images
-    x2: Float[Tensor, "#b c h w"],  # images of the same size; a single one is compared with all of `x1`
-    patch_size: int | None = None,  # side of the windows [px], every one of them; None is the whole image
+    # images of the same size; a single one is compared with all of `x1`
+    x2: Float[Tensor, "#b c h w"],
+    # side of the windows [px], every one of them; None is the whole image
+    patch_size: int | None = None,
     eps: float | int = 1e-5,  # added to each variance [intensity²]
 ) -> Float[Tensor, "b"]:  # in [-1, 1], 1 if equal up to gain and offset
     "Normalised cross-correlation of two images, global or averaged over all patches."
@@ -129,9 +154,14 @@ def ncc(
         x = x.to(_accumulator(x))
         mean = x.detach().mean((-2, -1), keepdim=True)  # no result depends on it
         images.append(x - mean)
-        floors.append(1e-12 * images[-1].detach().square().mean((-2, -1), keepdim=True) + 1e-28 * mean.square())
+        floors.append(
+            1e-12 * images[-1].detach().square().mean((-2, -1), keepdim=True)
+            + 1e-28 * mean.square()
+        )
     if _transformed():
-        return _correlations(*images, tuple(floors), patch_size, eps)[0].mean((1, 2, 3)).to(x1.dtype)
+        return (
+            _correlations(*images, tuple(floors), patch_size, eps)[0].mean((1, 2, 3)).to(x1.dtype)
+        )
     return _MeanCorrelation.apply(*images, *floors, patch_size, eps).to(x1.dtype)
 
 
@@ -145,8 +175,9 @@ def _check_patch(name: str, x: Tensor, patch_size: int | None) -> None:
     "A patch has at least 2 x 2 pixels and fits into the image."
     if patch_size is not None and not 2 <= patch_size <= min(x.shape[-2:]):
         raise ValueError(
-            f"{name} takes patches from 2 pixels to the shorter side of the image, or None for the whole image; "
-            f"got patch_size={patch_size} for images of {x.shape[-2]} x {x.shape[-1]} pixels"
+            f"{name} takes patches from 2 pixels to the shorter side of the image, or None for the"
+            f" whole image; got patch_size={patch_size} for images of {x.shape[-2]} x {x.shape[-1]}"
+            " pixels"
         )
 
 # %% ../notebooks/api/13_metrics.ipynb #e31297ee
@@ -154,7 +185,8 @@ def _check_patch(name: str, x: Tensor, patch_size: int | None) -> None:
 def multiscale_ncc(
     x1: Float[Tensor, "#b c h w"],  # images
     x2: Float[Tensor, "#b c h w"],  # images of the same size
-    patch_sizes: Sequence[int | None] = (None,),  # sides of the windows [px]; None is the whole image
+    # sides of the windows [px]; None is the whole image
+    patch_sizes: Sequence[int | None] = (None,),
     patch_weights: Sequence[float | int] = (1.0,),  # one weight for each patch size
     eps: float | int = 1e-5,  # added to each variance [intensity²]
 ) -> Float[Tensor, "b"]:  # at most the sum of the weights
@@ -167,8 +199,9 @@ def _check_scales(patch_sizes: Sequence, patch_weights: Sequence) -> None:
     "There is a weight for each patch size, and at least one of them."
     if len(patch_sizes) != len(patch_weights) or not patch_sizes:
         raise ValueError(
-            f"patch_sizes and patch_weights belong together, got {len(patch_sizes)} sizes {list(patch_sizes)} "
-            f"and {len(patch_weights)} weights {list(patch_weights)}: give one weight for each size"
+            f"patch_sizes and patch_weights belong together, got {len(patch_sizes)} sizes"
+            f" {list(patch_sizes)} and {len(patch_weights)} weights {list(patch_weights)}: give one"
+            " weight for each size"
         )
 
 # %% ../notebooks/api/13_metrics.ipynb #61820e01
@@ -177,7 +210,8 @@ def sobel(
     x: Float[Tensor, "b c h w"],  # images
     sigma: float | int = 1.0,  # deviation of the Gaussian blur before [px]; 0 is none
     border: str = "zeros",  # what lies outside the image: "zeros" or "replicate"
-) -> Float[Tensor, "b c2 h w"]:  # per channel the derivative along columns, then along rows [8 x intensity/px]
+    # returns per channel the derivative along columns, then along rows [8 x intensity/px]
+) -> Float[Tensor, "b c2 h w"]:
     "Sobel derivatives of a blurred image."
     if not sigma >= 0:
         raise ValueError(f"sigma is a blur in pixels and must not be negative, got {sigma}")
@@ -186,14 +220,19 @@ def sobel(
     if sigma > 0:
         n = int(6 * sigma + 1) // 2  # the kernel reaches 3 sigma, and has a middle
         if n >= min(x.shape[-2:]):
-            raise ValueError(f"a blur of sigma={sigma} px reaches {n} px, too far for images of {x.shape[-2]} x {x.shape[-1]} px: lower sigma")
+            raise ValueError(
+                f"a blur of sigma={sigma} px reaches {n} px, too far for images of {x.shape[-2]} x"
+                f" {x.shape[-1]} px: lower sigma"
+            )
         t = torch.arange(-n, n + 1, dtype=x.dtype, device=x.device) / sigma
         blur = torch.exp(-t.square() / 2)
         x = _separable(F.pad(x, (n, n, n, n), mode="reflect"), blur / blur.sum(), blur / blur.sum())
     x = F.pad(x, (1, 1, 1, 1)) if border == "zeros" else F.pad(x, (1, 1, 1, 1), mode="replicate")
     slope = torch.arange(-1, 2, dtype=x.dtype, device=x.device)
     smooth = 2 - slope.abs()
-    return torch.stack([_separable(x, smooth, slope), _separable(x, slope, smooth)], 2).flatten(1, 2)
+    return torch.stack([_separable(x, smooth, slope), _separable(x, slope, smooth)], 2).flatten(
+        1, 2
+    )
 
 
 def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -209,7 +248,8 @@ def gradient_ncc(
     x1: Float[Tensor, "#b c h w"],  # images
     x2: Float[Tensor, "#b c h w"],  # images of the same size
     patch_size: int | None = None,  # side of the windows [px]; None is the whole image
-    sigma: float | int = 1.0,  # deviation of the Gaussian blur before the derivative [px]; 0 is none
+    # deviation of the Gaussian blur before the derivative [px]; 0 is none
+    sigma: float | int = 1.0,
     eps: float | int = 1e-5,  # added to each variance of a derivative
     border: str = "zeros",  # what lies outside the image: "zeros" or "replicate"
 ) -> Float[Tensor, "b"]:  # in [-1, 1]
@@ -220,7 +260,8 @@ def gradient_ncc(
     return ncc(d1, d2, patch_size, eps).to(x1.dtype)
 
 # %% ../notebooks/api/13_metrics.ipynb #d6e792ea
-_CHUNK_PIXELS = 8192  # pixels whose windows are in memory at a time: 8 MB for 256 bins in single precision
+# pixels whose windows are in memory at a time: 8 MB for 256 bins in single precision
+_CHUNK_PIXELS = 8192
 
 
 @_exactly
@@ -264,20 +305,24 @@ def _entropy(weights: Tensor, eps: float) -> Tensor:
     return -(p * (p + eps).log2()).sum(-1)
 
 # %% ../notebooks/api/13_metrics.ipynb #33a81178
-def _check_histogram(x1: Tensor, x2: Tensor, sigma: float, num_bins: int, value_range: tuple) -> None:
+def _check_histogram(
+    x1: Tensor, x2: Tensor, sigma: float, num_bins: int, value_range: tuple
+) -> None:
     "The histogram has a width, bins and a range, and the intensities lie in it."
     low, high = value_range
     if not (sigma > 0 and num_bins >= 2 and high > low):
         raise ValueError(
-            f"mutual_information needs sigma > 0, at least 2 bins and a range (lowest, highest), got sigma={sigma}, num_bins={num_bins}, value_range={value_range}"
+            "mutual_information needs sigma > 0, at least 2 bins and a range (lowest, highest),"
+            f" got sigma={sigma}, num_bins={num_bins}, value_range={value_range}"
         )
     slack = 1e-3 * (high - low)
     for name, x in (("x1", x1), ("x2", x2)):
         smallest, largest = (v.item() for v in x.detach().aminmax())
         if smallest < low - slack or largest > high + slack:
             raise ValueError(
-                f"mutual_information counts intensities from {low} to {high}, but those of {name} go from {smallest:.4g} to {largest:.4g}: "
-                "rescale the image, or pass value_range=(lowest, highest)"
+                f"mutual_information counts intensities from {low} to {high}, but those of {name}"
+                f" go from {smallest:.4g} to {largest:.4g}: rescale the image, or pass"
+                " value_range=(lowest, highest)"
             )
 
 # %% ../notebooks/api/13_metrics.ipynb #f72c62b0
@@ -305,7 +350,8 @@ class MultiscaleNormalizedCrossCorrelation2d(torch.nn.Module):
 
     def __init__(
         self,
-        patch_sizes: Sequence[int | None] = (None,),  # sides of the windows [px]; None is the whole image
+        # sides of the windows [px]; None is the whole image
+        patch_sizes: Sequence[int | None] = (None,),
         patch_weights: Sequence[float] = (1.0,),  # one weight for each patch size
         eps: float | int = 1e-5,  # added to each variance [intensity²]
     ):
@@ -340,7 +386,10 @@ class GradientNormalizedCrossCorrelation2d(torch.nn.Module):
         return gradient_ncc(x1, x2, self.patch_size, self.sigma, self.eps, self.border)
 
     def extra_repr(self) -> str:
-        return f"patch_size={self.patch_size}, sigma={self.sigma}, eps={self.eps}, border={self.border!r}"
+        return (
+            f"patch_size={self.patch_size}, sigma={self.sigma}, eps={self.eps},"
+            f" border={self.border!r}"
+        )
 
 # %% ../notebooks/api/13_metrics.ipynb #ecac616d
 class MutualInformation(torch.nn.Module):
@@ -355,14 +404,25 @@ class MutualInformation(torch.nn.Module):
         value_range: tuple[float, float] = (0.0, 1.0),  # lowest and highest intensity
     ):
         super().__init__()
-        self.sigma, self.num_bins, self.epsilon, self.normalize, self.value_range = sigma, num_bins, epsilon, normalize, value_range
+        self.sigma, self.num_bins, self.epsilon, self.normalize, self.value_range = (
+            sigma,
+            num_bins,
+            epsilon,
+            normalize,
+            value_range,
+        )
 
     def forward(self, x1: Tensor, x2: Tensor) -> Tensor:
         "Similarity of two batches of images, B C H W -> B."
-        return mutual_information(x1, x2, self.sigma, self.num_bins, self.epsilon, self.normalize, self.value_range)
+        return mutual_information(
+            x1, x2, self.sigma, self.num_bins, self.epsilon, self.normalize, self.value_range
+        )
 
     def extra_repr(self) -> str:
-        return f"sigma={self.sigma}, num_bins={self.num_bins}, normalize={self.normalize}, value_range={self.value_range}"
+        return (
+            f"sigma={self.sigma}, num_bins={self.num_bins}, normalize={self.normalize},"
+            f" value_range={self.value_range}"
+        )
 
 # %% ../notebooks/api/13_metrics.ipynb #7cedf4de
 @_exactly
@@ -387,12 +447,20 @@ def geodesic_translation(
     return (t1 - t2).norm(dim=-1)
 
 # %% ../notebooks/api/13_metrics.ipynb #e0caf176
-def _pair(name: str, pose_1: RigidTransform, pose_2: RigidTransform) -> tuple[RigidTransform, RigidTransform]:
+def _pair(
+    name: str, pose_1: RigidTransform, pose_2: RigidTransform
+) -> tuple[RigidTransform, RigidTransform]:
     "Both in the wider dtype; refuses batches that cannot be paired."
     if len(pose_1) != len(pose_2) and 1 not in (len(pose_1), len(pose_2)):
-        raise ValueError(f"{name} compares poses in pairs, or one with many, got batches of {len(pose_1)} and {len(pose_2)} poses")
+        raise ValueError(
+            f"{name} compares poses in pairs, or one with many, got batches of {len(pose_1)} and"
+            f" {len(pose_2)} poses"
+        )
     if pose_1.device != pose_2.device:
-        raise ValueError(f"{name} compares poses on one device, got {pose_1.device} and {pose_2.device}: move one of them with .to(...)")
+        raise ValueError(
+            f"{name} compares poses on one device, got {pose_1.device} and {pose_2.device}: move"
+            " one of them with .to(...)"
+        )
     dtype = torch.promote_types(pose_1.dtype, pose_2.dtype)
     return pose_1.to(dtype), pose_2.to(dtype)
 
@@ -432,7 +500,10 @@ def double_geodesic_se3(
     "Rotation and translation error between two poses, both as lengths, and both together."
     pose_1, pose_2 = _pair("double_geodesic_se3", pose_1, pose_2)
     if not (sdd > 0 and math.isfinite(sdd) and eps >= 0):
-        raise ValueError(f"sdd is a distance in mm and must be positive, eps must not be negative, got sdd={sdd}, eps={eps}")
+        raise ValueError(
+            "sdd is a distance in mm and must be positive, eps must not be negative, got"
+            f" sdd={sdd}, eps={eps}"
+        )
     (R1, t1), (R2, t2) = ((pose.rotation, pose.convert("matrix")[1]) for pose in (pose_1, pose_2))
     n = _batch(pose_1, pose_2)
     angular = sdd / 2 * geodesic_so3(R1.expand(n, 3, 3), R2.expand(n, 3, 3))
@@ -450,7 +521,9 @@ class GeodesicSO3(torch.nn.Module):
 
 # %% ../notebooks/api/13_metrics.ipynb #772c5127
 class GeodesicTranslation(torch.nn.Module):
-    "`geodesic_translation` between two poses' translations, in the rotated camera frame, as a module."
+    """`geodesic_translation` between two poses' translations, in the rotated camera frame, as a
+    module.
+    """
 
     def forward(self, pose_1: RigidTransform, pose_2: RigidTransform) -> Tensor:
         "Distance [mm] per pair of poses."
@@ -507,24 +580,33 @@ __getattr__ = _without(__name__)
 def mtre(
     pose_true: RigidTransform,  # B poses, or 1
     pose_pred: RigidTransform,  # B poses, or 1
-    points: Float[Tensor, "_ n 3"],  # targets in the world frame [mm], for each pose or, as a batch of 1, for all
+    # targets in the world frame [mm], for each pose or, as a batch of 1, for all
+    points: Float[Tensor, "_ n 3"],
 ) -> Float[Tensor, "_"]:  # [mm]
-    "Mean target registration error: distance between the points as seen from the true and the estimated C-arm."
+    """Mean target registration error: distance between the points as seen from the true and the
+    estimated C-arm.
+    """
     pose_true, pose_pred, points = _targets("mtre", pose_true, pose_pred, points)
     return (pose_true.inverse()(points) - pose_pred.inverse()(points)).norm(dim=-1).mean(-1)
 
 
-def _targets(name: str, pose_true: RigidTransform, pose_pred: RigidTransform, points: Tensor) -> tuple[RigidTransform, RigidTransform, Tensor]:
+def _targets(
+    name: str, pose_true: RigidTransform, pose_pred: RigidTransform, points: Tensor
+) -> tuple[RigidTransform, RigidTransform, Tensor]:
     "Poses and points in the widest dtype; refuses points that do not fit the poses."
     pose_true, pose_pred = _pair(name, pose_true, pose_pred)
     sizes = {len(pose_true), len(pose_pred), len(points)} - {1}
     if len(sizes) > 1 or not points.shape[1]:
         raise ValueError(
-            f"{name} takes the points of one patient (1 N 3) or of each pose (B N 3), at least one, "
-            f"got points of shape {tuple(points.shape)} for {max(len(pose_true), len(pose_pred))} poses"
+            f"{name} takes the points of one patient (1 N 3) or of each pose (B N 3), at least one,"
+            f" got points of shape {tuple(points.shape)} for {max(len(pose_true), len(pose_pred))}"
+            " poses"
         )
     if points.device != pose_true.device:
-        raise ValueError(f"{name} needs points and poses on one device, got {points.device} and {pose_true.device}: move the points with .to(...)")
+        raise ValueError(
+            f"{name} needs points and poses on one device, got {points.device} and"
+            f" {pose_true.device}: move the points with .to(...)"
+        )
     dtype = torch.promote_types(points.dtype, pose_true.dtype)
     return pose_true.to(dtype), pose_pred.to(dtype), points.to(dtype)
 
@@ -542,11 +624,16 @@ def mpe(
     return _image_shift(pose_true, pose_pred, points, camera).norm(dim=-1).mean(-1)
 
 
-def _image_shift(pose_true: RigidTransform, pose_pred: RigidTransform, points: Tensor, camera: object) -> Tensor:
+def _image_shift(
+    pose_true: RigidTransform, pose_pred: RigidTransform, points: Tensor, camera: object
+) -> Tensor:
     "Difference of the points' pixels (column, row) under the two poses, B N 2."
     project = _projection(camera)
     n = _batch(pose_true, pose_pred, points)
-    true, pred = (project(p.expand(n) if len(p) != n else p, points.expand(n, -1, -1)) for p in (pose_true, pose_pred))
+    true, pred = (
+        project(p.expand(n) if len(p) != n else p, points.expand(n, -1, -1))
+        for p in (pose_true, pose_pred)
+    )
     return pred - true
 
 
@@ -557,7 +644,10 @@ def _projection(camera: object) -> Callable:
             return getattr(camera, name)
     if callable(camera) and not isinstance(camera, torch.nn.Module):
         return camera
-    raise TypeError(f"camera must be a DRR, a Detector or a function (pose, points) -> pixels, got {type(camera).__name__}")
+    raise TypeError(
+        "camera must be a DRR, a Detector or a function (pose, points) -> pixels, got"
+        f" {type(camera).__name__}"
+    )
 
 # %% ../notebooks/api/13_metrics.ipynb #ec194ea9
 @_exactly
@@ -567,13 +657,16 @@ def mrpe(
     pose_pred: RigidTransform,  # B poses, or 1
     points: Float[Tensor, "_ n 3"],  # world frame [mm], for each pose or, as a batch of 1, for all
     camera: object,  # DRR, Detector, or a function (pose, points B N 3) -> pixels B N 2
-    pixel_size: tuple[float | int, float | int] | None = None,  # (delx, dely) [mm]; None asks the camera
+    # (delx, dely) [mm]; None asks the camera
+    pixel_size: tuple[float | int, float | int] | None = None,
 ) -> Float[Tensor, "_"]:  # [mm] on the detector
     "Mean reprojection error: distance between the images of the points, in mm on the detector."
     pose_true, pose_pred, points = _targets("mrpe", pose_true, pose_pred, points)
     spacing = points.new_tensor(_pixel_size(camera) if pixel_size is None else pixel_size)
     if not (spacing > 0).all():
-        raise ValueError(f"pixel_size is (delx, dely) in mm and must be positive, got {tuple(spacing.tolist())}")
+        raise ValueError(
+            f"pixel_size is (delx, dely) in mm and must be positive, got {tuple(spacing.tolist())}"
+        )
     return (_image_shift(pose_true, pose_pred, points, camera) * spacing).norm(dim=-1).mean(-1)
 
 
@@ -581,7 +674,10 @@ def _pixel_size(camera: object) -> tuple[float, float]:
     "(delx, dely) [mm] of a DRR or a Detector."
     detector = getattr(camera, "detector", camera)
     if not (hasattr(detector, "delx") and hasattr(detector, "dely")):
-        raise ValueError("a function does not say how large a pixel is: pass pixel_size=(delx, dely) in mm, or a DRR or Detector as camera")
+        raise ValueError(
+            "a function does not say how large a pixel is: pass pixel_size=(delx, dely) in mm, or a"
+            " DRR or Detector as camera"
+        )
     return float(detector.delx), float(detector.dely)
 
 # %% ../notebooks/api/13_metrics.ipynb #68fa3cff
@@ -615,7 +711,10 @@ def registration_errors(
     "mPE, mRPE, mTRE and dGeo of a pose, for a table of results."
     sdd = getattr(getattr(camera, "detector", camera), "sdd", None)
     if sdd is None:
-        raise TypeError(f"registration_errors reads the geometry from a DRR or a Detector, got {type(camera).__name__}: call mpe, mrpe, mtre and dgeo one by one")
+        raise TypeError(
+            "registration_errors reads the geometry from a DRR or a Detector, got"
+            f" {type(camera).__name__}: call mpe, mrpe, mtre and dgeo one by one"
+        )
     return RegistrationErrors(
         mpe(pose_true, pose_pred, points, camera),
         mrpe(pose_true, pose_pred, points, camera),

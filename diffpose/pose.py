@@ -26,9 +26,14 @@ from . import _PAGE
 
 # %% ../notebooks/api/00_pose.ipynb #64c33311
 _OLD_NAMES = {  # old name of a module: the call that does the same here
-    "get_random_poses": "diffpose.deepfluoro.get_random_offset(batch_size), composed with isocenter_pose(sdd)",
+    "get_random_poses": (
+        "diffpose.deepfluoro.get_random_offset(batch_size), composed with isocenter_pose(sdd)"
+    ),
     "N_ANGULAR_COMPONENTS": "diffpose.pose.PARAMETERIZATIONS",
-    "se3_exp_map": 'diffpose.pose.se3_exp(twist), or convert(rotation, translation, parameterization="se3_log_map")',
+    "se3_exp_map": (
+        "diffpose.pose.se3_exp(twist), or convert(rotation, translation,"
+        ' parameterization="se3_log_map")'
+    ),
     "se3_log_map": "pose.get_se3_log()",
     "so3_exp_map": "diffpose.pose.so3_exp(w)",
     "so3_log_map": "diffpose.pose.so3_log(R)",
@@ -37,56 +42,113 @@ _OLD_NAMES = {  # old name of a module: the call that does the same here
     "axis_angle_to_matrix": "diffpose.pose.so3_exp(w)",
     "matrix_to_axis_angle": "diffpose.pose.so3_log(R)",
     "random_rotations": "diffpose.pose.random_rigid_transform(n).rotation",
-    "make_matrix": 'diffpose.pose.convert(R, translation, parameterization="matrix"), or RigidTransform(matrix)',
+    "make_matrix": (
+        'diffpose.pose.convert(R, translation, parameterization="matrix"), or'
+        " RigidTransform(matrix)"
+    ),
     "rotation_10d_to_quaternion": "diffpose.pose.matrix_to_quaternion(rotation_10d_to_matrix(x))",
-    "quaternion_adjugate_to_quaternion": "diffpose.pose.matrix_to_quaternion(quaternion_adjugate_to_matrix(x))",
+    "quaternion_adjugate_to_quaternion": (
+        "diffpose.pose.matrix_to_quaternion(quaternion_adjugate_to_matrix(x))"
+    ),
     "Transform3d": "diffpose.pose.RigidTransform(matrix), which acts on column vectors",
     "get_focal_length": "diffpose.calibration.Camera.from_matrix(K, height, width, delx).sdd",
-    "get_principal_point": "diffpose.calibration.Camera.from_matrix(K, height, width, delx): its x0 and y0",
-    "parse_intrinsic_matrix": "diffpose.calibration.Camera.from_matrix(K, height, width, delx): its sdd, x0 and y0",
+    "get_principal_point": (
+        "diffpose.calibration.Camera.from_matrix(K, height, width, delx): its x0 and y0"
+    ),
+    "parse_intrinsic_matrix": (
+        "diffpose.calibration.Camera.from_matrix(K, height, width, delx): its sdd, x0 and y0"
+    ),
     "make_intrinsic_matrix": "drr.camera.K",
     "diffdrr_to_deepdrr": "rotation[:, [1, 0, 2]]",
     "resample": "image, known = diffpose.training.retarget(image, camera, other_camera)",
     "read_dicom": "diffpose.data.read(folder)",
-    "canonicalize": "diffpose.data.read(..., center_volume=True), whose subject.scan_from_world is the way back",
+    "canonicalize": (
+        "diffpose.data.read(..., center_volume=True), whose subject.scan_from_world is the way back"
+    ),
     "transform_hu_to_density": "diffpose.data.hu_to_density(hu, multiplier)",
     "NormalizedCrossCorrelation": "diffpose.metrics.ncc(a, b).mean()",
-    "MultiscaleNormalizedCrossCorrelation": "diffpose.metrics.MultiscaleNormalizedCrossCorrelation2d(...)(a, b).mean()",
-    "GradientNormalizedCrossCorrelation": "diffpose.metrics.GradientNormalizedCrossCorrelation2d(...)(a, b).mean()",
+    "MultiscaleNormalizedCrossCorrelation": (
+        "diffpose.metrics.MultiscaleNormalizedCrossCorrelation2d(...)(a, b).mean()"
+    ),
+    "GradientNormalizedCrossCorrelation": (
+        "diffpose.metrics.GradientNormalizedCrossCorrelation2d(...)(a, b).mean()"
+    ),
     "Sobel": "diffpose.metrics.sobel(image, sigma)",
     "reshape_subsampled_drr": "drr.reshape_transform(pixels)",
-    "convert_deepfluoro_to_diffdrr": "diffpose.deepfluoro.pose_from_file(pose, dataset.extrinsic, dataset.scan_from_world)",
-    "convert_diffdrr_to_deepfluoro": "diffpose.deepfluoro.pose_to_file(pose, dataset.extrinsic, dataset.scan_from_world)",
-    "img_to_patches": "xray[0, 0].expand_as(masks)[masks], with image, masks = SparseRegistration(...)()",
-    "pred_to_patches": "image[0, 0].expand_as(masks)[masks], with image, masks = SparseRegistration(...)()",
-    "mask_to_img": "image, masks = SparseRegistration(...)(), whose image has its pixels in their places",
-    "vector_to_img": "image, masks = SparseRegistration(...)(), whose image has its pixels in their places",
+    "convert_deepfluoro_to_diffdrr": (
+        "diffpose.deepfluoro.pose_from_file(pose, dataset.extrinsic, dataset.scan_from_world)"
+    ),
+    "convert_diffdrr_to_deepfluoro": (
+        "diffpose.deepfluoro.pose_to_file(pose, dataset.extrinsic, dataset.scan_from_world)"
+    ),
+    "img_to_patches": (
+        "xray[0, 0].expand_as(masks)[masks], with image, masks = SparseRegistration(...)()"
+    ),
+    "pred_to_patches": (
+        "image[0, 0].expand_as(masks)[masks], with image, masks = SparseRegistration(...)()"
+    ),
+    "mask_to_img": (
+        "image, masks = SparseRegistration(...)(), whose image has its pixels in their places"
+    ),
+    "vector_to_img": (
+        "image, masks = SparseRegistration(...)(), whose image has its pixels in their places"
+    ),
     "JacobianDRR": "image, jacobian = drr.jacobian(pose)",
-    "plot_img_jacobian": "ax.imshow(jacobian[0, ..., k]) for each k, with image, jacobian = drr.jacobian(pose)",
-    "plot_img_and_mask": "diffpose.visualization.plot_drr(image), which colours the channels if there are several, or plot_mask(channels, axs)",
-    "lines_to_mesh": "fiducials, shadows, lines = diffpose.visualization.fiducials_to_mesh(points, drr, pose)",
+    "plot_img_jacobian": (
+        "ax.imshow(jacobian[0, ..., k]) for each k, with image, jacobian = drr.jacobian(pose)"
+    ),
+    "plot_img_and_mask": (
+        "diffpose.visualization.plot_drr(image), which colours the channels if there are several,"
+        " or plot_mask(channels, axs)"
+    ),
+    "lines_to_mesh": (
+        "fiducials, shadows, lines = diffpose.visualization.fiducials_to_mesh(points, drr, pose)"
+    ),
     "make_xrays": "source, target = drr.detector(pose)",
     "siddon_raycast": "drr.render(drr.density, source, target), or DRR(..., renderer='siddon')",
     "WarmupCosineSchedule": "diffpose.training.TrainConfig(warmup=...), which `train` follows",
     "get_2d_groundtruth": "there, predicted = dataset.get_2d_fiducials(idx, pose)",
     "GeodesicTransl": "diffpose.metrics.GeodesicTranslation()",
-    "hat": "diffpose.pose.se3_exp(twist) and so3_exp(w), which need no matrix of the cross product; torch.linalg.cross(w, x) is hat(w) x",
+    "hat": (
+        "diffpose.pose.se3_exp(twist) and so3_exp(w), which need no matrix of the cross product;"
+        " torch.linalg.cross(w, x) is hat(w) x"
+    ),
     "hat_inv": "diffpose.pose.so3_log(R)",
     "axis_angle_to_quaternion": "diffpose.pose.matrix_to_quaternion(so3_exp(w))",
     "quaternion_to_axis_angle": "diffpose.pose.so3_log(quaternion_to_matrix(q))",
     "quaternion_to_rotation_10d": "diffpose.pose.matrix_to_rotation_10d(quaternion_to_matrix(q))",
-    "quaternion_to_quaternion_adjugate": "diffpose.pose.matrix_to_quaternion_adjugate(quaternion_to_matrix(q))",
-    "standardize_quaternion": "diffpose.pose.matrix_to_quaternion(quaternion_to_matrix(q)), whose real part is never negative",
-    "quaternion_multiply": "the product of matrices, quaternion_to_matrix(p) @ quaternion_to_matrix(q), with diffpose.pose.quaternion_to_matrix",
-    "quaternion_raw_multiply": "the product of matrices, quaternion_to_matrix(p) @ quaternion_to_matrix(q), with diffpose.pose.quaternion_to_matrix",
+    "quaternion_to_quaternion_adjugate": (
+        "diffpose.pose.matrix_to_quaternion_adjugate(quaternion_to_matrix(q))"
+    ),
+    "standardize_quaternion": (
+        "diffpose.pose.matrix_to_quaternion(quaternion_to_matrix(q)), whose real part is never"
+        " negative"
+    ),
+    "quaternion_multiply": (
+        "the product of matrices, quaternion_to_matrix(p) @ quaternion_to_matrix(q), with"
+        " diffpose.pose.quaternion_to_matrix"
+    ),
+    "quaternion_raw_multiply": (
+        "the product of matrices, quaternion_to_matrix(p) @ quaternion_to_matrix(q), with"
+        " diffpose.pose.quaternion_to_matrix"
+    ),
     "quaternion_invert": "diffpose.pose.quaternion_to_matrix(q).mT",
-    "quaternion_apply": "points @ quaternion_to_matrix(q).mT, with diffpose.pose.quaternion_to_matrix",
+    "quaternion_apply": (
+        "points @ quaternion_to_matrix(q).mT, with diffpose.pose.quaternion_to_matrix"
+    ),
     "random_quaternions": "diffpose.pose.matrix_to_quaternion(random_rigid_transform(n).rotation)",
     "random_rotation": "diffpose.pose.random_rigid_transform(1).rotation[0]",
     "load_deepfluoro_dataset": "diffpose.deepfluoro.DeepFluoroDataset(id_number, filename)",
-    "parse_volume": "dataset.subject, with dataset = diffpose.deepfluoro.DeepFluoroDataset(id_number, filename)",
-    "parse_proj_params": "dataset.camera, with dataset = diffpose.deepfluoro.DeepFluoroDataset(id_number, filename)",
-    "get_3d_fiducials": "dataset.fiducials, with dataset = diffpose.deepfluoro.DeepFluoroDataset(id_number, filename)",
+    "parse_volume": (
+        "dataset.subject, with dataset = diffpose.deepfluoro.DeepFluoroDataset(id_number, filename)"
+    ),
+    "parse_proj_params": (
+        "dataset.camera, with dataset = diffpose.deepfluoro.DeepFluoroDataset(id_number, filename)"
+    ),
+    "get_3d_fiducials": (
+        "dataset.fiducials, with dataset = diffpose.deepfluoro.DeepFluoroDataset(id_number,"
+        " filename)"
+    ),
     "get_2d_fiducials": "there, predicted = dataset.get_2d_fiducials(idx, pose)",
 }
 _OLD_MEMBERS = {  # the same, of objects
@@ -95,7 +157,9 @@ _OLD_MEMBERS = {  # the same, of objects
     "get_translation": "pose.translation, or pose.convert(...)[1] in the rotated frame",
     "transform_points": "pose(points)",
     "get_current_pose": "registration.pose",
-    "set_bone_attenuation_multiplier": "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)",
+    "set_bone_attenuation_multiplier": (
+        "drr(pose, bone_attenuation_multiplier=...), or read(..., bone_attenuation_multiplier=...)"
+    ),
     "bone_attenuation_multiplier": "drr(pose, bone_attenuation_multiplier=...)",
     "set_intrinsics": "drr.set_intrinsics_(sdd=...), with sdd = 2 * sdr",
     "spacing": "subject.density.spacing",
@@ -108,7 +172,9 @@ _OLD_MEMBERS = {  # the same, of objects
     "delx": "dataset.camera.delx",
     "dely": "dataset.camera.dely",
     "flip_xz": "not needed: dataset.isocenter_pose and the poses of dataset[k] are of this package",
-    "translate": "not needed: dataset.isocenter_pose and the poses of dataset[k] are of this package",
+    "translate": (
+        "not needed: dataset.isocenter_pose and the poses of dataset[k] are of this package"
+    ),
     "sdr": "detector.sdd / 2",
     "fx": "camera.K[:, 0, 0]",
     "fy": "camera.K[:, 1, 1]",
@@ -116,33 +182,56 @@ _OLD_MEMBERS = {  # the same, of objects
     "cy": "camera.K[:, 1, 2]",
     "rotation_matrix": "camera.R",
     "translation_vector": "camera.t",
-    "calibration": "drr(pose, calibration=...) takes a Camera or a 3x3 matrix; the detector's own are detector.camera and detector.intrinsic",
+    "calibration": (
+        "drr(pose, calibration=...) takes a Camera or a 3x3 matrix; the detector's own are"
+        " detector.camera and detector.intrinsic"
+    ),
     "siddon": "drr.renderer, or drr.render(drr.density, source, target)",
-    "rotations": "diffpose.registration.Registration(drr, rotation, translation, parameterization, convention), which holds the parameters",
-    "translations": "diffpose.registration.Registration(drr, rotation, translation, parameterization, convention), which holds the parameters",
-    "initialize_parameters": "diffpose.registration.Registration(drr, rotation, translation, parameterization, convention), which holds the parameters",
-    "move_carm": "diffpose.registration.Registration(drr, rotation, translation, parameterization, convention), which holds the parameters",
+    "rotations": (
+        "diffpose.registration.Registration(drr, rotation, translation, parameterization,"
+        " convention), which holds the parameters"
+    ),
+    "translations": (
+        "diffpose.registration.Registration(drr, rotation, translation, parameterization,"
+        " convention), which holds the parameters"
+    ),
+    "initialize_parameters": (
+        "diffpose.registration.Registration(drr, rotation, translation, parameterization,"
+        " convention), which holds the parameters"
+    ),
+    "move_carm": (
+        "diffpose.registration.Registration(drr, rotation, translation, parameterization,"
+        " convention), which holds the parameters"
+    ),
     "lps2volume": "dataset.scan_from_world",
     "intrinsic": "dataset.camera.K",
     "projections": "image, pose = dataset[idx]",
     "height": "dataset.camera.height",
     "width": "dataset.camera.width",
-    "flip_180": "not needed: dataset.isocenter_pose and the poses of dataset[k] are of this package",
+    "flip_180": (
+        "not needed: dataset.isocenter_pose and the poses of dataset[k] are of this package"
+    ),
 }
 _OLD = _OLD_NAMES | _OLD_MEMBERS
 
 
 def _new_call(name: str, new: str | None = None) -> str:
     "What to say of an old name or call."
-    return f"`{name}` is from an earlier package. Here: {new or _OLD[name]}. Every old call beside the new one: {_PAGE}"
+    return (
+        f"`{name}` is from an earlier package. Here: {new or _OLD[name]}. Every old call beside the"
+        f" new one: {_PAGE}"
+    )
 
 
 def _without(owner: str, **moved: str) -> Callable:
-    "A `__getattr__` for a module: says where old names are, whichever module they were in, and names of other modules that were in this one."
+    """A `__getattr__` for a module: says where old names are, whichever module they were in, and
+    names of other modules that were in this one.
+    """
 
     def __getattr__(name: str):
         if name in _OLD_NAMES or name in moved:
-            raise ImportError(_new_call(name, moved.get(name)))  # an AttributeError would be replaced by `from ... import`
+            # an AttributeError would be replaced by `from ... import`
+            raise ImportError(_new_call(name, moved.get(name)))
         raise AttributeError(f"module {owner!r} has no attribute {name!r}")
 
     return __getattr__
@@ -150,7 +239,11 @@ def _without(owner: str, **moved: str) -> Callable:
 
 def _lacking(self, name: str):
     "The `__getattr__` of an object: an AttributeError, with the new call for an old name."
-    raise AttributeError(_new_call(name) if name in _OLD else f"{type(self).__name__!r} object has no attribute {name!r}")
+    raise AttributeError(
+        _new_call(name)
+        if name in _OLD
+        else f"{type(self).__name__!r} object has no attribute {name!r}"
+    )
 
 
 __getattr__ = _without(__name__)
@@ -173,7 +266,11 @@ def _exactly(function: _F) -> _F:
 
 
 def _asked_first(refuse: Callable[[tuple, dict], None]) -> Callable[[_F], _F]:
-    "Decorator: `refuse` sees the arguments before Python says which of them are missing, and raises what to call instead."
+    """Decorator:
+
+    `refuse` sees the arguments before Python says which of them are missing, and raises what to
+    call instead.
+    """
 
     def decorate(function: _F) -> _F:
         @functools.wraps(function)
@@ -209,11 +306,19 @@ def so3_log(
 # %% ../notebooks/api/00_pose.ipynb #7dc2789b
 _B = [(-1) ** k / math.factorial(2 * k + 2) for k in range(10)]  # (1 - cos t) / t², in powers of t²
 _C = [(-1) ** k / math.factorial(2 * k + 3) for k in range(10)]  # (t - sin t) / t³
-_D = [2 * torch.special.zeta(torch.tensor(2.0 * k, dtype=torch.float64), 1).item() / (2 * math.pi) ** (2 * k) for k in range(1, 13)]  # (1 - t/2 cot(t/2)) / t²
+# (1 - t/2 cot(t/2)) / t²
+_D = [
+    2
+    * torch.special.zeta(torch.tensor(2.0 * k, dtype=torch.float64), 1).item()
+    / (2 * math.pi) ** (2 * k)
+    for k in range(1, 13)
+]
 
 
 def _smooth(x: Tensor, *functions: tuple[list[float], object]) -> list[Tensor]:
-    "Each (series in x, closed form in sqrt(x)) at x = t²: the series below t = 1, the closed form above."
+    """Each (series in x, closed form in sqrt(x)) at x = t²: the series below t = 1, the closed form
+    above.
+    """
     near = x < 1
     low, t = torch.where(near, x, 0), torch.where(near, 1, x).sqrt()
     out = []
@@ -232,7 +337,11 @@ def se3_exp(
 ) -> Float[Tensor, "*b 4 4"]:  # rigid transforms
     "Rigid motion after one unit of time at a constant twist: the exponential map of SE(3)."
     v, w = twist.split(3, -1)
-    B, C = _smooth((w * w).sum(-1, keepdim=True), (_B, lambda t: 2 * ((t / 2).sin() / t) ** 2), (_C, lambda t: (t - t.sin()) / t**3))
+    B, C = _smooth(
+        (w * w).sum(-1, keepdim=True),
+        (_B, lambda t: 2 * ((t / 2).sin() / t) ** 2),
+        (_C, lambda t: (t - t.sin()) / t**3),
+    )
     wv = torch.linalg.cross(w, v)
     t = v + B * wv + C * torch.linalg.cross(w, wv)
     return _assemble(so3_exp(w), t)
@@ -249,10 +358,16 @@ def _assemble(R: Tensor, t: Tensor) -> Tensor:
 @jaxtyped(typechecker=beartype)
 def se3_log(
     T: Float[Tensor, "*b 4 4"],  # rigid transforms
-) -> Float[Tensor, "*b 6"]:  # [v, omega]: translation part [mm], then rotation part [rad], |omega| <= π
-    "Twist that reaches a rigid transform in one unit of time by the shortest turn: the logarithm map of SE(3)."
+    # returns [v, omega]: translation part [mm], then rotation part [rad], |omega| <= π
+) -> Float[Tensor, "*b 6"]:
+    """Twist that reaches a rigid transform in one unit of time by the shortest turn: the logarithm
+    map of SE(3).
+    """
     w, t = so3_log(T[..., :3, :3]), T[..., :3, 3]
-    (D,) = _smooth((w * w).sum(-1, keepdim=True), (_D, lambda t: (1 - t / 2 * (t / 2).cos() / (t / 2).sin()) / t**2))
+    (D,) = _smooth(
+        (w * w).sum(-1, keepdim=True),
+        (_D, lambda t: (1 - t / 2 * (t / 2).cos() / (t / 2).sin()) / t**2),
+    )
     wt = torch.linalg.cross(w, t)
     return torch.cat([t - wt / 2 + D * torch.linalg.cross(w, wt), w], -1)
 
@@ -267,16 +382,26 @@ def _require(
     "Refuse, with a reason, what is not a batch of float tensors of the right shape."
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
         got = f"a {x.dtype} tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise TypeError(f"{name} must be a float32 or float64 tensor, not {got}; use `torch.as_tensor(..., dtype=torch.float32)` or `.float()`. {fix}".strip())
+        raise TypeError(
+            f"{name} must be a float32 or float64 tensor, not {got}; use `torch.as_tensor(...,"
+            f" dtype=torch.float32)` or `.float()`. {fix}".strip()
+        )
     if x.ndim != len(tail) + 1 or any(n not in (None, m) for n, m in zip(tail, x.shape[1:])):
         want = ", ".join(["batch", *("n" if n is None else str(n) for n in tail)])
-        raise ValueError(f"{name} must have the shape ({want}), not {tuple(x.shape)}. {fix}".strip())
+        raise ValueError(
+            f"{name} must have the shape ({want}), not {tuple(x.shape)}. {fix}".strip()
+        )
     if like is None:
         return
     if x.dtype != like.dtype or x.device != like.device:
-        raise TypeError(f"{name} is {x.dtype} on {x.device}, but must be {like.dtype} on {like.device} like what it goes with; use `.to(...)`. {fix}".strip())
+        raise TypeError(
+            f"{name} is {x.dtype} on {x.device}, but must be {like.dtype} on {like.device} like"
+            f" what it goes with; use `.to(...)`. {fix}".strip()
+        )
     if len(x) != len(like) and 1 not in (len(x), len(like)):
-        raise ValueError(f"{name} has a batch of {len(x)}, which fits neither {len(like)} nor 1. {fix}".strip())
+        raise ValueError(
+            f"{name} has a batch of {len(x)}, which fits neither {len(like)} nor 1. {fix}".strip()
+        )
 
 
 def _capturing(x: Tensor) -> bool:
@@ -285,32 +410,54 @@ def _capturing(x: Tensor) -> bool:
 
 
 def _unseen(x: Tensor) -> bool:
-    "Is nobody able to look at a tensor's values now, because it is being compiled by torch, or captured? Then what is no rotation becomes NaN."
+    """Is nobody able to look at a tensor's values now, because it is being compiled by torch, or
+    captured? Then what is no rotation becomes NaN.
+    """
     return torch.compiler.is_compiling() or _capturing(x)
 
 # %% ../notebooks/api/00_pose.ipynb #ea988196
 def _refuse_parts(args: tuple, options: dict) -> None:
     "Refuse translation, parameterization and so on, as they were once given to a RigidTransform."
     if len(args) > 2 or set(options) - {"matrix"}:
-        raise TypeError(_new_call("RigidTransform(R, t, parameterization, convention)", "convert(rotation, translation, parameterization=..., convention=...), whose translation is in the rotated frame"))
+        raise TypeError(
+            _new_call(
+                "RigidTransform(R, t, parameterization, convention)",
+                "convert(rotation, translation, parameterization=..., convention=...), whose"
+                " translation is in the rotated frame",
+            )
+        )
 
 
 class RigidTransform:
-    "A batch of rigid transforms x -> R x + t on points in mm. Indexing and iterating keep the batch axis."
+    """A batch of rigid transforms x -> R x + t on points in mm.
+
+    Indexing and iterating keep the batch axis.
+    """
 
     matrix: Tensor
 
     @_asked_first(_refuse_parts)
     def __init__(
         self,
-        matrix: Tensor,  # b 4 4 or 4 4, float32 or float64: [R | t; 0 0 0 1], acting on column vectors
+        # b 4 4 or 4 4, float32 or float64: [R | t; 0 0 0 1], acting on column vectors
+        matrix: Tensor,
     ):
         if isinstance(matrix, Tensor) and matrix.ndim == 2:
             matrix = matrix[None]
-        _require(matrix, "the matrix of a RigidTransform", (4, 4), fix="From a rotation and a translation, use `convert`.")
+        _require(
+            matrix,
+            "the matrix of a RigidTransform",
+            (4, 4),
+            fix="From a rotation and a translation, use `convert`.",
+        )
         last = torch.arange(4, device=matrix.device) == 3
-        if not _unseen(matrix) and not torch.allclose(matrix.detach()[:, 3], last.to(matrix.dtype), rtol=0, atol=1e-6):
-            raise ValueError(f"the last row of a rigid transform is (0, 0, 0, 1), not {matrix[0, 3].tolist()}. A row-vector matrix (translation in the last row) must be transposed first.")
+        if not _unseen(matrix) and not torch.allclose(
+            matrix.detach()[:, 3], last.to(matrix.dtype), rtol=0, atol=1e-6
+        ):
+            raise ValueError(
+                f"the last row of a rigid transform is (0, 0, 0, 1), not {matrix[0, 3].tolist()}. A"
+                " row-vector matrix (translation in the last row) must be transposed first."
+            )
         self.matrix = matrix
 
     @classmethod
@@ -321,13 +468,21 @@ class RigidTransform:
         return self
 
     @classmethod
-    def identity(cls, n: int = 1, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> "RigidTransform":
+    def identity(
+        cls,
+        n: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> "RigidTransform":
         "`n` transforms that move nothing."
         return cls._of(torch.eye(4, dtype=dtype, device=device).repeat(n, 1, 1))
 
     @classmethod
     def cat(cls, transforms: Sequence["RigidTransform"]) -> "RigidTransform":
-        "Several batches in one, in order. A single transform is a batch of one, so `stack` does the same."
+        """Several batches in one, in order.
+
+        A single transform is a batch of one, so `stack` does the same.
+        """
         return cls._of(torch.cat([T.matrix for T in transforms]))
 
     stack = cat
@@ -336,7 +491,11 @@ class RigidTransform:
 
     def __getattr__(self, name: str):
         "None: an old name is answered with the new one."
-        raise AttributeError(_new_call(name) if name in ("get_matrix", "get_rotation", "get_translation", "transform_points") else f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise AttributeError(
+            _new_call(name)
+            if name in ("get_matrix", "get_rotation", "get_translation", "transform_points")
+            else f"{type(self).__name__!r} object has no attribute {name!r}"
+        )
 
     def __len__(self) -> int:
         return len(self.matrix)
@@ -344,7 +503,10 @@ class RigidTransform:
     def __getitem__(self, index):
         picked = self.matrix[index]
         if picked.shape[-2:] != (4, 4) or picked.ndim > 3:
-            raise IndexError(f"{index!r} does not pick whole transforms from a batch of {len(self)}; use an integer, a slice, a mask or a list, or index `.matrix`.")
+            raise IndexError(
+                f"{index!r} does not pick whole transforms from a batch of {len(self)}; use an"
+                " integer, a slice, a mask or a list, or index `.matrix`."
+            )
         return self._of(picked if picked.ndim == 3 else picked[None])
 
     def __iter__(self) -> Iterator["RigidTransform"]:
@@ -396,20 +558,27 @@ class RigidTransform:
     @_exactly
     def check_rigid(
         self,
-        atol: builtins.float = 1e-3,  # (`float` is a method here) allowed error of each entry of RᵀR, and of the determinant
+        # (`float` is a method here) allowed error of each entry of RᵀR, and of the determinant
+        atol: builtins.float = 1e-3,
     ) -> "RigidTransform":  # itself
         "Raise a ValueError unless every R is a rotation and every t is finite."
         R = _widened(self.rotation.detach())  # LAPACK knows no half precision
         atol = max(atol, 8 * torch.finfo(self.dtype).eps)  # no more than rounding can hold
         off = (R.mT @ R - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((-2, -1))
         det = torch.linalg.det(R)
-        good = (off <= atol) & ((det - 1).abs() <= atol) & self.translation.detach().isfinite().all(-1)
+        good = (
+            (off <= atol) & ((det - 1).abs() <= atol) & self.translation.detach().isfinite().all(-1)
+        )
         if not good.all():
             i = int((~good).nonzero()[0])
-            what = "is a reflection" if off[i] <= atol and det[i] < 0 else "is not rigid or not finite"
+            what = (
+                "is a reflection" if off[i] <= atol and det[i] < 0 else "is not rigid or not finite"
+            )
             raise ValueError(
-                f"transform {i} of {len(self)} {what}: RᵀR is off the identity by {off[i]:.2g}, det R = {det[i]:.4g}, t = {self.translation[i].tolist()}. "
-                "A rotation is needed; `convert(R.flatten(1), t, parameterization='rotation_9d')` takes the nearest one."
+                f"transform {i} of {len(self)} {what}: RᵀR is off the identity by {off[i]:.2g}, det"
+                f" R = {det[i]:.4g}, t = {self.translation[i].tolist()}. A rotation is needed;"
+                " `convert(R.flatten(1), t, parameterization='rotation_9d')` takes the nearest"
+                " one."
             )
         return self
 
@@ -442,12 +611,17 @@ class RigidTransform:
         "The twists [v, omega] [mm, rad] that lead here, see `se3_log`."
         return se3_log(_widened(self.check_rigid().matrix))
 
-    def convert(self, parameterization: str, convention: str | None = None, degrees: bool = False) -> tuple[Tensor, Tensor]:
-        "(rotation, translation): what the function `convert`, given the same options, takes to build this transform."
+    def convert(
+        self, parameterization: str, convention: str | None = None, degrees: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(rotation, translation): what the function `convert`, given the same options, takes to
+        build this transform.
+        """
         return _unconvert(self, parameterization, convention, degrees)
 
 
-torch.serialization.add_safe_globals([RigidTransform])  # so that torch.load needs no weights_only=False
+# so that torch.load needs no weights_only=False
+torch.serialization.add_safe_globals([RigidTransform])
 
 # %% ../notebooks/api/00_pose.ipynb #28abff1d
 def _axes(convention: str | None) -> tuple[int, int, int]:
@@ -456,15 +630,25 @@ def _axes(convention: str | None) -> tuple[int, int, int]:
     if not ok or convention[0] == convention[1] or convention[1] == convention[2]:
         hint = ""
         if isinstance(convention, str) and convention.islower():
-            hint = f" Extrinsic angles, lower case elsewhere, are intrinsic ones in reverse: '{convention}' (a, b, c) is '{convention[::-1].upper()}' (c, b, a)."
-        raise ValueError(f"convention={convention!r} is no Euler convention: three capital letters of X, Y, Z, neighbours different, such as 'ZXY'.{hint}")
+            hint = (
+                " Extrinsic angles, lower case elsewhere, are intrinsic ones in reverse:"
+                f" '{convention}' (a, b, c) is '{convention[::-1].upper()}' (c, b, a)."
+            )
+        raise ValueError(
+            f"convention={convention!r} is no Euler convention: three capital letters of X, Y, Z,"
+            f" neighbours different, such as 'ZXY'.{hint}"
+        )
     return tuple("XYZ".index(c) for c in convention)
 
 
 def _turn(axis: int, c: Tensor, s: Tensor) -> Tensor:
     "Rotations about a coordinate axis, from cosines and sines."
     o, one = torch.zeros_like(c), torch.ones_like(c)
-    rows = ((one, o, o, o, c, -s, o, s, c), (c, o, s, o, one, o, -s, o, c), (c, -s, o, s, c, o, o, o, one))
+    rows = (
+        (one, o, o, o, c, -s, o, s, c),
+        (c, o, s, o, one, o, -s, o, c),
+        (c, -s, o, s, c, o, o, o, one),
+    )
     return torch.stack(rows[axis], -1).unflatten(-1, (3, 3))
 
 # %% ../notebooks/api/00_pose.ipynb #6c4cd43d
@@ -484,7 +668,9 @@ def euler_angles_to_matrix(
 def matrix_to_euler_angles(
     R: Float[Tensor, "*b 3 3"],  # rotations
     convention: str | None,  # such as "ZXY": intrinsic, in order of application
-) -> Float[Tensor, "*b 3"]:  # [rad]; first and last in [-π, π], middle in [-π/2, π/2], or [0, π] when the axis returns
+    # returns [rad]; first and last in [-π, π], middle in [-π/2, π/2], or [0, π] when the axis
+    # returns
+) -> Float[Tensor, "*b 3"]:
     "Euler angles of a rotation. In gimbal lock the last angle is zero."
     i, j, k = _axes(convention)
     returns = i == k
@@ -495,7 +681,8 @@ def matrix_to_euler_angles(
     last = torch.atan2(torch.where(lock, 0, s), torch.where(lock, 1, c))
     s, c = last.sin(), last.cos()
     side, along = (-sign * s, k) if returns else (sign * s, i)
-    M = c[..., None] * R[..., :, j] + side[..., None] * R[..., :, along]  # second column of R_i(a) R_j(b)
+    # second column of R_i(a) R_j(b)
+    M = c[..., None] * R[..., :, j] + side[..., None] * R[..., :, along]
     first = torch.atan2(sign * M[..., k], M[..., j])
     if returns:
         middle = torch.atan2(s * R[..., i, j] + sign * c * R[..., i, k], R[..., i, i])
@@ -510,7 +697,10 @@ def quaternion_to_matrix(
 ) -> Float[Tensor, "*b 3 3"]:
     "Rotation of a quaternion after normalisation."
     norm = q.norm(dim=-1, keepdim=True)
-    _refuse(~(norm > 0), "a quaternion of zero (or undefined) length has no direction, so it is no rotation")
+    _refuse(
+        ~(norm > 0),
+        "a quaternion of zero (or undefined) length has no direction, so it is no rotation",
+    )
     return roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(q / norm))
 
 
@@ -536,7 +726,13 @@ def rotation_6d_to_matrix(
     "Rotation whose first two rows are the Gram-Schmidt orthonormalisation of the two given."
     rows = x.unflatten(-1, (2, 3))
     n = rows.detach().norm(dim=-1)
-    _refuse(~(torch.linalg.cross(*rows.detach().unbind(-2)).norm(dim=-1) > _rank_tol(x) * n[..., 0] * n[..., 1]), "the two rows of a rotation_6d are zero or parallel, so they span no frame")
+    _refuse(
+        ~(
+            torch.linalg.cross(*rows.detach().unbind(-2)).norm(dim=-1)
+            > _rank_tol(x) * n[..., 0] * n[..., 1]
+        ),
+        "the two rows of a rotation_6d are zero or parallel, so they span no frame",
+    )
     return roma.special_gramschmidt(rows.mT).mT
 
 
@@ -560,9 +756,15 @@ def rotation_9d_to_matrix(
     "Nearest rotation (in the Frobenius norm)."
     if not _unseen(x) and not x.isfinite().all():
         raise ValueError("a rotation_9d must be finite.")
-    R, s = roma.special_procrustes(x.unflatten(-1, (3, 3)), gradient_eps=1e-12, return_singular_values=True)
+    R, s = roma.special_procrustes(
+        x.unflatten(-1, (3, 3)), gradient_eps=1e-12, return_singular_values=True
+    )
     s = s.detach()
-    _refuse(~(s[..., 1] + s[..., 2] > _rank_tol(x) * s[..., 0]), "a rotation_9d matrix of rank one or zero (or a mirror image of equal singular values) has no single nearest rotation")
+    _refuse(
+        ~(s[..., 1] + s[..., 2] > _rank_tol(x) * s[..., 0]),
+        "a rotation_9d matrix of rank one or zero (or a mirror image of equal singular values) has"
+        " no single nearest rotation",
+    )
     return R
 
 # %% ../notebooks/api/00_pose.ipynb #f5825dae
@@ -582,9 +784,13 @@ def rotation_10d_to_matrix(
     A = _symmetric(x)
     if not _unseen(A) and not A.isfinite().all():
         raise ValueError("a rotation_10d must be finite.")
-    e, V = (x.to(A) for x in torch.linalg.eigh(A.detach().double()))  # in single precision, LAPACKs differ in the last digits
+    # in single precision, LAPACKs differ in the last digits
+    e, V = (x.to(A) for x in torch.linalg.eigh(A.detach().double()))
     gaps = e[..., 1:] - e[..., :1]
-    _refuse(~(gaps[..., 0] > _rank_tol(x) * e.abs().amax(-1)), "the smallest eigenvalue of a rotation_10d matrix is repeated, so it picks no quaternion")
+    _refuse(
+        ~(gaps[..., 0] > _rank_tol(x) * e.abs().amax(-1)),
+        "the smallest eigenvalue of a rotation_10d matrix is repeated, so it picks no quaternion",
+    )
     q, others = V[..., :1], V[..., 1:]
     dq = others @ ((others.mT @ (A - A.detach()) @ q) / -gaps[..., None])
     return quaternion_to_matrix((q + dq)[..., 0])
@@ -592,7 +798,8 @@ def rotation_10d_to_matrix(
 
 def _symmetric(x: Tensor) -> Tensor:
     "4x4 symmetric matrices from their upper triangles, row by row."
-    runs = (0, 4), (1, 2), (4, 7), (2, 3), (5, 6), (7, 9), (3, 4), (6, 7), (8, 10)  # slices, for a list of numbers would have to be brought to the GPU
+    # slices, for a list of numbers would have to be brought to the GPU
+    runs = (0, 4), (1, 2), (4, 7), (2, 3), (5, 6), (7, 9), (3, 4), (6, 7), (8, 10)
     return torch.cat([x[..., a:b] for a, b in runs], -1).unflatten(-1, (4, 4))
 
 
@@ -611,7 +818,8 @@ def matrix_to_rotation_10d(
 # %% ../notebooks/api/00_pose.ipynb #d1df53e0
 @jaxtyped(typechecker=beartype)
 def quaternion_adjugate_to_matrix(
-    x: Float[Tensor, "*b 10"],  # upper triangle, row by row, of a symmetric 4x4 matrix near a multiple of q qᵀ
+    # upper triangle, row by row, of a symmetric 4x4 matrix near a multiple of q qᵀ
+    x: Float[Tensor, "*b 10"],
 ) -> Float[Tensor, "*b 3 3"]:
     "Rotation of the quaternion along the longest column."
     A = _symmetric(x)
@@ -628,7 +836,9 @@ def matrix_to_quaternion_adjugate(
     return _upper(q[..., :, None] * q[..., None, :])
 
 # %% ../notebooks/api/00_pose.ipynb #a774e71f
-_ROTATIONS = {  # name: (numbers, rotation from numbers, numbers from rotation); Euler angles also take the convention
+# name: (numbers, rotation from numbers, numbers from rotation); Euler angles also take the
+# convention
+_ROTATIONS = {
     "axis_angle": (3, so3_exp, so3_log),
     "so3_log_map": (3, so3_exp, so3_log),
     "euler_angles": (3, euler_angles_to_matrix, matrix_to_euler_angles),
@@ -641,36 +851,62 @@ _ROTATIONS = {  # name: (numbers, rotation from numbers, numbers from rotation);
     "se3_log_map": (3, None, None),
 }
 _ANGLES = ("axis_angle", "so3_log_map", "euler_angles", "se3_log_map")
-PARAMETERIZATIONS = {name: n for name, (n, _, _) in _ROTATIONS.items()}  # name -> how many numbers hold the rotation
+# name -> how many numbers hold the rotation
+PARAMETERIZATIONS = {name: n for name, (n, _, _) in _ROTATIONS.items()}
 
 
 def _lookup(parameterization: str, convention: str | None, degrees: bool) -> int:
     "How many numbers a parameterization has, after its options have been checked."
     if parameterization == "se3_exp_map":
-        raise ValueError(_new_call(parameterization, 'parameterization="se3_log_map", rotation and translation parts of the twist as two tensors'))
+        raise ValueError(
+            _new_call(
+                parameterization,
+                'parameterization="se3_log_map", rotation and translation parts of the twist as two'
+                " tensors",
+            )
+        )
     if parameterization not in PARAMETERIZATIONS:
-        raise ValueError(f"parameterization={parameterization!r} is unknown; it is one of {', '.join(PARAMETERIZATIONS)}.")
+        raise ValueError(
+            f"parameterization={parameterization!r} is unknown; it is one of"
+            f" {', '.join(PARAMETERIZATIONS)}."
+        )
     if parameterization == "euler_angles":
         _axes(convention)
     if degrees and parameterization not in _ANGLES:
-        raise ValueError(f"degrees=True has no meaning for {parameterization!r}, which holds no angles; it goes with {', '.join(_ANGLES)}.")
+        raise ValueError(
+            f"degrees=True has no meaning for {parameterization!r}, which holds no angles; it goes"
+            f" with {', '.join(_ANGLES)}."
+        )
     return PARAMETERIZATIONS[parameterization]
 
 # %% ../notebooks/api/00_pose.ipynb #6831c4e5
 @_exactly
 def convert(
     rotation: Tensor,  # b n, or n: numbers of the parameterization; b 3 3 or b 4 4 for "matrix"
-    translation: Tensor | None = None,  # b 3, or 3: in the rotated frame [mm]; v of the twist for "se3_log_map"
+    # b 3, or 3: in the rotated frame [mm]; v of the twist for "se3_log_map"
+    translation: Tensor | None = None,
     *old,  # refused: what was once given in this order
     parameterization: str = "",  # a key of PARAMETERIZATIONS: it has to be named
-    convention: str | None = None,  # for "euler_angles", such as "ZXY"; the others do not look at it
+    # for "euler_angles", such as "ZXY"; the others do not look at it
+    convention: str | None = None,
     degrees: bool = False,  # whether angles and rotation vectors are in degrees
     **more,  # refused: input_parameterization and the like
 ) -> RigidTransform:  # camera to world: [R | R t]
-    "Poses from rotations and translations; either may be a batch of one. Half precision, as a network under autocast returns it, becomes float32."
-    if old or more or isinstance(rotation, (list, tuple, RigidTransform)) or isinstance(translation, str):
+    """Poses from rotations and translations; either may be a batch of one.
+
+    Half precision, as a network under autocast returns it, becomes float32.
+    """
+    if (
+        old
+        or more
+        or isinstance(rotation, (list, tuple, RigidTransform))
+        or isinstance(translation, str)
+    ):
         given = ", ".join(more) or "a list, a pose or a name in the place of a tensor"
-        new = "convert(rotation, translation, parameterization=..., convention=...) makes a pose of two tensors, pose.convert(parameterization, convention) takes it apart"
+        new = (
+            "convert(rotation, translation, parameterization=..., convention=...) makes a pose of"
+            " two tensors, pose.convert(parameterization, convention) takes it apart"
+        )
         raise TypeError(_new_call(f"convert({given})", new))
     n = _lookup(parameterization, convention, degrees)
     rotation, translation = _widened(rotation), _widened(translation)
@@ -696,7 +932,9 @@ def convert(
 
 # %% ../notebooks/api/00_pose.ipynb #90525db1
 @_exactly
-def _unconvert(pose: RigidTransform, parameterization: str, convention: str | None, degrees: bool) -> tuple[Tensor, Tensor]:
+def _unconvert(
+    pose: RigidTransform, parameterization: str, convention: str | None, degrees: bool
+) -> tuple[Tensor, Tensor]:
     "The inverse of `convert`; a method of RigidTransform."
     _lookup(parameterization, convention, degrees)
     if pose.dtype in (torch.float16, torch.bfloat16):
@@ -719,9 +957,17 @@ def random_rigid_transform(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> RigidTransform:
-    "Rigid transforms with random axis, angle uniform in [0, max_angle] and translation uniform in a cube."
+    """Rigid transforms with random axis, angle uniform in [0, max_angle] and translation uniform in
+    a cube.
+    """
     at = generator.device if generator is not None else device
-    draws = torch.cat([torch.randn(n, 3, generator=generator, device=at), torch.rand(n, 4, generator=generator, device=at)], -1)
+    draws = torch.cat(
+        [
+            torch.randn(n, 3, generator=generator, device=at),
+            torch.rand(n, 4, generator=generator, device=at),
+        ],
+        -1,
+    )
     axis, angle, t = draws.to(dtype=dtype, device=device).split([3, 1, 3], -1)
     w = max_angle * angle * torch.nn.functional.normalize(axis, dim=-1)
     return RigidTransform._of(_assemble(so3_exp(w), max_translation * (2 * t - 1)))

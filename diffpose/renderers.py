@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple
 
 import torch
 from beartype import beartype
@@ -30,57 +30,83 @@ class Request(NamedTuple):
     "What to compute along each ray."
 
     rule: str = "siddon"  # "siddon" (constant voxels) or "trilinear" (interpolated)
-    n_points: Optional[int] = None  # trilinear: samples per ray, None for the exact rule
-    reducefn: Union[str, Callable] = "sum"  # "sum", "max", or a callable on the last dimension of B N samples
-    labels: Optional[Tensor] = None  # X Y Z label of each voxel: one channel per label
+    n_points: int | None = None  # trilinear: samples per ray, None for the exact rule
+    # "sum", "max", or a callable on the last dimension of B N samples
+    reducefn: str | Callable = "sum"
+    labels: Tensor | None = None  # X Y Z label of each voxel: one channel per label
     n_channels: int = 1  # number of channels, with labels
-    pieces: Optional[Tensor] = None  # B 5 contrast map of each image (Contrast.pieces)
+    pieces: Tensor | None = None  # B 5 contrast map of each image (Contrast.pieces)
     voxel_shift: float = 0.5  # where the centre of voxel 0 lies above its lower face
-    occupied: Optional[Tensor] = None  # what of this very volume is not empty, so that kernels skip the air: its `occupancy` (numba) or `bounding_box` (triton)
+    # what of this very volume is not empty, so that kernels skip the air: its `occupancy` (numba)
+    # or `bounding_box` (triton)
+    occupied: Tensor | None = None
 
     def check(self) -> "Request":
         "Raise a ValueError that says what is wrong, or return the request."
         if self.rule not in ("siddon", "trilinear"):
             raise ValueError(f"renderer must be 'siddon' or 'trilinear', not {self.rule!r}")
         if not callable(self.reducefn) and self.reducefn not in ("sum", "max"):
-            raise ValueError(f"reducefn must be 'sum', 'max' or a callable on the last dimension, not {self.reducefn!r}")
+            raise ValueError(
+                "reducefn must be 'sum', 'max' or a callable on the last dimension, not"
+                f" {self.reducefn!r}"
+            )
         if self.labels is not None and self.reducefn != "sum":
-            raise ValueError(f"mask_to_channels adds up each label's samples: reducefn must be 'sum', not {self.reducefn!r}")
+            raise ValueError(
+                "mask_to_channels adds up each label's samples: reducefn must be 'sum', not"
+                f" {self.reducefn!r}"
+            )
         if self.n_points is not None and self.rule == "siddon":
-            raise ValueError("Siddon visits every voxel and has no n_points; use renderer='trilinear', or leave it out")
+            raise ValueError(
+                "Siddon visits every voxel and has no n_points; use renderer='trilinear', or leave"
+                " it out"
+            )
         if self.n_points is not None and self.n_points < 1:
-            raise ValueError(f"n_points must be a positive number of samples, or None for the exact rule, not {self.n_points}")
+            raise ValueError(
+                "n_points must be a positive number of samples, or None for the exact rule, not"
+                f" {self.n_points}"
+            )
         return self
 
 # %% ../notebooks/api/10_renderers.ipynb #2e51836a
 BACKENDS = ("auto", "numba", "triton", "torch")
 
 
-def _without_triton() -> Optional[str]:
+def _without_triton() -> str | None:
     "Why Triton cannot be used here, or None. It is looked for, and not imported."
     if find_spec("triton") is None:
         return "needs the package triton, which is not installed (torch brings it on Linux)"
-    for name in ("triton", "pytorch-triton", "triton-windows"):  # who may have brought it: to ask all that is installed takes a tenth of a second
+    # who may have brought it: to ask all that is installed takes a tenth of a second
+    for name in ("triton", "pytorch-triton", "triton-windows"):
         with suppress(metadata.PackageNotFoundError):
             version = metadata.version(name)
             numbers = re.match(r"(\d+)\.(\d+)", version)
-            return f"needs triton 3.4 or newer, not {version}" if numbers and tuple(map(int, numbers.groups())) < (3, 4) else None
+            return (
+                f"needs triton 3.4 or newer, not {version}"
+                if numbers and tuple(map(int, numbers.groups())) < (3, 4)
+                else None
+            )
     return None
 
 
 _NO_TRITON = _without_triton()
 
 
-def _obstacle(backend: str, volume: Tensor, request: Request, frame: Optional[Tensor]) -> Optional[str]:
+def _obstacle(backend: str, volume: Tensor, request: Request, frame: Tensor | None) -> str | None:
     "Why a compiled backend cannot run a request, or None."
     if backend == "triton" and _NO_TRITON:
         return _NO_TRITON
     where, dtypes = {"numba": ("cpu", _DTYPES[2:]), "triton": ("cuda", _DTYPES)}[backend]
     interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if volume.device.type != where and not interpreted:
-        return f"runs on {'the CPU' if where == 'cpu' else 'an NVIDIA GPU'}, and the volume is on {volume.device}"
+        return (
+            f"runs on {'the CPU' if where == 'cpu' else 'an NVIDIA GPU'}, and the volume is on"
+            f" {volume.device}"
+        )
     if volume.dtype not in dtypes:
-        return f"takes {', '.join(str(d).removeprefix('torch.') for d in dtypes[:-1])} or float64 volumes, not {volume.dtype}"
+        return (
+            f"takes {', '.join(str(d).removeprefix('torch.') for d in dtypes[:-1])} or float64"
+            f" volumes, not {volume.dtype}"
+        )
     if callable(request.reducefn):
         return "sums or takes the maximum, and cannot run a Python callable"
     if request.reducefn == "max" and volume.requires_grad and torch.is_grad_enabled():
@@ -98,7 +124,7 @@ def choose_backend(
     backend: str,  # one of BACKENDS
     volume: Tensor,  # X Y Z
     request: Request,
-    frame: Optional[Tensor] = None,  # of a view, if its gradient counts
+    frame: Tensor | None = None,  # of a view, if its gradient counts
 ) -> str:  # "numba", "triton" or "torch"
     "The backend that will run a request; raises a ValueError where a named one cannot."
     if backend not in BACKENDS:
@@ -114,22 +140,28 @@ def choose_backend(
 
 def _kernels(backend: str):
     "The module of a compiled backend, imported when it is first used."
-    return importlib.import_module("diffpose.kernels." + {"numba": "cpu", "triton": "cuda"}[backend])
+    return importlib.import_module(
+        "diffpose.kernels." + {"numba": "cpu", "triton": "cuda"}[backend]
+    )
 
 # %% ../notebooks/api/10_renderers.ipynb #df584f01
 class View(NamedTuple):
-    "The rays of images, from a source to its detector's pixels, or each from a start of its own (a parallel beam)."
+    """The rays of images, from a source to its detector's pixels, or each from a start of its own
+    (a parallel beam).
+    """
 
     pose: Tensor  # B 4 4 world from C-arm, rigid: its origin is the source [mm]
     frame: Tensor  # 4 4 index coordinates from world, float64
     pixels: Tensor  # 1|B N 3 pixel centres in the C-arm's frame [mm], float64
     lengths: Tensor  # 1|B N lengths of the rays [mm], float64
     columns: int = 0  # the pixels are an image in rows of so many; 0: in no order
-    starts: Optional[Tensor] = None  # 1|B N 3 where rays start in the C-arm's frame [mm], float64; None: at its origin
+    # 1|B N 3 where rays start in the C-arm's frame [mm], float64; None: at its origin
+    starts: Tensor | None = None
 
     def ends(self) -> tuple[Tensor, Tensor]:  # B 1|N 3 and B N 3
         "Both ends of every ray, in index coordinates."
         right, up, ahead, source = compose(self.frame, self.pose)[:, None, :3].unbind(-1)
+
         def moved(points):
             x, y, z = points.unsqueeze(-2).unbind(-1)  # 1|B N 1 each
             return x * right + y * up + z * ahead + source
@@ -138,11 +170,19 @@ class View(NamedTuple):
 
     def geometry(self) -> dict:
         "What a kernel is told of the rays, beside the pixels."
-        return {"pose": self.pose, "frame": self.frame, "length": self.lengths, "columns": self.columns}
+        return {
+            "pose": self.pose,
+            "frame": self.frame,
+            "length": self.lengths,
+            "columns": self.columns,
+        }
 
     def chunk(self, n: int) -> list["View"]:
         "The view in n parts."
-        parts = [[None] * n if x is None else x.chunk(n, 1) for x in (self.pixels, self.lengths, self.starts)]
+        parts = [
+            [None] * n if x is None else x.chunk(n, 1)
+            for x in (self.pixels, self.lengths, self.starts)
+        ]
         return [self._replace(pixels=p, lengths=l, columns=0, starts=s) for p, l, s in zip(*parts)]
 
 # %% ../notebooks/api/10_renderers.ipynb #7b6ee936
@@ -155,7 +195,11 @@ class _Underived(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        raise RuntimeError("the gradient of a DRR has no derivative of its own (create_graph=True): drr.jacobian(pose) gives the image's derivative, whose squares make the Gauss-Newton matrix; backend='torch' differentiates again, slowly")
+        raise RuntimeError(
+            "the gradient of a DRR has no derivative of its own (create_graph=True):"
+            " drr.jacobian(pose) gives the image's derivative, whose squares make the Gauss-Newton"
+            " matrix; backend='torch' differentiates again, slowly"
+        )
 
 
 def _once(backward: Callable) -> Callable:
@@ -175,17 +219,33 @@ def _once(backward: Callable) -> Callable:
     return call
 
 
-_UNDERIVED = "drr.jacobian(pose) gives the image and its derivative by the pose, autograd the gradient of a loss, and a batch of poses takes the place of vmap"
+_UNDERIVED = (
+    "drr.jacobian(pose) gives the image and its derivative by the pose, autograd the gradient of a"
+    " loss, and a batch of poses takes the place of vmap"
+)
 
 
 def refuse_transforms(
-    grad: Optional[Tensor] = None,  # what a backward pass was given
+    grad: Tensor | None = None,  # what a backward pass was given
 ) -> None:
-    "Raise a RuntimeError inside of torch.func.grad, jacrev, vmap and the like, and where gradients come in batches."
-    if not torch.compiler.is_compiling() and getattr(torch._C, "_are_functorch_transforms_active", lambda: False)():
-        raise RuntimeError(f"the compiled kernels of a DRR do not run inside of torch.func (grad, jacrev, jacfwd, vmap): {_UNDERIVED}")
-    if grad is not None and getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda x: False)(grad):
-        raise RuntimeError(f"the compiled kernels of a DRR take one gradient at a time (is_grads_batched=True, vectorize=True): {_UNDERIVED}")
+    """Raise a RuntimeError inside of torch.func.grad, jacrev, vmap and the like, and where
+    gradients come in batches.
+    """
+    if (
+        not torch.compiler.is_compiling()
+        and getattr(torch._C, "_are_functorch_transforms_active", lambda: False)()
+    ):
+        raise RuntimeError(
+            "the compiled kernels of a DRR do not run inside of torch.func (grad, jacrev, jacfwd,"
+            f" vmap): {_UNDERIVED}"
+        )
+    if grad is not None and getattr(
+        torch._C._functorch, "is_legacy_batchedtensor", lambda x: False
+    )(grad):
+        raise RuntimeError(
+            "the compiled kernels of a DRR take one gradient at a time (is_grads_batched=True,"
+            f" vectorize=True): {_UNDERIVED}"
+        )
 
 
 class _Kernel(torch.autograd.Function):
@@ -193,7 +253,10 @@ class _Kernel(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, *tangents):
-        raise RuntimeError(f"the compiled kernels of a DRR have no forward-mode derivative (torch.autograd.forward_ad, strategy='forward-mode'): {_UNDERIVED}")
+        raise RuntimeError(
+            "the compiled kernels of a DRR have no forward-mode derivative"
+            f" (torch.autograd.forward_ad, strategy='forward-mode'): {_UNDERIVED}"
+        )
 
 # %% ../notebooks/api/10_renderers.ipynb #2f36673a
 def _options(request: Request, *leave: str) -> dict:
@@ -201,11 +264,17 @@ def _options(request: Request, *leave: str) -> dict:
     return {name: value for name, value in request._asdict().items() if name not in leave}
 
 
-def _by_ends(kernels, jacobian: Optional[Tensor], rays: tuple, grad: Tensor, request: Request, **geometry) -> tuple[Tensor, Tensor]:
-    "Derivatives by both ends of each ray, B N 6, and the weights B N that they still have to be multiplied by."
+def _by_ends(
+    kernels, jacobian: Tensor | None, rays: tuple, grad: Tensor, request: Request, **geometry
+) -> tuple[Tensor, Tensor]:
+    """Derivatives by both ends of each ray, B N 6, and the weights B N that they still have to be
+    multiplied by.
+    """
     if jacobian is not None:
         return jacobian, grad[:, 0]
-    return kernels.channel_jacobian(*rays, grad, **_options(request, "reducefn", "n_channels"), **geometry), grad.new_ones(1, 1).expand(len(grad), grad.shape[2])
+    return kernels.channel_jacobian(
+        *rays, grad, **_options(request, "reducefn", "n_channels"), **geometry
+    ), grad.new_ones(1, 1).expand(len(grad), grad.shape[2])
 
 
 class _LineIntegral(_Kernel):
@@ -214,7 +283,13 @@ class _LineIntegral(_Kernel):
     @staticmethod
     def forward(ctx, volume, source, target, request, backend, grad_enabled):
         needs_ends = grad_enabled and any(ctx.needs_input_grad[1:3])
-        out, jacobian = _kernels(backend).integrate(volume, source, target, jacobian=needs_ends and request.labels is None, **_options(request))
+        out, jacobian = _kernels(backend).integrate(
+            volume,
+            source,
+            target,
+            jacobian=needs_ends and request.labels is None,
+            **_options(request)
+        )
         ctx.request, ctx.backend, ctx.shared_source = request, backend, source.shape[1] == 1
         ctx.save_for_backward(volume, source, target, jacobian)
         return out
@@ -230,7 +305,9 @@ class _LineIntegral(_Kernel):
             by_source, by_target = ends[..., :3].to(rays[1].dtype), ends[..., 3:].to(rays[2].dtype)
             by_source = by_source.sum(1, keepdim=True) if ctx.shared_source else by_source
         if ctx.needs_input_grad[0]:
-            by_volume = kernels.volume_gradient(*rays, grad, **_options(ctx.request, "reducefn", "n_channels", "occupied"))
+            by_volume = kernels.volume_gradient(
+                *rays, grad, **_options(ctx.request, "reducefn", "n_channels", "occupied")
+            )
         return by_volume, by_source, by_target, None, None, None
 
 # %% ../notebooks/api/10_renderers.ipynb #12d44cd9
@@ -241,29 +318,57 @@ class _Projection(_Kernel):
     def forward(ctx, volume, pose, frame, pixels, lengths, columns, request, backend, grad_enabled):
         needs_ends = grad_enabled and (ctx.needs_input_grad[1] or ctx.needs_input_grad[3])
         geometry = View(pose, frame, pixels, lengths, columns).geometry()
-        out, jacobian = _kernels(backend).integrate(volume, None, pixels, jacobian=needs_ends and request.labels is None, **geometry, **_options(request))
+        out, jacobian = _kernels(backend).integrate(
+            volume,
+            None,
+            pixels,
+            jacobian=needs_ends and request.labels is None,
+            **geometry,
+            **_options(request)
+        )
         ctx.request, ctx.backend, ctx.columns = request, backend, columns
-        ctx.save_for_backward(volume, pose, frame, pixels, lengths, jacobian, out if ctx.needs_input_grad[4] else None)
+        ctx.save_for_backward(
+            volume, pose, frame, pixels, lengths, jacobian, out if ctx.needs_input_grad[4] else None
+        )
         return out
 
     @staticmethod
     @_once
     def backward(ctx, grad):
         volume, pose, frame, pixels, lengths, jacobian, out = ctx.saved_tensors
-        rays, geometry = (volume, None, pixels), View(pose, frame, pixels, lengths, ctx.columns).geometry()
-        kernels, by_volume, by_pose, by_pixels, by_lengths = _kernels(ctx.backend), None, None, None, None
+        rays, geometry = (volume, None, pixels), View(
+            pose, frame, pixels, lengths, ctx.columns
+        ).geometry()
+        kernels, by_volume, by_pose, by_pixels, by_lengths = (
+            _kernels(ctx.backend),
+            None,
+            None,
+            None,
+            None,
+        )
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
             ends, weight = _by_ends(kernels, jacobian, rays, grad, ctx.request, **geometry)
         if ctx.needs_input_grad[1]:
             by_pose = (frame[:3].mT @ kernels.frame_gradient(ends, weight, pixels)).to(pose.dtype)
         if ctx.needs_input_grad[3]:
-            by_pixels = (ends[..., 3:] * weight[..., None]).to(frame.dtype) @ compose(frame, pose)[:, :3, :3]
-            by_pixels = (by_pixels.sum(0, keepdim=True) if len(pixels) == 1 else by_pixels).to(pixels.dtype)
+            by_pixels = (ends[..., 3:] * weight[..., None]).to(frame.dtype) @ compose(frame, pose)[
+                :, :3, :3
+            ]
+            by_pixels = (by_pixels.sum(0, keepdim=True) if len(pixels) == 1 else by_pixels).to(
+                pixels.dtype
+            )
         if ctx.needs_input_grad[4]:
-            by_lengths = (grad * out).sum(1).to(lengths.dtype) / torch.where(lengths == 0, 1.0, lengths)
+            by_lengths = (grad * out).sum(1).to(lengths.dtype) / torch.where(
+                lengths == 0, 1.0, lengths
+            )
             by_lengths = by_lengths.sum(0, keepdim=True) if len(lengths) == 1 else by_lengths
         if ctx.needs_input_grad[0]:
-            by_volume = kernels.volume_gradient(*rays, grad, **geometry, **_options(ctx.request, "reducefn", "n_channels", "occupied"))
+            by_volume = kernels.volume_gradient(
+                *rays,
+                grad,
+                **geometry,
+                **_options(ctx.request, "reducefn", "n_channels", "occupied")
+            )
         return by_volume, by_pose, None, by_pixels, by_lengths, None, None, None, None
 
 # %% ../notebooks/api/10_renderers.ipynb #087370d7
@@ -282,7 +387,9 @@ def line_integral(
         refuse_transforms()
         out = _LineIntegral.apply(volume, source, target, request, chosen, torch.is_grad_enabled())
         return out * length[:, None].to(out.dtype)
-    ends = (x.to(torch.promote_types(volume.dtype, torch.float32)) for x in (source, target, length))
+    ends = (
+        x.to(torch.promote_types(volume.dtype, torch.float32)) for x in (source, target, length)
+    )
     return reference.integrate(volume, *ends, **_options(request, "occupied")).to(volume.dtype)
 
 
@@ -299,7 +406,9 @@ def project(
         refuse_transforms()
         if view.starts is None:
             return _Projection.apply(volume, *view[:5], request, chosen, torch.is_grad_enabled())
-    return line_integral(volume, *view.ends(), view.lengths.expand(len(view.pose), -1), request, chosen)
+    return line_integral(
+        volume, *view.ends(), view.lengths.expand(len(view.pose), -1), request, chosen
+    )
 
 
 @jaxtyped(typechecker=beartype)
@@ -309,17 +418,32 @@ def project_with_ends(
     request: Request,  # without labels
     backend: str = "auto",
 ) -> tuple[Float[Tensor, "b 1 n"], Float[Tensor, "b n 6"]]:
-    "Images of a volume, and the derivative of each pixel by both ends of its ray in index coordinates, [source, target], at once and without a graph. The lengths are held."
+    """Images of a volume, and the derivative of each pixel by both ends of its ray in index
+    coordinates, [source, target], at once and without a graph. The lengths are held.
+    """
     if request.labels is not None:
-        raise ValueError("project_with_ends differentiates one image, and label channels are many: leave the labels out, or differentiate through project")
+        raise ValueError(
+            "project_with_ends differentiates one image, and label channels are many: leave the"
+            " labels out, or differentiate through project"
+        )
     chosen = choose_backend(backend, volume, request.check())
     if chosen != "torch":
-        rays, how = ((None, view.pixels), view.geometry()) if view.starts is None else (view.ends(), {"length": view.lengths, "columns": view.columns})
+        rays, how = (
+            ((None, view.pixels), view.geometry())
+            if view.starts is None
+            else (view.ends(), {"length": view.lengths, "columns": view.columns})
+        )
         return _kernels(chosen).integrate(volume, *rays, jacobian=True, **how, **_options(request))
     source, target = view.ends()
     ends = [x.detach().requires_grad_() for x in (source.expand_as(target).contiguous(), target)]
     with torch.enable_grad():
-        out = line_integral(volume.detach(), *ends, view.lengths.detach().expand(len(view.pose), -1), request, backend)
+        out = line_integral(
+            volume.detach(),
+            *ends,
+            view.lengths.detach().expand(len(view.pose), -1),
+            request,
+            backend
+        )
         return out.detach(), torch.cat(torch.autograd.grad(out.sum(), ends), -1)
 
 # %% ../notebooks/api/10_renderers.ipynb #5ec1b102
@@ -328,9 +452,16 @@ class _Renderer(torch.nn.Module):
 
     rule = None
 
-    def __init__(self, voxel_shift: float, reducefn: Union[str, Callable], backend: str, n_points: Optional[int]):
+    def __init__(
+        self, voxel_shift: float, reducefn: str | Callable, backend: str, n_points: int | None
+    ):
         super().__init__()
-        self.voxel_shift, self.reducefn, self.backend, self.n_points = voxel_shift, reducefn, backend, n_points
+        self.voxel_shift, self.reducefn, self.backend, self.n_points = (
+            voxel_shift,
+            reducefn,
+            backend,
+            n_points,
+        )
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, not {backend!r}")
         Request(self.rule, n_points, reducefn, voxel_shift=voxel_shift).check()
@@ -340,48 +471,82 @@ class _Renderer(torch.nn.Module):
         volume: Tensor,  # X Y Z density
         source: Tensor,  # B 1|N 3 ray starts, index coordinates
         target: Tensor,  # B N 3 ray ends, index coordinates
-        length: Optional[Tensor] = None,  # B N ray lengths [mm]; default: in index coordinates
-        mask: Optional[Tensor] = None,  # X Y Z labels: one channel per label
-        n_channels: Optional[int] = None,  # default: the largest label + 1
-        pieces: Optional[Tensor] = None,  # B 5 contrast map per image
-        occupied: Optional[Tensor] = None,  # `occupancy` of this very volume, to skip its air
-        **options,  # renderer ("siddon" or "trilinear"), n_points and reducefn override its own for this call
+        length: Tensor | None = None,  # B N ray lengths [mm]; default: in index coordinates
+        mask: Tensor | None = None,  # X Y Z labels: one channel per label
+        n_channels: int | None = None,  # default: the largest label + 1
+        pieces: Tensor | None = None,  # B 5 contrast map per image
+        occupied: Tensor | None = None,  # `occupancy` of this very volume, to skip its air
+        # renderer ("siddon" or "trilinear"), n_points and reducefn override its own for this call
+        **options,
     ) -> Tensor:  # B C N [mm x density]
         "Integrate the volume along rays."
         length = (target - source).norm(dim=-1) if length is None else length
-        return line_integral(volume, source, target, length, self._request(options, mask, n_channels, pieces, occupied), self.backend)
+        return line_integral(
+            volume,
+            source,
+            target,
+            length,
+            self._request(options, mask, n_channels, pieces, occupied),
+            self.backend,
+        )
 
     def project(
         self,
         volume: Tensor,  # X Y Z density
         view: View,
-        mask: Optional[Tensor] = None,  # as for `forward`
-        n_channels: Optional[int] = None,
-        pieces: Optional[Tensor] = None,
-        occupied: Optional[Tensor] = None,
-        with_ends: bool = False,  # also return the derivatives B N 6 by source and target in index coordinates
+        mask: Tensor | None = None,  # as for `forward`
+        n_channels: int | None = None,
+        pieces: Tensor | None = None,
+        occupied: Tensor | None = None,
+        # also return the derivatives B N 6 by source and target in index coordinates
+        with_ends: bool = False,
         **options,
-    ) -> Union[Tensor, tuple[Tensor, Tensor]]:  # B C N [mm x density]
+    ) -> Tensor | tuple[Tensor, Tensor]:  # B C N [mm x density]
         "Integrate the volume along the rays of a view."
         request = self._request(options, mask, n_channels, pieces, occupied)
         return (project_with_ends if with_ends else project)(volume, view, request, self.backend)
 
-    def _request(self, options: dict, mask: Optional[Tensor] = None, n_channels: Optional[int] = None, pieces: Optional[Tensor] = None, occupied: Optional[Tensor] = None) -> Request:
+    def _request(
+        self,
+        options: dict,
+        mask: Tensor | None = None,
+        n_channels: int | None = None,
+        pieces: Tensor | None = None,
+        occupied: Tensor | None = None,
+    ) -> Request:
         "The renderer's own options, but for those that a call overrides, and what the call brings."
         wrong = set(options) - {"renderer", "n_points", "reducefn"}
         if wrong:
-            raise TypeError(f"{type(self).__name__} does not take {', '.join(sorted(wrong))} when it renders; it takes renderer, n_points and reducefn")
+            raise TypeError(
+                f"{type(self).__name__} does not take {', '.join(sorted(wrong))} when it renders;"
+                " it takes renderer, n_points and reducefn"
+            )
         rule = options.get("renderer") or self.rule
         if rule not in ("siddon", "trilinear"):
             raise ValueError(f"renderer must be 'siddon' or 'trilinear', not {rule!r}")
         if mask is not None and n_channels is None:
             n_channels = int(mask.max()) + 1
-        chosen = {"n_points": self.n_points if rule == self.rule else None, "reducefn": self.reducefn} | options | {"renderer": rule}
-        return Request(chosen.pop("renderer"), **chosen, labels=mask, n_channels=n_channels or 1, pieces=pieces, voxel_shift=self.voxel_shift, occupied=occupied)
+        chosen = (
+            {"n_points": self.n_points if rule == self.rule else None, "reducefn": self.reducefn}
+            | options
+            | {"renderer": rule}
+        )
+        return Request(
+            chosen.pop("renderer"),
+            **chosen,
+            labels=mask,
+            n_channels=n_channels or 1,
+            pieces=pieces,
+            voxel_shift=self.voxel_shift,
+            occupied=occupied,
+        )
 
     def extra_repr(self) -> str:
         "Options, for printing."
-        return f"n_points={self.n_points}, reducefn={self.reducefn!r}, voxel_shift={self.voxel_shift}, backend={self.backend!r}"
+        return (
+            f"n_points={self.n_points}, reducefn={self.reducefn!r}, voxel_shift={self.voxel_shift},"
+            f" backend={self.backend!r}"
+        )
 
 # %% ../notebooks/api/10_renderers.ipynb #6acc9b11
 class Siddon(_Renderer):
@@ -393,15 +558,20 @@ class Siddon(_Renderer):
         self,
         voxel_shift: float = 0.5,  # voxel i reaches from i - voxel_shift to i + 1 - voxel_shift
         mode: str = "nearest",  # accepted; the density of a voxel is its own
-        stop_gradients_through_grid_sample: bool = False,  # accepted, no effect: derivatives are exact
-        filter_intersections_outside_volume: bool = True,  # accepted, no effect: only the volume is walked
-        reducefn: Union[str, Callable] = "sum",  # "sum", "max", or a callable on the last dimension
+        # accepted, no effect: derivatives are exact
+        stop_gradients_through_grid_sample: bool = False,
+        # accepted, no effect: only the volume is walked
+        filter_intersections_outside_volume: bool = True,
+        reducefn: str | Callable = "sum",  # "sum", "max", or a callable on the last dimension
         eps: float = 0.0,  # accepted, no effect: rays along an axis need no special number
         backend: str = "auto",
     ):
         super().__init__(voxel_shift, reducefn, backend, None)
         if mode != "nearest":
-            raise ValueError(f"Siddon reads the voxel that a ray is in (mode='nearest'), not {mode!r}; for interpolation use renderer='trilinear'")
+            raise ValueError(
+                f"Siddon reads the voxel that a ray is in (mode='nearest'), not {mode!r}; for"
+                " interpolation use renderer='trilinear'"
+            )
 
 
 class Trilinear(_Renderer):
@@ -413,14 +583,17 @@ class Trilinear(_Renderer):
         self,
         voxel_shift: float = 0.5,  # the centre of voxel i is at i + 0.5 - voxel_shift
         mode: str = "bilinear",  # accepted: the name of this interpolation elsewhere
-        reducefn: Union[str, Callable] = "sum",  # "sum", "max", or a callable on the last dimension
+        reducefn: str | Callable = "sum",  # "sum", "max", or a callable on the last dimension
         eps: float = 0.0,  # accepted, no effect
-        n_points: Optional[int] = None,  # samples per ray; None integrates exactly
+        n_points: int | None = None,  # samples per ray; None integrates exactly
         backend: str = "auto",
     ):
         super().__init__(voxel_shift, reducefn, backend, n_points)
         if mode != "bilinear":
-            raise ValueError(f"Trilinear interpolates (mode='bilinear'), not {mode!r}; for constant voxels use renderer='siddon'")
+            raise ValueError(
+                f"Trilinear interpolates (mode='bilinear'), not {mode!r}; for constant voxels use"
+                " renderer='siddon'"
+            )
 
 
 __getattr__ = _without(__name__)

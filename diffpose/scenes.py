@@ -41,16 +41,26 @@ from .drr import DRR
 from .pose import RigidTransform, _asked_first, _new_call
 
 # %% ../notebooks/api/27_scenes.ipynb #5af68130
-def _grid(data: np.ndarray, affine: np.ndarray, resolution: float | None, mean: bool) -> tuple[np.ndarray, np.ndarray]:
+def _grid(
+    data: np.ndarray, affine: np.ndarray, resolution: float | None, mean: bool
+) -> tuple[np.ndarray, np.ndarray]:
     "A volume and its affine with voxels of about `resolution` mm: their mean, or every k-th."
     if resolution is None:
         return data, affine
     if not resolution > 0:
-        raise ValueError(f"resolution is a voxel size in mm, above 0, or None for that of the CT, got {resolution}")
-    k = [min(n, max(1, round(resolution / size))) for n, size in zip(data.shape, np.linalg.norm(affine[:3, :3], axis=0))]
+        raise ValueError(
+            "resolution is a voxel size in mm, above 0, or None for that of the CT, got"
+            f" {resolution}"
+        )
+    k = [
+        min(n, max(1, round(resolution / size)))
+        for n, size in zip(data.shape, np.linalg.norm(affine[:3, :3], axis=0))
+    ]
     if mean:
         shift = [(n - 1) / 2 for n in k]
-        data = torch.nn.functional.avg_pool3d(torch.as_tensor(data, dtype=torch.float32)[None, None], k)[0, 0].numpy()
+        data = torch.nn.functional.avg_pool3d(
+            torch.as_tensor(data, dtype=torch.float32)[None, None], k
+        )[0, 0].numpy()
     else:
         shift = [n // 2 for n in k]
         data = data[tuple(slice(s, None, n) for s, n in zip(shift, k))]
@@ -59,20 +69,36 @@ def _grid(data: np.ndarray, affine: np.ndarray, resolution: float | None, mean: 
     return data, affine @ coarser
 
 
-def _surface(values: np.ndarray, threshold: float, method: str, affine: np.ndarray, faces: int | None, largest: bool) -> "pyvista.PolyData":
+def _surface(
+    values: np.ndarray,
+    threshold: float,
+    method: str,
+    affine: np.ndarray,
+    faces: int | None,
+    largest: bool,
+) -> "pyvista.PolyData":
     "The world surface around the voxels above a threshold."
     import pyvista as pv
 
-    image = pv.ImageData(dimensions=[n + 2 for n in values.shape], origin=(-1, -1, -1))  # air around it, so that the surface is closed
+    # air around it, so that the surface is closed
+    image = pv.ImageData(dimensions=[n + 2 for n in values.shape], origin=(-1, -1, -1))
     if method == "surface_nets":
         image.point_data["inside"] = np.pad(values > threshold, 1).astype(np.uint8).ravel(order="F")
-        mesh = image.contour_labels(scalars="inside", smoothing=False, pad_background=False, output_mesh_type="triangles")
+        mesh = image.contour_labels(
+            scalars="inside", smoothing=False, pad_background=False, output_mesh_type="triangles"
+        )
     else:
-        image.point_data["inside"] = np.pad(values.astype(np.float32), 1, constant_values=float(values.min())).ravel(order="F")
+        image.point_data["inside"] = np.pad(
+            values.astype(np.float32), 1, constant_values=float(values.min())
+        ).ravel(order="F")
         mesh = image.contour([threshold], scalars="inside", method="flying_edges")
     mesh.clear_data()
     mesh = mesh.smooth_taubin(n_iter=30) if mesh.n_cells else mesh
-    mesh = mesh.connectivity("largest").extract_surface(algorithm=None) if largest and mesh.n_cells else mesh
+    mesh = (
+        mesh.connectivity("largest").extract_surface(algorithm=None)
+        if largest and mesh.n_cells
+        else mesh
+    )
     if faces is not None and mesh.n_cells > faces:
         mesh = mesh.decimate_pro(1 - faces / mesh.n_cells, preserve_topology=False)
     mesh.clear_data()
@@ -85,7 +111,9 @@ def _check_surface(method: str, faces: int | None) -> None:
     if method not in ("surface_nets", "marching_cubes"):
         raise ValueError(f"method is 'surface_nets' or 'marching_cubes', got {method!r}")
     if faces is not None and faces < 4:
-        raise ValueError(f"faces is how many triangles to keep, at least 4, or None for all, got {faces}")
+        raise ValueError(
+            f"faces is how many triangles to keep, at least 4, or None for all, got {faces}"
+        )
 
 # %% ../notebooks/api/27_scenes.ipynb #62756b81
 @beartype
@@ -94,15 +122,22 @@ def drr_to_mesh(
     method: str = "surface_nets",  # or "marching_cubes"
     threshold: float | int = 150,  # what counts as inside is above it [HU]
     extract_largest: bool = True,  # only the largest connected part: no table, no tubes
-    resolution: float | int | None = None,  # average the CT to voxels of about this size first [mm]; None: as it is
+    # average the CT to voxels of about this size first [mm]; None: as it is
+    resolution: float | int | None = None,
     faces: int | None = 200_000,  # simplify to about this many triangles; None: keep all
     verbose: bool = False,  # accepted, no effect: nothing is printed
 ) -> "pyvista.PolyData":  # a closed surface in the world [mm], with normals outwards
     "The surface of bone, or of whatever is above a threshold. Raises ValueError where nothing is."
     _check_surface(method, faces)
-    hu, affine = _grid(subject["volume"].data[0].numpy(), subject["volume"].affine, resolution, mean=True)
+    hu, affine = _grid(
+        subject["volume"].data[0].numpy(), subject["volume"].affine, resolution, mean=True
+    )
     if not hu.min() <= threshold < hu.max():
-        raise ValueError(f"no surface at {threshold} HU: this CT{'' if resolution is None else f', at {resolution} mm,'} spans {hu.min():.0f} to {hu.max():.0f} HU")
+        raise ValueError(
+            f"no surface at {threshold} HU: this"
+            f" CT{'' if resolution is None else f', at {resolution} mm,'} spans {hu.min():.0f} to"
+            f" {hu.max():.0f} HU"
+        )
     return _surface(hu, float(threshold), method, affine, faces, extract_largest)
 
 # %% ../notebooks/api/27_scenes.ipynb #b6c28c66
@@ -110,42 +145,72 @@ def drr_to_mesh(
 def labelmap_to_mesh(
     subject: torchio.Subject,  # with a label map
     labels: Sequence[int] | None = None,  # which structures; None: all
-    resolution: float | int | None = None,  # take every k-th voxel, so that they are of about this size [mm]; None: all
+    # take every k-th voxel, so that they are of about this size [mm]; None: all
+    resolution: float | int | None = None,
     faces: int | None = 20_000,  # simplify each to about this many triangles; None: keep all
     verbose: bool = False,  # accepted, no effect: nothing is printed
 ) -> "pyvista.MultiBlock":  # a closed surface in the world [mm] for each structure, by name
-    "The surfaces of labelled structures. Raises ValueError without a label map, or for labels that it does not hold."
+    """The surfaces of labelled structures.
+
+    Raises ValueError without a label map, or for labels that it does not hold.
+    """
     import pyvista as pv
     from scipy.ndimage import find_objects
 
     _check_surface("surface_nets", faces)
     if "mask" not in subject:
-        raise ValueError("labelmap_to_mesh needs a label map, and this subject has none: read(..., labelmap=...)")
-    mask, affine = _grid(subject["mask"].data[0].numpy(), subject["mask"].affine, resolution, mean=False)
+        raise ValueError(
+            "labelmap_to_mesh needs a label map, and this subject has none: read(..., labelmap=...)"
+        )
+    mask, affine = _grid(
+        subject["mask"].data[0].numpy(), subject["mask"].affine, resolution, mean=False
+    )
     boxes = find_objects(mask.astype(np.int32))
     here = [k for k, box in enumerate(boxes, 1) if box is not None]
     missing = sorted(set(labels or []) - set(here))
     if missing:
-        raise ValueError(f"the label map holds no {missing}, only {here[:20]}{' ...' if len(here) > 20 else ''}{'' if resolution is None else f' at {resolution} mm'}")
+        raise ValueError(
+            f"the label map holds no {missing}, only"
+            f" {here[:20]}{' ...' if len(here) > 20 else ''}{'' if resolution is None else f' at {resolution} mm'}"
+        )
     names = _structure_names(subject)
     wanted = here if labels is None else list(labels)
     if not wanted:
-        raise ValueError("no structure to draw: the label map is empty" if labels is None else "labels names no structure; None draws all")
+        raise ValueError(
+            "no structure to draw: the label map is empty"
+            if labels is None
+            else "labels names no structure; None draws all"
+        )
     blocks = pv.MultiBlock()
     for label in wanted:
         box = boxes[label - 1]
         corner = np.eye(4)
         corner[:3, 3] = [part.start for part in box]
-        blocks.append(_surface((mask[box] == label).astype(np.float32), 0.5, "surface_nets", affine @ corner, faces, False), names.get(label, f"label {label}"))
+        blocks.append(
+            _surface(
+                (mask[box] == label).astype(np.float32),
+                0.5,
+                "surface_nets",
+                affine @ corner,
+                faces,
+                False,
+            ),
+            names.get(label, f"label {label}"),
+        )
     return blocks
 
 
 def _structure_names(subject: torchio.Subject) -> dict[int, str]:
     "What the subject's table calls its labels."
     table = subject.get("structures", None)
-    names = {} if table is None else dict(zip(table["id"].astype(int), table["structure"].astype(str)))
+    names = (
+        {} if table is None else dict(zip(table["id"].astype(int), table["structure"].astype(str)))
+    )
     given = list(names.values())
-    return {label: name if given.count(name) == 1 else f"{name} ({label})" for label, name in names.items()}
+    return {
+        label: name if given.count(name) == 1 else f"{name} ({label})"
+        for label, name in names.items()
+    }
 
 # %% ../notebooks/api/27_scenes.ipynb #3db8a6e3
 FRUSTUM = 0.125  # length of the pyramid at the source, of the distance to the detector
@@ -166,20 +231,34 @@ def _one_pose(pose: RigidTransform) -> None:
 
 
 def _corners(drr: DRR, pose: RigidTransform, calibration=None) -> tuple[np.ndarray, np.ndarray]:
-    "Where the rays of the detector's corners begin, 3 (the source) or 2 2 3, and the corners 2 2 3 by row and column [mm]."
+    """Where the rays of the detector's corners begin, 3 (the source) or 2 2 3, and the corners 2 2
+    3 by row and column [mm].
+    """
     if isinstance(calibration, Tensor) and calibration.numel() != 9:
-        raise ValueError(f"a scene takes one calibration for all poses, a Camera or K as 3 3, not {tuple(calibration.shape)}")
+        raise ValueError(
+            "a scene takes one calibration for all poses, a Camera or K as 3 3, not"
+            f" {tuple(calibration.shape)}"
+        )
     h, w = drr.detector.height, drr.detector.width
     pixels = torch.tensor([[0, 0], [w, 0], [0, h], [w, h]], dtype=torch.float64, device=drr.device)
     corners = drr.detector.unproject(pose.double(), pixels[None], calibration)[0]
-    corners, (camera, along) = corners.detach().cpu().numpy().reshape(2, 2, 3), _axis(drr, pose, calibration)
-    return corners - along if camera.parallel else pose.matrix[0, :3, 3].detach().cpu().double().numpy(), corners
+    corners, (camera, along) = corners.detach().cpu().numpy().reshape(2, 2, 3), _axis(
+        drr, pose, calibration
+    )
+    return (
+        corners - along
+        if camera.parallel
+        else pose.matrix[0, :3, 3].detach().cpu().double().numpy()
+    ), corners
 
 
 def _axis(drr: DRR, pose: RigidTransform, calibration=None) -> tuple[Camera, np.ndarray]:
     "The camera, and the way from the pose's origin to the detector, 3 [mm]."
     camera = calibration if isinstance(calibration, Camera) else drr.camera
-    return camera, camera.sdd * drr.detector.world_from_camera(pose.double())[0, :3, 2].detach().cpu().numpy()
+    return (
+        camera,
+        camera.sdd * drr.detector.world_from_camera(pose.double())[0, :3, 2].detach().cpu().numpy(),
+    )
 
 
 def _texture(img: Tensor, window: tuple) -> np.ndarray:  # 1 C H W -> H W 3
@@ -187,14 +266,28 @@ def _texture(img: Tensor, window: tuple) -> np.ndarray:  # 1 C H W -> H W 3
     values = img.detach().cpu().sum(1)[0].float().numpy()
     values = np.where(np.isfinite(values), values, np.nan)
     low, high = np.nanpercentile(values, window) if np.isfinite(values).any() else (0.0, 1.0)
-    gray = (255 * np.clip((np.nan_to_num(values, nan=low) - low) / max(high - low, 1e-12), 0, 1)).round().astype(np.uint8)
+    gray = (
+        (255 * np.clip((np.nan_to_num(values, nan=low) - low) / max(high - low, 1e-12), 0, 1))
+        .round()
+        .astype(np.uint8)
+    )
     return np.repeat(gray[..., None], 3, -1)
 
 # %% ../notebooks/api/27_scenes.ipynb #51cb5dcb
 def _refuse_angles(args: tuple, options: dict) -> None:
     "Refuse rotation and translation, which an earlier package took in the place of a pose."
-    if isinstance(args[1] if len(args) > 1 else None, Tensor) or {"rotation", "rotations", "parameterization"} & set(options):
-        raise TypeError(_new_call("img_to_mesh(drr, rotation, translation, parameterization, convention)", "img_to_mesh(drr, convert(rotation, translation, parameterization=..., convention=...))"))
+    if isinstance(args[1] if len(args) > 1 else None, Tensor) or {
+        "rotation",
+        "rotations",
+        "parameterization",
+    } & set(options):
+        raise TypeError(
+            _new_call(
+                "img_to_mesh(drr, rotation, translation, parameterization, convention)",
+                "img_to_mesh(drr, convert(rotation, translation, parameterization=...,"
+                " convention=...))",
+            )
+        )
 
 
 @_asked_first(_refuse_angles)
@@ -203,52 +296,93 @@ def img_to_mesh(
     drr: DRR,
     pose: RigidTransform,  # one pose
     calibration: Camera | Tensor | None = None,  # other intrinsics: a Camera, or K as 3 3
-    img: Float[Tensor, "1 c h w"] | None = None,  # what the detector shows; None: the DRR of this pose
-    window: tuple[float | int, float | int] = (0, 100),  # percentiles of the image that become black and white
+    # what the detector shows; None: the DRR of this pose
+    img: Float[Tensor, "1 c h w"] | None = None,
+    # percentiles of the image that become black and white
+    window: tuple[float | int, float | int] = (0, 100),
 ) -> ImageMesh:  # camera, detector, texture, principal_ray
-    "The source's pyramid, the detector with an image on it, and the principal ray, in the world [mm]."
+    """The source's pyramid, the detector with an image on it, and the principal ray, in the world
+    [mm].
+    """
     import pyvista as pv
 
     _one_pose(pose)
     h, w = drr.detector.height, drr.detector.width
     if img is not None and img.shape[2:] != (h, w):
-        raise ValueError(f"the image has {img.shape[2]} x {img.shape[3]} pixels and the detector {h} x {w}: make the DRR from the X-ray's camera")
+        raise ValueError(
+            f"the image has {img.shape[2]} x {img.shape[3]} pixels and the detector {h} x {w}: make"
+            " the DRR from the X-ray's camera"
+        )
     source, corners = _corners(drr, pose, calibration)
     if source.ndim == 1:
         base = source + FRUSTUM * (corners - source)
-        camera = pv.PolyData(np.vstack([source[None], base.reshape(4, 3)]), faces=[3, 0, 1, 2, 3, 0, 2, 4, 3, 0, 4, 3, 3, 0, 3, 1])
+        camera = pv.PolyData(
+            np.vstack([source[None], base.reshape(4, 3)]),
+            faces=[3, 0, 1, 2, 3, 0, 2, 4, 3, 0, 4, 3, 3, 0, 3, 1],
+        )
     else:
         inner = source + FRUSTUM * (source.mean((0, 1)) - source)
         sides = [[0, 1, 5, 4], [1, 3, 7, 5], [3, 2, 6, 7], [2, 0, 4, 6]]
-        camera = pv.PolyData(np.vstack([source.reshape(4, 3), inner.reshape(4, 3)]), faces=[x for side in sides for x in (4, *side)])
+        camera = pv.PolyData(
+            np.vstack([source.reshape(4, 3), inner.reshape(4, 3)]),
+            faces=[x for side in sides for x in (4, *side)],
+        )
     detector = pv.StructuredGrid(*corners.transpose(2, 0, 1)[..., None])
-    detector.active_texture_coordinates = np.array([[0, 1], [0, 0], [1, 1], [1, 0]], dtype=np.float32)  # points run down the columns
+    # points run down the columns
+    detector.active_texture_coordinates = np.array(
+        [[0, 1], [0, 0], [1, 1], [1, 0]], dtype=np.float32
+    )
     detector.field_data["height"], detector.field_data["width"] = [h], [w]
-    start, (_, along) = pose.matrix[0, :3, 3].detach().cpu().double().numpy(), _axis(drr, pose, calibration)
+    start, (_, along) = pose.matrix[0, :3, 3].detach().cpu().double().numpy(), _axis(
+        drr, pose, calibration
+    )
     with torch.no_grad():
         shown = drr(pose, calibration=calibration) if img is None else img
-    return ImageMesh(camera, detector, pv.Texture(_texture(shown, window)), pv.Line(start, start + along))
+    return ImageMesh(
+        camera, detector, pv.Texture(_texture(shown, window)), pv.Line(start, start + along)
+    )
 
 # %% ../notebooks/api/27_scenes.ipynb #d7d76d44
 class FiducialMesh(NamedTuple):
     "Landmarks in space."
 
     fiducials: object  # PolyData: a ball for each
-    shadows: object  # PolyData: a ball where its ray meets the detector, smaller; None without a pose
-    lines: object  # PolyData: from the source through the landmark to its shadow; None without a pose
+    # PolyData: a ball where its ray meets the detector, smaller; None without a pose
+    shadows: object
+    # PolyData: from the source through the landmark to its shadow; None without a pose
+    lines: object
 
 
 def _balls(points: np.ndarray, radius: float) -> "pyvista.PolyData":
     import pyvista as pv
 
     cloud = pv.PolyData(np.asarray(points, dtype=np.float64).reshape(-1, 3))
-    return cloud.glyph(scale=False, orient=False, geom=pv.Sphere(radius=radius, theta_resolution=8, phi_resolution=6)) if cloud.n_points else pv.PolyData()
+    return (
+        cloud.glyph(
+            scale=False,
+            orient=False,
+            geom=pv.Sphere(radius=radius, theta_resolution=8, phi_resolution=6),
+        )
+        if cloud.n_points
+        else pv.PolyData()
+    )
 
 
 def _refuse_specimen(args: tuple, options: dict) -> None:
     "Refuse a specimen, which an earlier package took in the place of points."
-    if "specimen" in options or args and not isinstance(args[0], Tensor) or {"rotation", "detector", "parameterization"} & set(options):
-        raise TypeError(_new_call("fiducials_to_mesh(specimen, rotation, translation, parameterization, convention, detector)", "fiducials, shadows, lines = fiducials_to_mesh(specimen.fiducials, drr, pose)"))
+    if (
+        "specimen" in options
+        or args
+        and not isinstance(args[0], Tensor)
+        or {"rotation", "detector", "parameterization"} & set(options)
+    ):
+        raise TypeError(
+            _new_call(
+                "fiducials_to_mesh(specimen, rotation, translation, parameterization, convention,"
+                " detector)",
+                "fiducials, shadows, lines = fiducials_to_mesh(specimen.fiducials, drr, pose)",
+            )
+        )
 
 
 @_asked_first(_refuse_specimen)
@@ -265,7 +399,10 @@ def fiducials_to_mesh(
 
     points = fiducials.reshape(-1, 3)
     if not len(points) or not points.isfinite().all() or not radius > 0:
-        raise ValueError(f"fiducials are at least one point, all finite, of a radius above 0: got {len(points)}, radius {radius}")
+        raise ValueError(
+            f"fiducials are at least one point, all finite, of a radius above 0: got {len(points)},"
+            f" radius {radius}"
+        )
     balls = _balls(points.detach().cpu().numpy(), radius)
     if (drr is None) != (pose is None):
         raise ValueError("shadows need both a DRR and a pose: got one of them")
@@ -273,12 +410,27 @@ def fiducials_to_mesh(
         return FiducialMesh(balls, None, None)
     _one_pose(pose)
     source, _ = _corners(drr, pose, calibration)
-    pixels = drr.perspective_projection(pose.double(), points[None].double().to(drr.device), calibration)
-    on = ((pixels >= 0) & (pixels <= pixels.new_tensor([drr.detector.width, drr.detector.height]))).all(-1)[0]  # NaN behind the source is not
-    ends = drr.inverse_projection(pose.double(), pixels[:, on], calibration)[0].detach().cpu().numpy()
-    starts = np.broadcast_to(source, ends.shape) if source.ndim == 1 else ends - _axis(drr, pose, calibration)[1]
+    pixels = drr.perspective_projection(
+        pose.double(), points[None].double().to(drr.device), calibration
+    )
+    # NaN behind the source is not
+    on = (
+        (pixels >= 0) & (pixels <= pixels.new_tensor([drr.detector.width, drr.detector.height]))
+    ).all(-1)[0]
+    ends = (
+        drr.inverse_projection(pose.double(), pixels[:, on], calibration)[0].detach().cpu().numpy()
+    )
+    starts = (
+        np.broadcast_to(source, ends.shape)
+        if source.ndim == 1
+        else ends - _axis(drr, pose, calibration)[1]
+    )
     lines = np.stack([starts, ends], 1).reshape(-1, 3)
-    return FiducialMesh(balls, _balls(ends, radius * 0.6), pv.line_segments_from_points(lines) if len(lines) else pv.PolyData())
+    return FiducialMesh(
+        balls,
+        _balls(ends, radius * 0.6),
+        pv.line_segments_from_points(lines) if len(lines) else pv.PolyData(),
+    )
 
 # %% ../notebooks/api/27_scenes.ipynb #dea80818
 @beartype
@@ -291,7 +443,10 @@ def trajectory_to_mesh(
 
     path = poses.matrix[:, :3, 3].detach().cpu().double().numpy()
     if not np.isfinite(path).all() or not len(path):
-        raise ValueError(f"a trajectory is at least one pose, all finite: {np.isfinite(path).all(1).sum()} of {len(path)} are")
+        raise ValueError(
+            f"a trajectory is at least one pose, all finite: {np.isfinite(path).all(1).sum()} of"
+            f" {len(path)} are"
+        )
     moved = np.r_[True, np.linalg.norm(np.diff(path, axis=0), axis=1) > 1e-3 * radius]
     if moved.sum() == 1:
         ball = pv.Sphere(radius=1.5 * radius, center=path[0])
@@ -305,11 +460,18 @@ def trajectory_to_mesh(
     return tube
 
 # %% ../notebooks/api/27_scenes.ipynb #9d48cfee
-ADVICE = "install EGL and a software renderer (Debian, Ubuntu: apt install libegl1 libegl-mesa0 libgl1-mesa-dri libxrender1), or run with a display"
+ADVICE = (
+    "install EGL and a software renderer (Debian, Ubuntu: apt install libegl1 libegl-mesa0"
+    " libgl1-mesa-dri libxrender1), or run with a display"
+)
 
 
 def _headless() -> bool:
-    return sys.platform.startswith("linux") and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY")
+    return (
+        sys.platform.startswith("linux")
+        and not os.environ.get("DISPLAY")
+        and not os.environ.get("WAYLAND_DISPLAY")
+    )
 
 
 @lru_cache
@@ -317,17 +479,25 @@ def _drawing_fails() -> str | None:
     "Why this machine cannot draw, or None."
     if not _headless():
         return None
-    os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")  # not to ask for an X server first
+    # not to ask for an X server first
+    os.environ.setdefault("VTK_DEFAULT_OPENGL_WINDOW", "vtkEGLRenderWindow")
     try:
         ctypes.CDLL("libEGL.so.1")
     except OSError:
         return "no display, and no libEGL.so.1"
-    code = "import pyvista as pv; pl = pv.Plotter(off_screen=True, window_size=(32, 32)); pl.add_mesh(pv.Sphere()); assert pl.screenshot(return_img=True).std() > 0"
+    code = (
+        "import pyvista as pv; pl = pv.Plotter(off_screen=True, window_size=(32, 32));"
+        " pl.add_mesh(pv.Sphere()); assert pl.screenshot(return_img=True).std() > 0"
+    )
     try:
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, stdin=subprocess.DEVNULL)
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, timeout=120, stdin=subprocess.DEVNULL
+        )
     except subprocess.TimeoutExpired:
         return "a first picture took more than two minutes"
-    return None if run.returncode == 0 else f"a first picture ended with exit status {run.returncode}"
+    return (
+        None if run.returncode == 0 else f"a first picture ended with exit status {run.returncode}"
+    )
 
 
 def require_drawing() -> None:
@@ -338,8 +508,21 @@ def require_drawing() -> None:
 
 # %% ../notebooks/api/27_scenes.ipynb #bfc82339
 BONE = "#e3d5b8"
-MATTE = {"smooth_shading": True, "ambient": 0.3, "diffuse": 0.8, "specular": 0.0}  # how surfaces take light
-C_ARMS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b", "#bcbd22", "#7f7f7f")  # matplotlib's tab10: poses, then trajectories
+# how surfaces take light
+MATTE = {"smooth_shading": True, "ambient": 0.3, "diffuse": 0.8, "specular": 0.0}
+# matplotlib's tab10: poses, then trajectories
+C_ARMS = (
+    "#1f77b4",
+    "#d62728",
+    "#2ca02c",
+    "#9467bd",
+    "#ff7f0e",
+    "#17becf",
+    "#e377c2",
+    "#8c564b",
+    "#bcbd22",
+    "#7f7f7f",
+)
 
 
 def _add(plotter: object, mesh: object, *, name: str, **options) -> None:
@@ -354,11 +537,13 @@ def add_image(
     plotter: object,  # pyvista.Plotter
     drr: DRR,
     pose: RigidTransform,  # one pose
-    img: Float[Tensor, "1 c h w"] | None = None,  # what the detector shows; None: the DRR of this pose
+    # what the detector shows; None: the DRR of this pose
+    img: Float[Tensor, "1 c h w"] | None = None,
     calibration: Camera | Tensor | None = None,  # other intrinsics
     name: str = "C-arm",  # what the parts are called
     color: object = C_ARMS[0],  # of the pyramid and the rays, any matplotlib colour
-    window: tuple[float | int, float | int] = (0, 100),  # percentiles of the image that become black and white
+    # percentiles of the image that become black and white
+    window: tuple[float | int, float | int] = (0, 100),
 ) -> object:  # the plotter
     "Add a C-arm to a scene: source, cone of rays, detector with an image."
     import pyvista as pv
@@ -367,11 +552,43 @@ def add_image(
     source, corners = _corners(drr, pose, calibration)
     edges = np.stack(np.broadcast_arrays(source, corners), 2).reshape(-1, 3)
     _add(plotter, mesh.camera, color=to_hex(color), name=f"{name}: source")
-    _add(plotter, mesh.detector.extract_surface(algorithm=None).triangulate(), texture=mesh.texture, lighting=False, name=f"{name}: image")
-    _add(plotter, mesh.detector.extract_feature_edges(), color=to_hex(color), line_width=3, name=f"{name}: detector")
-    _add(plotter, pv.line_segments_from_points(edges), color=to_hex(color), line_width=1, name=f"{name}: cone")
-    _add(plotter, mesh.principal_ray, color=to_hex(color), line_width=3, name=f"{name}: principal ray")
-    plotter._diffpose_views = [*getattr(plotter, "_diffpose_views", []), from_source(drr, pose, calibration, f"from the source of {name}" if name != "C-arm" else "from the source")]
+    _add(
+        plotter,
+        mesh.detector.extract_surface(algorithm=None).triangulate(),
+        texture=mesh.texture,
+        lighting=False,
+        name=f"{name}: image",
+    )
+    _add(
+        plotter,
+        mesh.detector.extract_feature_edges(),
+        color=to_hex(color),
+        line_width=3,
+        name=f"{name}: detector",
+    )
+    _add(
+        plotter,
+        pv.line_segments_from_points(edges),
+        color=to_hex(color),
+        line_width=1,
+        name=f"{name}: cone",
+    )
+    _add(
+        plotter,
+        mesh.principal_ray,
+        color=to_hex(color),
+        line_width=3,
+        name=f"{name}: principal ray",
+    )
+    plotter._diffpose_views = [
+        *getattr(plotter, "_diffpose_views", []),
+        from_source(
+            drr,
+            pose,
+            calibration,
+            f"from the source of {name}" if name != "C-arm" else "from the source",
+        ),
+    ]
     return plotter
 
 # %% ../notebooks/api/27_scenes.ipynb #498427b5
@@ -382,70 +599,121 @@ def visualize_scene(
     img: Float[Tensor, "b c h w"] | None = None,  # what the detectors show; None: DRRs
     labelmap: bool = False,  # a surface for each labelled structure, instead of one for all bone
     fiducials: Float[Tensor, "*one n 3"] | None = None,  # landmarks, and their rays [mm]
-    trajectories: Mapping[str, RigidTransform] | None = None,  # paths of the source by name, a pose per step
+    # paths of the source by name, a pose per step
+    trajectories: Mapping[str, RigidTransform] | None = None,
     calibration: Camera | Tensor | None = None,  # other intrinsics
     grid: bool = True,  # axes with millimetres
     resolution: float | int | None = 2.0,  # of the surfaces [mm]; None: the CT's own
     **mesh_kwargs,  # to `drr_to_mesh` or `labelmap_to_mesh`: threshold, faces, labels, ...
 ) -> object:  # pyvista.Plotter, off screen
-    "The patient's bones, and the C-arm at one or several poses. Raises RuntimeError where nothing can be drawn."
+    """The patient's bones, and the C-arm at one or several poses.
+
+    Raises RuntimeError where nothing can be drawn.
+    """
     import pyvista as pv
 
     if not len(pose) or (img is not None and len(img) != len(pose)):
-        raise ValueError(f"at least one pose, and one image for each: got {'no' if img is None else len(img)} images for {len(pose)} poses")
+        raise ValueError(
+            f"at least one pose, and one image for each: got {'no' if img is None else len(img)}"
+            f" images for {len(pose)} poses"
+        )
     require_drawing()
     plotter = pv.Plotter(off_screen=True, window_size=(800, 600))
     try:
         _add_bones(plotter, drr, labelmap, resolution, mesh_kwargs)
         for k in range(len(pose)):
             name = "C-arm" if len(pose) == 1 else f"C-arm {k + 1}"
-            add_image(plotter, drr, pose[k], None if img is None else img[k : k + 1], calibration, name, C_ARMS[k % len(C_ARMS)])
+            add_image(
+                plotter,
+                drr,
+                pose[k],
+                None if img is None else img[k : k + 1],
+                calibration,
+                name,
+                C_ARMS[k % len(C_ARMS)],
+            )
             if fiducials is not None:
                 _add_fiducials(plotter, fiducials_to_mesh(fiducials, drr, pose[k], calibration), k)
         for k, (name, path) in enumerate((trajectories or {}).items()):
-            _add(plotter, trajectory_to_mesh(path, 4), color=C_ARMS[(len(pose) + k) % len(C_ARMS)], name=name, **MATTE)
+            _add(
+                plotter,
+                trajectory_to_mesh(path, 4),
+                color=C_ARMS[(len(pose) + k) % len(C_ARMS)],
+                name=name,
+                **MATTE,
+            )
         return _set_up(plotter, grid)
     except BaseException:
         plotter.close()
         raise
 
 # %% ../notebooks/api/27_scenes.ipynb #a1568536
-def _add_bones(plotter: object, drr: DRR, labelmap: bool, resolution: float | None, mesh_kwargs: dict) -> None:
+def _add_bones(
+    plotter: object, drr: DRR, labelmap: bool, resolution: float | None, mesh_kwargs: dict
+) -> None:
     "All bone, or each structure in a colour of its own."
     if not labelmap:
-        return _add(plotter, drr_to_mesh(drr.subject, resolution=resolution, **mesh_kwargs), color=BONE, name="bone", **MATTE)
+        return _add(
+            plotter,
+            drr_to_mesh(drr.subject, resolution=resolution, **mesh_kwargs),
+            color=BONE,
+            name="bone",
+            **MATTE,
+        )
     blocks = labelmap_to_mesh(drr.subject, resolution=resolution, **mesh_kwargs)
     for name, color in zip(blocks.keys(), structure_colors(blocks.n_blocks)):
         _add(plotter, blocks[name], color=color, name=name, **MATTE)
 
 
 def structure_colors(n: int) -> list[str]:
-    "Colours for structures, told apart as far as that goes: matplotlib's tab20, then its turns around the colour circle."
+    """Colours for structures, told apart as far as that goes: matplotlib's tab20, then its turns
+    around the colour circle.
+    """
     from matplotlib import colormaps
 
     if n <= 20:
         return [to_hex(colormaps["tab20"](k)) for k in range(n)]
-    return [to_hex(colormaps["hsv"]((k * 0.618034) % 1)) for k in range(n)]  # steps of the golden angle
+    # steps of the golden angle
+    return [to_hex(colormaps["hsv"]((k * 0.618034) % 1)) for k in range(n)]
 
 
 def _add_fiducials(plotter: object, mesh: FiducialMesh, k: int) -> None:
     "Landmarks once, and for each C-arm the rays through them."
-    for part, name, color in ((mesh.fiducials, "landmarks", "#e6007a"), (mesh.shadows, f"shadows {k + 1}", "#e6007a"), (mesh.lines, f"rays {k + 1}", "#f7a8d0")):
+    for part, name, color in (
+        (mesh.fiducials, "landmarks", "#e6007a"),
+        (mesh.shadows, f"shadows {k + 1}", "#e6007a"),
+        (mesh.lines, f"rays {k + 1}", "#f7a8d0"),
+    ):
         if part is not None and part.n_points and not (k and part is mesh.fiducials):
             _add(plotter, part, color=color, line_width=1, name=name)
 
 
 def _set_up(plotter: object, grid: bool) -> object:
-    "The axes, and a first view that holds everything: from above, between the sources, or to one side of a single one."
+    """The axes, and a first view that holds everything: from above, between the sources, or to one
+    side of a single one.
+    """
     plotter.set_background("white")
     if grid:
-        labels = {"xtitle": "right [mm]", "ytitle": "anterior [mm]", "ztitle": "superior [mm]", "n_xlabels": 3, "n_ylabels": 3, "n_zlabels": 3, "fmt": "%.0f"}
+        labels = {
+            "xtitle": "right [mm]",
+            "ytitle": "anterior [mm]",
+            "ztitle": "superior [mm]",
+            "n_xlabels": 3,
+            "n_ylabels": 3,
+            "n_zlabels": 3,
+            "fmt": "%.0f",
+        }
         plotter.show_grid(color="#666666", font_size=10, **labels)
     views = plotter._diffpose_views
-    towards = sum(np.subtract(view.position, view.target) / math.dist(view.position, view.target) for view in views)
+    towards = sum(
+        np.subtract(view.position, view.target) / math.dist(view.position, view.target)
+        for view in views
+    )
     turn = math.radians(50) if len(views) == 1 else 0
     x, y = towards[:2] if np.linalg.norm(towards[:2]) > 0.1 else (1.0, 0.6)
-    aside = np.array([x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn), 0.0])
+    aside = np.array(
+        [x * math.cos(turn) - y * math.sin(turn), x * math.sin(turn) + y * math.cos(turn), 0.0]
+    )
     plotter.view_vector(tuple(aside / np.linalg.norm(aside) + [0, 0, 0.45]), viewup=(0, 0, 1))
     plotter.camera.zoom(1.15)
     return plotter
@@ -467,7 +735,9 @@ def from_source(
     calibration: Camera | Tensor | None = None,
     label: str = "from the source",
 ) -> View:
-    "The view from the source on the whole detector; along a parallel beam, from so far away that it is nearly parallel."
+    """The view from the source on the whole detector; along a parallel beam, from so far away that
+    it is nearly parallel.
+    """
     _one_pose(pose)
     source, corners = _corners(drr, pose, calibration)
     middle = corners.mean((0, 1))
@@ -481,7 +751,12 @@ def from_source(
 
 def look(plotter: object, view: View) -> object:  # the plotter
     "Move a plotter's camera to a view."
-    plotter.camera.position, plotter.camera.focal_point, plotter.camera.up, plotter.camera.view_angle = view.position, view.target, view.up, view.angle
+    (
+        plotter.camera.position,
+        plotter.camera.focal_point,
+        plotter.camera.up,
+        plotter.camera.view_angle,
+    ) = (view.position, view.target, view.up, view.angle)
     plotter.renderer.ResetCameraClippingRange()
     return plotter
 
@@ -505,8 +780,16 @@ def _exported(plotter: object) -> tuple[dict, bytes]:
 def _repacked(gltf: dict, buffers: list[bytes]) -> bytes:
     "All buffers in one, each part at a multiple of four bytes; indices of small meshes in 16 bits."
     primitives = [mesh["primitives"][0] for mesh in gltf["meshes"]]
-    small = {p["indices"] for p in primitives if "indices" in p and gltf["accessors"][p["attributes"]["POSITION"]]["count"] < 2**16}
-    views = {gltf["accessors"][k]["bufferView"] for k in small if gltf["accessors"][k]["componentType"] == 5125}
+    small = {
+        p["indices"]
+        for p in primitives
+        if "indices" in p and gltf["accessors"][p["attributes"]["POSITION"]]["count"] < 2**16
+    }
+    views = {
+        gltf["accessors"][k]["bufferView"]
+        for k in small
+        if gltf["accessors"][k]["componentType"] == 5125
+    }
     data = bytearray()
     for k, view in enumerate(gltf["bufferViews"]):
         start = view.get("byteOffset", 0)
@@ -525,15 +808,33 @@ def _named(gltf: dict, plotter: object, views: Sequence[View]) -> None:
     "Give the parts of a glTF their names, and its colours their meaning."
     import pyvista as pv
 
-    solid = {name: actor for name, actor in plotter.renderer.actors.items() if isinstance(actor, pv.Actor) and actor.visibility}
-    names = [name for name, actor in solid.items() if actor.mapper.dataset is not None and actor.mapper.dataset.n_points]
+    solid = {
+        name: actor
+        for name, actor in plotter.renderer.actors.items()
+        if isinstance(actor, pv.Actor) and actor.visibility
+    }
+    names = [
+        name
+        for name, actor in solid.items()
+        if actor.mapper.dataset is not None and actor.mapper.dataset.n_points
+    ]
     nodes = [node for node in gltf["nodes"] if "mesh" in node]
-    for node, name in zip(nodes, names if len(names) == len(nodes) else []):  # rather no names than wrong ones
+    # rather no names than wrong ones
+    for node, name in zip(nodes, names if len(names) == len(nodes) else []):
         material = gltf["materials"][gltf["meshes"][node["mesh"]]["primitives"][0]["material"]]
-        pbr, textured = material["pbrMetallicRoughness"], "baseColorTexture" in material["pbrMetallicRoughness"]
+        pbr, textured = (
+            material["pbrMetallicRoughness"],
+            "baseColorTexture" in material["pbrMetallicRoughness"],
+        )
         color = "#ffffff" if textured else to_hex(pbr["baseColorFactor"][:3])
-        pbr.update(baseColorFactor=[*_linear(color), pbr["baseColorFactor"][3]], metallicFactor=0.0, roughnessFactor=0.8)
-        material.update(doubleSided=True, extensions={"KHR_materials_unlit": {}} if textured else {})
+        pbr.update(
+            baseColorFactor=[*_linear(color), pbr["baseColorFactor"][3]],
+            metallicFactor=0.0,
+            roughnessFactor=0.8,
+        )
+        material.update(
+            doubleSided=True, extensions={"KHR_materials_unlit": {}} if textured else {}
+        )
         node.update(name=name, extras={"label": name, "swatch": "#888888" if textured else color})
     gltf["extensionsUsed"] = ["KHR_materials_unlit"]
     gltf["scenes"][gltf["scene"]]["extras"] = {"views": [view._asdict() for view in views]}
@@ -545,14 +846,22 @@ def _glb(plotter: object, views: Sequence[View]) -> bytes:
     _named(gltf, plotter, views)
     text = json.dumps(gltf, separators=(",", ":")).encode()
     text = text.ljust(-(-len(text) // 4) * 4, b" ")
-    chunks = struct.pack("<I4s", len(text), b"JSON") + text + struct.pack("<I4s", len(data), b"BIN\0") + data
+    chunks = (
+        struct.pack("<I4s", len(text), b"JSON")
+        + text
+        + struct.pack("<I4s", len(data), b"BIN\0")
+        + data
+    )
     return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
 
 # %% ../notebooks/api/27_scenes.ipynb #d17350f6
 @lru_cache
 def _page() -> tuple[str, str]:
     "The page's frame and its viewer."
-    return tuple((files("diffpose") / name).read_text(encoding="utf-8") for name in ("viewer.html", "viewer.js"))
+    return tuple(
+        (files("diffpose") / name).read_text(encoding="utf-8")
+        for name in ("viewer.html", "viewer.js")
+    )
 
 
 def scene_html(
@@ -561,7 +870,9 @@ def scene_html(
 ) -> str:  # HTML, everything inside it
     "A page that shows a glTF scene in 3D, from a file and without a network."
     if glb[:4] != b"glTF":
-        raise ValueError("scene_html takes binary glTF (a .glb file's bytes), and these do not begin like one")
+        raise ValueError(
+            "scene_html takes binary glTF (a .glb file's bytes), and these do not begin like one"
+        )
     frame, viewer = _page()
     parts = {"title": html.escape(title), "glb": base64.b64encode(glb).decode(), "viewer": viewer}
     return re.sub(r"\{\{(title|glb|viewer)\}\}", lambda match: parts[match[1]], frame)
@@ -569,7 +880,10 @@ def scene_html(
 # %% ../notebooks/api/27_scenes.ipynb #90f63d3f
 @dataclass(frozen=True, repr=False)
 class Scene:
-    "A scene as a picture and as glTF. A notebook shows the picture; `save` writes either, or a page to turn it on."
+    """A scene as a picture and as glTF.
+
+    A notebook shows the picture; `save` writes either, or a page to turn it on.
+    """
 
     png: bytes
     glb: bytes
@@ -578,7 +892,11 @@ class Scene:
     def save(self, path: str | os.PathLike) -> Path:
         "Write a .png, a .glb or an .html, as the name says."
         path = Path(path)
-        contents = {".png": lambda: self.png, ".glb": lambda: self.glb, ".html": lambda: scene_html(self.glb, self.title).encode()}
+        contents = {
+            ".png": lambda: self.png,
+            ".glb": lambda: self.glb,
+            ".html": lambda: scene_html(self.glb, self.title).encode(),
+        }
         if path.suffix.lower() not in contents:
             raise ValueError(f"a scene is saved as {', '.join(contents)}, not as {path.name!r}")
         if not path.parent.is_dir():
@@ -588,7 +906,11 @@ class Scene:
         return path
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> dict:
-        return {"image/png": base64.b64encode(self.png).decode(), "model/gltf-binary": base64.b64encode(self.glb).decode(), "text/plain": repr(self)}
+        return {
+            "image/png": base64.b64encode(self.png).decode(),
+            "model/gltf-binary": base64.b64encode(self.glb).decode(),
+            "text/plain": repr(self),
+        }
 
     def __repr__(self) -> str:
         return f"Scene({self.title!r})"
@@ -597,7 +919,8 @@ class Scene:
 def freeze(
     plotter: object,  # pyvista.Plotter, as `visualize_scene` makes it; it is closed
     title: str = "scene",
-    views: Sequence[View] | None = None,  # to choose from on the page, besides the first; None: from each source
+    # to choose from on the page, besides the first; None: from each source
+    views: Sequence[View] | None = None,
 ) -> Scene:
     "A picture of a scene as it is seen now, and the scene in 3D."
     require_drawing()
@@ -605,8 +928,16 @@ def freeze(
     try:
         plotter.screenshot(picture, return_img=False)
         camera = plotter.camera
-        now = View("whole scene", tuple(camera.position), tuple(camera.focal_point), tuple(camera.up), float(camera.view_angle))
-        glb = _glb(plotter, [now, *(getattr(plotter, "_diffpose_views", []) if views is None else views)])
+        now = View(
+            "whole scene",
+            tuple(camera.position),
+            tuple(camera.focal_point),
+            tuple(camera.up),
+            float(camera.view_angle),
+        )
+        glb = _glb(
+            plotter, [now, *(getattr(plotter, "_diffpose_views", []) if views is None else views)]
+        )
     finally:
         plotter.close()
     return Scene(picture.getvalue(), glb, title)

@@ -8,7 +8,6 @@ __all__ = ['WATER_HU', 'BONE_PER_HU', 'materials', 'Physics', 'simulate_xray']
 # %% ../notebooks/api/12_simulation.ipynb #57ae8237
 import math
 from dataclasses import dataclass
-from typing import Optional
 
 import torch
 import torchio
@@ -137,7 +136,7 @@ def simulate_xray(
     camera: Camera,  # of the X-ray
     pose: RigidTransform,  # B poses
     seed: int = 0,  # image k draws from seed + k
-    physics: Optional[Physics] = None,
+    physics: Physics | None = None,
     return_mask: bool = False,  # also return the field of view, B 1 H W bool
 ) -> Tensor:  # B 1 H W line integrals, as read_xray returns them
     """X-rays that are not DRRs: two materials, a spectrum, scatter, blur, noise, blades, gain,

@@ -30,44 +30,81 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Union
 
 import torch
 import torch.nn.functional as F
 import torchio
 from torch import Tensor
 
-from .calibration import Camera, antipode, keep_out, read_text, reorientation, save_atomically
+from diffpose.calibration import (
+    Camera,
+    antipode,
+    keep_out,
+    read_text,
+    reorientation,
+    save_atomically,
+)
 from .data import check_memory, memory_limit
 from .deepfluoro import OFFSET_MEAN_MM, OFFSET_ROTATION_RAD, OFFSET_STD_MM
 from .drr import DRR
 from .images import open_field
-from .metrics import double_geodesic_se3, geodesic_se3, geodesic_so3, mtre, multiscale_ncc, ncc
+from diffpose.metrics import (
+    double_geodesic_se3,
+    geodesic_se3,
+    geodesic_so3,
+    mtre,
+    multiscale_ncc,
+    ncc,
+)
 from .pose import RigidTransform, _without, convert, se3_exp, so3_exp, so3_log
-from .registration import GaussNewton, PoseRegressor, Result, SparseAdam, default_landmarks, pool_volume
+from diffpose.registration import (
+    GaussNewton,
+    PoseRegressor,
+    Result,
+    SparseAdam,
+    default_landmarks,
+    pool_volume,
+)
 from .simulation import simulate_xray
 
 # %% ../notebooks/api/26_training.ipynb #f72e5574
 @dataclass(frozen=True)
 class NormalPoses:
-    "Poses around an isocentric one: a left twist about the world's origin with normal components. Defaults: DeepFluoro's, view PA [@gopalakrishnan2024]."
+    """Poses around an isocentric one: a left twist about the world's origin with normal components.
 
-    rotation_std_rad: tuple = OFFSET_ROTATION_RAD  # about x (left-right), y (front-back), z (head-foot)
+    Defaults: DeepFluoro's, view PA [@gopalakrishnan2024].
+    """
+
+    # about x (left-right), y (front-back), z (head-foot)
+    rotation_std_rad: tuple = OFFSET_ROTATION_RAD
     translation_mean_mm: tuple = OFFSET_MEAN_MM  # of the twist, in the RAS world
     translation_std_mm: tuple = OFFSET_STD_MM
-    source_mm: tuple = (0.0, -510.0, 0.0)  # of the isocentric pose, whose rotation is none: the source in the camera's axes
+    # of the isocentric pose, whose rotation is none: the source in the camera's axes
+    source_mm: tuple = (0.0, -510.0, 0.0)
 
     @classmethod
     def of_view(
         cls,
-        orientation: Optional[str],  # "AP", "PA" or None, as the subject was read
+        orientation: str | None,  # "AP", "PA" or None, as the subject was read
     ) -> "NormalPoses":
-        "The same distribution seen from the side that a view looks from: in view AP the patient, and not the C-arm, is turned round."
-        turn = {"PA": lambda x, y, z: (x, y, z), "AP": lambda x, y, z: (-x, -y, z), None: lambda x, y, z: (x, z, y)}[orientation]
+        """The same distribution seen from the side that a view looks from: in view AP the patient,
+        and not the C-arm, is turned round.
+        """
+        turn = {
+            "PA": lambda x, y, z: (x, y, z),
+            "AP": lambda x, y, z: (-x, -y, z),
+            None: lambda x, y, z: (x, z, y),
+        }[orientation]
         same = cls()
-        return cls(tuple(map(abs, turn(*same.rotation_std_rad))), turn(*same.translation_mean_mm), tuple(map(abs, turn(*same.translation_std_mm))), turn(*same.source_mm))
+        return cls(
+            tuple(map(abs, turn(*same.rotation_std_rad))),
+            turn(*same.translation_mean_mm),
+            tuple(map(abs, turn(*same.translation_std_mm))),
+            turn(*same.source_mm),
+        )
 
-    def sample(self, n: int, generator: Optional[torch.Generator] = None) -> RigidTransform:
+    def sample(self, n: int, generator: torch.Generator | None = None) -> RigidTransform:
         "Draw n poses."
         return self.at(torch.rand(n, 6, generator=generator))
 
@@ -77,9 +114,13 @@ class NormalPoses:
     ) -> RigidTransform:  # B
         "The poses at these quantiles of the six distributions."
         z = torch.special.ndtri(u.double().clamp(1e-9, 1 - 1e-9)).float()
-        shift = torch.tensor(self.translation_mean_mm) + z[:, 3:] * torch.tensor(self.translation_std_mm)
+        shift = torch.tensor(self.translation_mean_mm) + z[:, 3:] * torch.tensor(
+            self.translation_std_mm
+        )
         twist = torch.cat([shift, z[:, :3] * torch.tensor(self.rotation_std_rad)], -1)
-        isocentric = convert(torch.zeros(1, 3), torch.tensor([self.source_mm]), parameterization="axis_angle")
+        isocentric = convert(
+            torch.zeros(1, 3), torch.tensor([self.source_mm]), parameterization="axis_angle"
+        )
         return isocentric.expand(len(u)).compose(RigidTransform(se3_exp(twist)))
 
     @property
@@ -90,7 +131,9 @@ class NormalPoses:
 # %% ../notebooks/api/26_training.ipynb #2601dee0
 @dataclass(frozen=True)
 class UniformPoses:
-    "Poses drawn evenly from a box: angles ZXY, and the source in the rotated frame (in view AP, y is its distance)."
+    """Poses drawn evenly from a box: angles ZXY, and the source in the rotated frame (in view AP, y
+    is its distance).
+    """
 
     low_deg: tuple = (-45.0, -45.0, -15.0)
     high_deg: tuple = (45.0, 45.0, 15.0)
@@ -98,10 +141,15 @@ class UniformPoses:
     high_mm: tuple = (150.0, 1000.0, 150.0)
 
     def __post_init__(self):
-        if any(len(x) != 3 for x in asdict(self).values()) or any(a > b for a, b in zip((*self.low_deg, *self.low_mm), (*self.high_deg, *self.high_mm))):
-            raise ValueError(f"a box has three numbers at each end, the low ones not above the high ones, not {self}")
+        if any(len(x) != 3 for x in asdict(self).values()) or any(
+            a > b for a, b in zip((*self.low_deg, *self.low_mm), (*self.high_deg, *self.high_mm))
+        ):
+            raise ValueError(
+                "a box has three numbers at each end, the low ones not above the high ones, not"
+                f" {self}"
+            )
 
-    def sample(self, n: int, generator: Optional[torch.Generator] = None) -> RigidTransform:
+    def sample(self, n: int, generator: torch.Generator | None = None) -> RigidTransform:
         "Draw n poses."
         return self.at(torch.rand(n, 6, generator=generator))
 
@@ -110,9 +158,18 @@ class UniformPoses:
         u: Tensor,  # B 6 in [0, 1]
     ) -> RigidTransform:  # B
         "The poses at these places of the box."
-        low, high = (torch.tensor([*a, *b]) for a, b in ((self.low_deg, self.low_mm), (self.high_deg, self.high_mm)))
+        low, high = (
+            torch.tensor([*a, *b])
+            for a, b in ((self.low_deg, self.low_mm), (self.high_deg, self.high_mm))
+        )
         numbers = low + (high - low) * u
-        return convert(numbers[:, :3], numbers[:, 3:], parameterization="euler_angles", convention="ZXY", degrees=True)
+        return convert(
+            numbers[:, :3],
+            numbers[:, 3:],
+            parameterization="euler_angles",
+            convention="ZXY",
+            degrees=True,
+        )
 
     @property
     def center(self) -> RigidTransform:
@@ -128,7 +185,7 @@ CUT = 4.0  # standardised intensities beyond are metal, or noise
 
 def standardise(
     image: Tensor,  # B 1 H W
-    field: Optional[Tensor] = None,  # B 1 H W bool, between the blades; None: everywhere
+    field: Tensor | None = None,  # B 1 H W bool, between the blades; None: everywhere
 ) -> Tensor:  # B 1 H W
     "Mean 0 and deviation 1 over the field, image by image; 0 outside."
     w = torch.ones_like(image) if field is None else field.to(image)
@@ -140,7 +197,10 @@ def standardise(
 # %% ../notebooks/api/26_training.ipynb #dd1d250f
 @dataclass(frozen=True)
 class Appearance:
-    "How a training image may differ from a DRR. Pairs are ranges, from which values are drawn evenly (photons: their logarithm)."
+    """How a training image may differ from a DRR.
+
+    Pairs are ranges, from which values are drawn evenly (photons: their logarithm).
+    """
 
     probability: float = 0.33  # of each effect but blades and metal
     bone: tuple = (1.0, 10.0)  # attenuation of bone, times that of the CT [@gopalakrishnan2024]
@@ -155,10 +215,21 @@ class Appearance:
     blade_depth: float = 0.12  # of the image's side, at most
 
     def __post_init__(self):
-        ranges = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), (tuple, list))}
+        ranges = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if isinstance(getattr(self, f.name), (tuple, list))
+        }
         shares = (self.probability, self.metal, self.blades, self.blade_depth)
-        if any(len(r) != 2 or r[0] > r[1] or r[0] < 0 for r in ranges.values()) or not all(0 <= p <= 1 for p in shares) or self.blade_depth > 0.4:
-            raise ValueError(f"ranges are (low, high), neither negative; probabilities lie in [0, 1], blade_depth in [0, 0.4]; not {self}")
+        if (
+            any(len(r) != 2 or r[0] > r[1] or r[0] < 0 for r in ranges.values())
+            or not all(0 <= p <= 1 for p in shares)
+            or self.blade_depth > 0.4
+        ):
+            raise ValueError(
+                "ranges are (low, high), neither negative; probabilities lie in [0, 1],"
+                f" blade_depth in [0, 0.4]; not {self}"
+            )
 
     @classmethod
     def none(cls) -> "Appearance":
@@ -175,20 +246,29 @@ def _between(u: Tensor, limits: Sequence[float]) -> Tensor:
 
 def _metal(u: Tensor, height: int, width: int) -> Tensor:  # B 12 -> B 1 H W, attenuation 0 to 1
     "Two rods and a disc, of which each is there or not."
-    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+    y, x = torch.meshgrid(
+        torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
+    )
     out = torch.zeros(len(u), height, width)
     for k in range(2):
         angle, offset, half, there = u[:, 4 * k : 4 * k + 4, None, None].unbind(1)
-        distance = (x * (math.pi * angle).cos() + y * (math.pi * angle).sin() + 1.4 * offset - 0.7).abs()
+        distance = (
+            x * (math.pi * angle).cos() + y * (math.pi * angle).sin() + 1.4 * offset - 0.7
+        ).abs()
         out = torch.maximum(out, ((distance < 0.01 + 0.06 * half) & (there < 0.6)).float())
     row, column, radius, there = u[:, 8:12, None, None].unbind(1)
-    inside = (x - 2 * column + 1).square() + (y - 2 * row + 1).square() < (0.02 + 0.08 * radius).square()
+    inside = (x - 2 * column + 1).square() + (y - 2 * row + 1).square() < (
+        0.02 + 0.08 * radius
+    ).square()
     return torch.maximum(out, (inside & (there < 0.4)).float())[:, None]
 
 
-def _blades(u: Tensor, height: int, width: int, appearance: Appearance) -> Tensor:  # B 8 -> B 1 H W bool
+# B 8 -> B 1 H W bool
+def _blades(u: Tensor, height: int, width: int, appearance: Appearance) -> Tensor:
     "The field that the blades leave open."
-    depth = torch.where(u[:, :4] < appearance.blades, appearance.blade_depth * u[:, 4:8], 0.0)[..., None]
+    depth = torch.where(u[:, :4] < appearance.blades, appearance.blade_depth * u[:, 4:8], 0.0)[
+        ..., None
+    ]
     rows, columns = ((torch.arange(n) + 0.5) / n for n in (height, width))
     open_rows = (rows > depth[:, 0]) & (rows < 1 - depth[:, 1])
     open_columns = (columns > depth[:, 2]) & (columns < 1 - depth[:, 3])
@@ -198,7 +278,7 @@ def _blades(u: Tensor, height: int, width: int, appearance: Appearance) -> Tenso
 def change_looks(
     image: Tensor,  # B 1 H W line integrals, not negative
     generators: Sequence[torch.Generator],  # one per image: what it looks like depends on no other
-    appearance: Optional[Appearance] = None,
+    appearance: Appearance | None = None,
 ) -> tuple[Tensor, Tensor]:  # standardised B 1 H W, and the field between the blades B 1 H W bool
     "X-rays of all kinds from DRRs."
     from torchvision.transforms.v2 import functional as tv
@@ -217,7 +297,12 @@ def change_looks(
             x[k] = tv.gaussian_blur(x[k], [7, 7], [_between(u[k, 9], a.blur_px).item()])
         if yes[k, 2]:
             x[k] = tv.adjust_sharpness(x[k], _between(u[k, 10], a.sharpness).item())
-    x = torch.maximum(x, (u[:, 15] < a.metal)[:, None, None, None] * _metal(u[:, 16:28], height, width) * (0.5 + u[:, 14])[:, None, None, None])
+    x = torch.maximum(
+        x,
+        (u[:, 15] < a.metal)[:, None, None, None]
+        * _metal(u[:, 16:28], height, width)
+        * (0.5 + u[:, 14])[:, None, None, None],
+    )
     if yes[:, 3].any():
         peak, share = amount(3, a.exposure), amount(4, a.scatter)
         light = torch.exp(-peak * x)
@@ -232,9 +317,13 @@ def change_looks(
 # %% ../notebooks/api/26_training.ipynb #a40e23a6
 @dataclass(frozen=True)
 class LossWeights:
-    "How much each term counts. Defaults: what teaches fastest where rendering is cheap and networks are dear."
+    """How much each term counts.
 
-    double: float = 1.0  # rotation (arc at sdd/2) and translation, root of the sum of squares [10 cm]
+    Defaults: what teaches fastest where rendering is cheap and networks are dear.
+    """
+
+    # rotation (arc at sdd/2) and translation, root of the sum of squares [10 cm]
+    double: float = 1.0
     log: float = 0.0  # length of the twist, mm and rad mixed [/100]
     ncc: float = 0.0  # 1 - NCC of the DRRs
     mncc: float = 0.0  # 1 - the mean of global and local NCC of the DRRs
@@ -266,7 +355,7 @@ def pose_terms(
     guess: RigidTransform,  # B
     sdd: float,  # source to detector [mm]
     weights: LossWeights,
-    patients: Optional[Tensor] = None,  # B, who is seen; None: everywhere the same
+    patients: Tensor | None = None,  # B, who is seen; None: everywhere the same
 ) -> dict:  # name -> B
     "The terms that compare poses."
     terms = {}
@@ -276,9 +365,16 @@ def pose_terms(
         terms["log"] = PER_MM * geodesic_se3(true, guess)
     if weights.pairs and len(true) > 1:
         n = len(true) // 2 * 2
-        motion = lambda pose: pose[1:n:2].compose(pose[0:n:2].inverse())  # from one camera to its neighbour's
-        same = torch.ones(n // 2, device=true.device) if patients is None else (patients[0:n:2] == patients[1:n:2]).float()
-        terms["pairs"] = (PER_MM * same * double_geodesic_se3(motion(true), motion(guess), sdd).double).repeat_interleave(2)
+        # from one camera to its neighbour's
+        motion = lambda pose: pose[1:n:2].compose(pose[0:n:2].inverse())
+        same = (
+            torch.ones(n // 2, device=true.device)
+            if patients is None
+            else (patients[0:n:2] == patients[1:n:2]).float()
+        )
+        terms["pairs"] = (
+            PER_MM * same * double_geodesic_se3(motion(true), motion(guess), sdd).double
+        ).repeat_interleave(2)
         terms["pairs"] = torch.cat([terms["pairs"], terms["pairs"].new_zeros(len(true) - n)])
     return terms
 
@@ -286,7 +382,10 @@ def pose_terms(
 def _check_labels(weights: LossWeights, labelled: bool) -> None:
     "Refuse to compare labels that are not there."
     if weights.dice and not labelled:
-        raise ValueError("the weight dice compares projected labels, and a subject has none: give a label map (--labelmap, read(..., labelmap=...)), or LossWeights(dice=0)")
+        raise ValueError(
+            "the weight dice compares projected labels, and a subject has none: give a label map"
+            " (--labelmap, read(..., labelmap=...)), or LossWeights(dice=0)"
+        )
 
 
 def image_terms(
@@ -305,13 +404,16 @@ def image_terms(
         if weights.ncc:
             terms["ncc"] = 1 - ncc(image, target)
         if weights.mncc:
-            terms["mncc"] = 1 - multiscale_ncc(image, target, [None, MNCC_WINDOW], [0.5, 0.5], eps=1e-4)
+            terms["mncc"] = 1 - multiscale_ncc(
+                image, target, [None, MNCC_WINDOW], [0.5, 0.5], eps=1e-4
+            )
     if weights.dice:
         occupied = lambda pose: 1 - torch.exp(-_through(drr, pose) / LABEL_MM)
         with torch.no_grad():
             a = occupied(true)
         b = occupied(guess)
-        both, each = (a * b).sum((2, 3)), (a.square() + b.square()).sum((2, 3))  # squares: soft labels agree with themselves
+        # squares: soft labels agree with themselves
+        both, each = (a * b).sum((2, 3)), (a.square() + b.square()).sum((2, 3))
         terms["dice"] = 1 - ((2 * both + 1) / (each + 1)).mean(1)
     return terms
 
@@ -329,20 +431,25 @@ _PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.flo
 class TrainConfig:
     "Settings of a training. Those of the patient (CT, camera) are not among them."
 
-    poses: Optional[PoseRange] = None  # where the C-arm may stand; None: `NormalPoses.of_view` of the subjects' orientation
+    # where the C-arm may stand; None: `NormalPoses.of_view` of the subjects' orientation
+    poses: PoseRange | None = None
     appearance: Appearance = Appearance()  # what its X-rays may look like
     loss: LossWeights = LossWeights()
     # the network
     model_name: str = "resnet18"  # of timm
-    model_options: dict = field(default_factory=lambda: {"norm_layer": "groupnorm", "channels": (32, 64, 128, 256)})  # for timm.create_model
+    # for timm.create_model
+    model_options: dict = field(
+        default_factory=lambda: {"norm_layer": "groupnorm", "channels": (32, 64, 128, 256)}
+    )
     pretrained: bool = False
     parameterization: str = "quaternion_adjugate"
-    convention: Optional[str] = None  # of Euler angles
+    convention: str | None = None  # of Euler angles
     pooling: bool = False  # average the features over the image
     height: int = 64  # rows of its images; columns follow from the camera [pixels]
     # rendering
     renderer: str = "siddon"
-    min_foreground: float = 0.1  # views of which less is covered by the patient are drawn again, as a share of the pixels
+    # views of which less is covered by the patient are drawn again, as a share of the pixels
+    min_foreground: float = 0.1
     # optimisation
     iterations: int = 6000
     batch_size: int = 64  # per process and step of accumulation; even for the term of pairs
@@ -350,7 +457,9 @@ class TrainConfig:
     lr: float = 2e-3
     weight_decay: float = 1e-2
     warmup: int = 100  # iterations of rising step size, before the cosine
-    clip: float = 0.02  # adaptive gradient clipping [@brock2021]: a gradient's norm is at most this share of its weights'; 0: none
+    # adaptive gradient clipping [@brock2021]: a gradient's norm is at most this share of its
+    # weights'; 0: none
+    clip: float = 0.02
     precision: str = "float32"  # or "bfloat16", "float16"
     explode: float = 20.0  # a loss this many times the last hundred's median stops the training
     # bookkeeping
@@ -361,48 +470,134 @@ class TrainConfig:
     log_every: int = 25  # iterations
 
     def __post_init__(self):
-        whole = ("height", "iterations", "batch_size", "accumulate", "validate_every", "n_validation", "checkpoint_every", "log_every")
-        bad = [f"{name}={getattr(self, name)}" for name in whole if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1)]
-        bad += [f"{name}={getattr(self, name)}" for name in ("lr", "explode") if not getattr(self, name) > 0]
-        bad += [f"{name}={getattr(self, name)}" for name in ("warmup", "clip", "weight_decay", "seed") if not getattr(self, name) >= 0]
-        bad += [f"batch_size={self.batch_size}, which the term of pairs needs even"] if self.loss.pairs and not bad and self.batch_size % 2 else []
-        if bad or not 0 <= self.min_foreground < 1 or self.precision not in _PRECISIONS or self.renderer not in ("siddon", "trilinear"):
-            raise ValueError(f"settings out of range: {', '.join(bad) or self}. Counts are 1 or more, step sizes positive, min_foreground in [0, 1), precision one of {', '.join(_PRECISIONS)}, renderer siddon or trilinear")
+        whole = (
+            "height",
+            "iterations",
+            "batch_size",
+            "accumulate",
+            "validate_every",
+            "n_validation",
+            "checkpoint_every",
+            "log_every",
+        )
+        bad = [
+            f"{name}={getattr(self, name)}"
+            for name in whole
+            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= 1)
+        ]
+        bad += [
+            f"{name}={getattr(self, name)}"
+            for name in ("lr", "explode")
+            if not getattr(self, name) > 0
+        ]
+        bad += [
+            f"{name}={getattr(self, name)}"
+            for name in ("warmup", "clip", "weight_decay", "seed")
+            if not getattr(self, name) >= 0
+        ]
+        bad += (
+            [f"batch_size={self.batch_size}, which the term of pairs needs even"]
+            if self.loss.pairs and not bad and self.batch_size % 2
+            else []
+        )
+        if (
+            bad
+            or not 0 <= self.min_foreground < 1
+            or self.precision not in _PRECISIONS
+            or self.renderer not in ("siddon", "trilinear")
+        ):
+            raise ValueError(
+                f"settings out of range: {', '.join(bad) or self}. Counts are 1 or more, step sizes"
+                f" positive, min_foreground in [0, 1), precision one of {', '.join(_PRECISIONS)},"
+                " renderer siddon or trilinear"
+            )
 
     def of_view(
         self,
-        orientation: Optional[str],  # of the subjects
+        orientation: str | None,  # of the subjects
     ) -> "TrainConfig":
         "The same, with poses of this view where none are given."
-        return self if self.poses is not None else replace(self, poses=NormalPoses.of_view(orientation))
+        return (
+            self
+            if self.poses is not None
+            else replace(self, poses=NormalPoses.of_view(orientation))
+        )
 
     @classmethod
     def paper(cls, **changes) -> "TrainConfig":
-        "DiffPose [@gopalakrishnan2024]: 1000 epochs of 100 batches; only the contrast of bone varies; 48 GB of a GPU there."
-        recipe = dict(appearance=Appearance(probability=0.0, metal=0.0, blades=0.0), loss=LossWeights.paper(), model_options={"norm_layer": "groupnorm"}, parameterization="se3_log_map", pooling=True, height=256, iterations=100_000, batch_size=8, lr=1e-3, weight_decay=0.0, warmup=500, clip=0.01)
+        """DiffPose [@gopalakrishnan2024]:
+
+        1000 epochs of 100 batches; only the contrast of bone varies; 48 GB of a GPU there.
+        """
+        recipe = dict(
+            appearance=Appearance(probability=0.0, metal=0.0, blades=0.0),
+            loss=LossWeights.paper(),
+            model_options={"norm_layer": "groupnorm"},
+            parameterization="se3_log_map",
+            pooling=True,
+            height=256,
+            iterations=100_000,
+            batch_size=8,
+            lr=1e-3,
+            weight_decay=0.0,
+            warmup=500,
+            clip=0.01,
+        )
         return cls(**{**recipe, **changes})
 
     @classmethod
     def successor(cls, **changes) -> "TrainConfig":
         "xvr [@gopalakrishnan2025], one patient; give the range of poses, there a box, as `poses`."
-        recipe = dict(loss=LossWeights.successor(), model_options={"norm_layer": "groupnorm"}, pooling=True, height=128, renderer="trilinear", iterations=30_000, batch_size=116, accumulate=4, lr=1e-3, weight_decay=0.0, warmup=1000, clip=0.01)
+        recipe = dict(
+            loss=LossWeights.successor(),
+            model_options={"norm_layer": "groupnorm"},
+            pooling=True,
+            height=128,
+            renderer="trilinear",
+            iterations=30_000,
+            batch_size=116,
+            accumulate=4,
+            lr=1e-3,
+            weight_decay=0.0,
+            warmup=1000,
+            clip=0.01,
+        )
         return cls(**{**recipe, **changes})
 
     def to_dict(self) -> dict:
         "Plain values, for checkpoints and JSON."
-        return {**asdict(self), "poses": None if self.poses is None else {"kind": type(self.poses).__name__, **asdict(self.poses)}}
+        return {
+            **asdict(self),
+            "poses": (
+                None
+                if self.poses is None
+                else {"kind": type(self.poses).__name__, **asdict(self.poses)}
+            ),
+        }
 
     @classmethod
     def from_dict(cls, data: dict) -> "TrainConfig":
         "The settings that `to_dict` wrote."
         data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        thaw = lambda d: {k: tuple(v) if isinstance(v, list) else v for k, v in d.items() if k != "kind"}
+        thaw = lambda d: {
+            k: tuple(v) if isinstance(v, list) else v for k, v in d.items() if k != "kind"
+        }
         kinds = {"NormalPoses": NormalPoses, "UniformPoses": UniformPoses}
-        parts = {"poses": None if data["poses"] is None else kinds[data["poses"]["kind"]](**thaw(data["poses"])), "appearance": Appearance(**thaw(data["appearance"])), "loss": LossWeights(**data["loss"]), "model_options": thaw(data["model_options"])}
+        parts = {
+            "poses": (
+                None
+                if data["poses"] is None
+                else kinds[data["poses"]["kind"]](**thaw(data["poses"]))
+            ),
+            "appearance": Appearance(**thaw(data["appearance"])),
+            "loss": LossWeights(**data["loss"]),
+            "model_options": thaw(data["model_options"]),
+        }
         return cls(**{**data, **parts})
 
 
-RECIPES = {"cpu": TrainConfig, "paper": TrainConfig.paper, "successor": TrainConfig.successor}  # by name
+# by name
+RECIPES = {"cpu": TrainConfig, "paper": TrainConfig.paper, "successor": TrainConfig.successor}
 
 
 __getattr__ = _without(__name__)
@@ -415,7 +610,9 @@ def training_drr(
     renderer: str = "siddon",
     distance: float = 750.0,  # of the patient from the source [mm]
 ) -> DRR:
-    "A DRR of the network's images: the camera's field on few pixels, and voxels no smaller than these."
+    """A DRR of the network's images: the camera's field on few pixels, and voxels no smaller than
+    these.
+    """
     camera = camera.resize(height, max(8, round(height * camera.width / camera.height)))
     whole = DRR.from_camera(subject, camera, renderer=renderer, persistent=False)
     pixel = min(camera.delx, camera.dely) * distance / camera.sdd
@@ -425,8 +622,12 @@ def training_drr(
     if whole.mask is not None:
         i, j, k = (torch.arange(n) * f + f // 2 for n, f in zip(density.shape, factors))
         i, j, k = (x.clamp(max=n - 1) for x, n in zip((i, j, k), whole.mask.shape))
-        parts["mask"] = torchio.LabelMap(tensor=whole.mask[i][:, j][:, :, k][None], affine=affine.numpy())
-    small = torchio.Subject(**parts, reorient=subject.reorient, orientation=getattr(subject, "orientation", None))
+        parts["mask"] = torchio.LabelMap(
+            tensor=whole.mask[i][:, j][:, :, k][None], affine=affine.numpy()
+        )
+    small = torchio.Subject(
+        **parts, reorient=subject.reorient, orientation=getattr(subject, "orientation", None)
+    )
     if getattr(subject, "contrast", None) is not None:
         small["contrast"] = replace(subject.contrast, multiplier=1.0)
     if getattr(subject, "fiducials", None) is not None:
@@ -471,8 +672,12 @@ class Views:
         c = self.config
         gens = [_generator(c.seed, iteration, k) for k in samples]
         who = torch.tensor([int(torch.randint(len(self.drrs), (1,), generator=g)) for g in gens])
-        bone = torch.tensor([_between(torch.rand(1, generator=g), c.appearance.bone).item() for g in gens])
-        draw = lambda generators: c.poses.at(torch.stack([torch.rand(6, generator=g) for g in generators]))
+        bone = torch.tensor(
+            [_between(torch.rand(1, generator=g), c.appearance.bone).item() for g in gens]
+        )
+        draw = lambda generators: c.poses.at(
+            torch.stack([torch.rand(6, generator=g) for g in generators])
+        )
         poses = draw(gens)
         images = self._render(who, poses, bone)
         for attempt in range(REDRAWS):
@@ -480,9 +685,15 @@ class Views:
             if not empty:
                 break
             drawn = draw([gens[k] for k in empty])
-            poses.matrix[empty], images[empty] = drawn.matrix, self._render(who[empty], drawn, bone[empty])
+            poses.matrix[empty], images[empty] = drawn.matrix, self._render(
+                who[empty], drawn, bone[empty]
+            )
         else:
-            raise ValueError(f"{len(empty)} of {len(images)} views drawn {REDRAWS} times still show less than {c.min_foreground:.0%} of patient: do poses, view (AP or PA) and camera belong to this CT?")
+            raise ValueError(
+                f"{len(empty)} of {len(images)} views drawn {REDRAWS} times still show less than"
+                f" {c.min_foreground:.0%} of patient: do poses, view (AP or PA) and camera belong"
+                " to this CT?"
+            )
         return Batch(change_looks(images, gens, c.appearance)[0], poses, who)
 
     def _render(self, who: Tensor, poses: RigidTransform, bone: Tensor) -> Tensor:
@@ -491,7 +702,10 @@ class Views:
         for k in who.unique().tolist():
             drr, mine = self.drrs[k], who == k
             with torch.no_grad():
-                out = drr(poses[mine].to(drr.device), bone_attenuation_multiplier=bone[mine] if drr.contrast is not None else None)
+                out = drr(
+                    poses[mine].to(drr.device),
+                    bone_attenuation_multiplier=bone[mine] if drr.contrast is not None else None,
+                )
             images = out.new_zeros(len(who), *out.shape[1:]) if images is None else images
             images[mine.to(out.device)] = out
         return images
@@ -501,7 +715,9 @@ _all_ = ["save_atomically"]  # of diffpose.calibration
 
 
 def _save(path: Path, data: dict) -> None:
-    "Write a file of a training; what stands on the disk is read back and compared with its checksums before it gets its name."
+    """Write a file of a training; what stands on the disk is read back and compared with its
+    checksums before it gets its name.
+    """
     buffer = io.BytesIO()
     torch.save(data, buffer)  # to memory first: torch hides why a disk does not take it
 
@@ -513,7 +729,9 @@ def _save(path: Path, data: dict) -> None:
 
 
 def _check_bits(path: Path, name: Path) -> None:
-    "Refuse a file of torch, called `name` in messages, that is not what was written: its zip holds a checksum of each part, which torch does not compare."
+    """Refuse a file of torch, called `name` in messages, that is not what was written: its zip
+    holds a checksum of each part, which torch does not compare.
+    """
     with open(path, "rb") as file:
         start = file.read(8)
     if not start:
@@ -524,7 +742,16 @@ def _check_bits(path: Path, name: Path) -> None:
         with zipfile.ZipFile(path) as parts:
             size = sum(part.file_size for part in parts.infolist())
             wrong = parts.testzip() if size <= memory_limit()[0] / 2 else None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError, ValueError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        RuntimeError,
+        NotImplementedError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise ValueError(f"{name} is damaged, or was cut short ({error})") from None
     check_memory(name, (size,), 2, "if the network is really as large, allow more with max_memory=")
     if wrong is not None:
@@ -532,36 +759,59 @@ def _check_bits(path: Path, name: Path) -> None:
 
 
 def load_saved(
-    path: Union[str, Path],  # a checkpoint.pt or model.pt, or the folder that holds it
+    path: str | Path,  # a checkpoint.pt or model.pt, or the folder that holds it
     name: str = "model.pt",  # what is wanted: this, "checkpoint.pt" or "diverged.pt"
 ) -> dict:
-    "A file of a training, on the CPU. Raises FileNotFoundError, or ValueError where it is damaged or another kind of file."
+    """A file of a training, on the CPU.
+
+    Raises FileNotFoundError, or ValueError where it is damaged or another kind of file.
+    """
     path = Path(path).expanduser()
     path = path / name if path.is_dir() else path
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: a training writes model.pt into its folder at its first validation")
+        raise FileNotFoundError(
+            f"{path} does not exist: a training writes model.pt into its folder at its first"
+            " validation"
+        )
     if not path.is_file():
-        raise ValueError(f"{path} is neither a file nor a folder: give a training's folder, or its {name}")
+        raise ValueError(
+            f"{path} is neither a file nor a folder: give a training's folder, or its {name}"
+        )
     with _ways_on(name):
         _check_bits(path, path)
         try:
             data = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch's own words advise to run what the file holds; nobody should
-            what = "more than numbers, names and tensors" if isinstance(error, pickle.UnpicklingError) else "no data of torch"
+        # torch's own words advise to run what the file holds; nobody should
+        except Exception as error:
+            what = (
+                "more than numbers, names and tensors"
+                if isinstance(error, pickle.UnpicklingError)
+                else "no data of torch"
+            )
             raise ValueError(f"{path} is no file of diffpose's training: it holds {what}") from None
         wanted = name.removesuffix(".pt")
         if isinstance(data, dict) and data.get("kind", wanted) != wanted:
             raise ValueError(f"{path} is a {str(data['kind'])[:40]} of a training, not its {name}")
         if not isinstance(data, dict) or data.get("format") not in (1,):
-            found = f"format {data.get('format')}" if isinstance(data, dict) else type(data).__name__
-            raise ValueError(f"{path} is not a {wanted} of diffpose.training ({found}; this version reads format 1)")
+            found = (
+                f"format {data.get('format')}" if isinstance(data, dict) else type(data).__name__
+            )
+            raise ValueError(
+                f"{path} is not a {wanted} of diffpose.training ({found}; this version reads"
+                " format 1)"
+            )
     return data
 
 
 @contextmanager
 def _ways_on(name: str):
     "Errors from inside end with what can be done about a file of this name."
-    ways = {"model.pt": "take the model.pt beside it, a copy, or train again", "checkpoint.pt": "put it aside and begin anew with resume=False, which overwrites what is there"}
+    ways = {
+        "model.pt": "take the model.pt beside it, a copy, or train again",
+        "checkpoint.pt": (
+            "put it aside and begin anew with resume=False, which overwrites what is there"
+        ),
+    }
     try:
         yield
     except ValueError as error:
@@ -583,7 +833,11 @@ def versions() -> dict:
 
 # %% ../notebooks/api/26_training.ipynb #618b2948
 _ERRORS = ("rotation_deg", "translation_mm", "mtre_mm")
-TABLES = {"log": {"iteration", "loss", *_ERRORS}, "validation": {"iteration", *(f"{e}_{of}" for e in _ERRORS for of in ("median", "p90"))}}  # columns that a training's tables have at least
+# columns that a training's tables have at least
+TABLES = {
+    "log": {"iteration", "loss", *_ERRORS},
+    "validation": {"iteration", *(f"{e}_{of}" for e in _ERRORS for of in ("median", "p90"))},
+}
 
 
 class _Log:
@@ -594,7 +848,8 @@ class _Log:
         rows, damage = self._rows()
         if damage:
             self._put_aside(f"{damage}; its {len(rows)} whole rows are kept")
-        rows = [row for row in rows if int(row["iteration"]) <= step]  # what came after the checkpoint comes again
+        # what came after the checkpoint comes again
+        rows = [row for row in rows if int(row["iteration"]) <= step]
         self.names = list(rows[0]) if rows else None
         if rows or self.path.exists():
             save_atomically(self.path, lambda p: self._all(p, rows))
@@ -604,9 +859,13 @@ class _Log:
         free = (self.path.with_name(f"{self.name}_damaged{k or ''}.csv") for k in range(10_000))
         aside = next(p for p in free if not p.exists())
         self.path.replace(aside)
-        warnings.warn(f"{self.path} is damaged and was put aside as {aside.name} ({damage}); the training goes on", stacklevel=4)
+        warnings.warn(
+            f"{self.path} is damaged and was put aside as {aside.name} ({damage}); the training"
+            " goes on",
+            stacklevel=4,
+        )
 
-    def _rows(self) -> tuple[list, Optional[str]]:  # whole rows, and what is wrong with the rest
+    def _rows(self) -> tuple[list, str | None]:  # whole rows, and what is wrong with the rest
         "What the file holds already."
         if not self.path.exists():
             return [], None
@@ -620,7 +879,9 @@ class _Log:
             return [], "its first line does not name the columns"
         rows = []
         for row in found:
-            if self._sound(row) and (not rows or int(row["iteration"]) > int(rows[-1]["iteration"])):
+            if self._sound(row) and (
+                not rows or int(row["iteration"]) > int(rows[-1]["iteration"])
+            ):
                 rows.append(row)
         lost = max(0, len(lines) - 1) - len(rows) + (not text.endswith("\n") and bool(text))
         return rows, f"{lost} rows are not whole" if lost else None
@@ -629,7 +890,11 @@ class _Log:
     def _sound(row: dict) -> bool:
         "Is each cell a number, and are there as many as names?"
         try:
-            return None not in row and int(row["iteration"]) > 0 and all(isinstance(float(value), float) for value in row.values())
+            return (
+                None not in row
+                and int(row["iteration"]) > 0
+                and all(isinstance(float(value), float) for value in row.values())
+            )
         except (TypeError, ValueError):
             return False
 
@@ -643,7 +908,12 @@ class _Log:
             except OSError as error:
                 with contextlib.suppress(OSError):
                     os.truncate(self.path, size)
-                raise OSError(error.errno, f"cannot be written ({error.strerror}): make room, and start the training again; it goes on from its last checkpoint", str(self.path)) from error
+                raise OSError(
+                    error.errno,
+                    f"cannot be written ({error.strerror}): make room, and start the training"
+                    " again; it goes on from its last checkpoint",
+                    str(self.path),
+                ) from error
 
     def _all(self, path: Path, rows: list) -> None:
         with open(path, "w", newline="") as file:
@@ -674,38 +944,85 @@ class _Log:
 def _sourced(camera: Camera) -> None:
     "Refuse a parallel beam."
     if camera.parallel:
-        raise ValueError("a network learns whole poses, and a parallel beam does not show the depth: train for a camera with a source (parallel=False); X-rays of a parallel beam are registered from a start, GaussNewton(drr).register(xray, init=pose)")
+        raise ValueError(
+            "a network learns whole poses, and a parallel beam does not show the depth: train for a"
+            " camera with a source (parallel=False); X-rays of a parallel beam are registered from"
+            " a start, GaussNewton(drr).register(xray, init=pose)"
+        )
 
 
 def retarget(
     xray: Tensor,  # B 1 H W line integrals
     camera: Camera,  # that took it
     target: Camera,  # that it shall look as if taken by, from the same place
-    mask: Optional[Tensor] = None,  # B 1 H W bool, where the X-ray can be trusted
+    mask: Tensor | None = None,  # B 1 H W bool, where the X-ray can be trusted
 ) -> tuple[Tensor, Tensor]:  # B 1 h w, and where it is known, bool
     "The X-ray that another detector would have taken behind the same source."
     _sourced(camera)
     _sourced(target)
     if tuple(xray.shape[-2:]) != (camera.height, camera.width):
-        raise ValueError(f"the X-ray has {xray.shape[-2]} x {xray.shape[-1]} pixels, its camera {camera.height} x {camera.width}")
+        raise ValueError(
+            f"the X-ray has {xray.shape[-2]} x {xray.shape[-1]} pixels, its camera {camera.height}"
+            f" x {camera.width}"
+        )
     mask = torch.ones_like(xray) if mask is None else mask.to(xray)
     K, K_target = camera.K, target.K
-    shrink = [max(1, int(K[a, a] / K_target[a, a])) for a in (1, 0)]  # whole pixels to average, rows and columns
+    # whole pixels to average, rows and columns
+    shrink = [max(1, int(K[a, a] / K_target[a, a])) for a in (1, 0)]
     size = [n // s for n, s in zip(xray.shape[-2:], shrink)]
-    both = torch.cat([torch.where(mask > 0, xray, 0.0), mask], 1)[..., : size[0] * shrink[0], : size[1] * shrink[1]]
+    both = torch.cat([torch.where(mask > 0, xray, 0.0), mask], 1)[
+        ..., : size[0] * shrink[0], : size[1] * shrink[1]
+    ]
     both = F.avg_pool2d(both, shrink)
     axes = []
-    for axis, n, flip in ((1, target.height, camera.reverse_y_axis != target.reverse_y_axis), (0, target.width, camera.reverse_x_axis != target.reverse_x_axis)):
-        u = ((torch.arange(n) + 0.5) - K_target[axis, 2]) / K_target[axis, axis] * (-1 if flip else 1)
-        axes.append(((u * K[axis, axis] + K[axis, 2]) / shrink[1 - axis] / size[1 - axis] * 2 - 1).float())
+    for axis, n, flip in (
+        (1, target.height, camera.reverse_y_axis != target.reverse_y_axis),
+        (0, target.width, camera.reverse_x_axis != target.reverse_x_axis),
+    ):
+        u = (
+            ((torch.arange(n) + 0.5) - K_target[axis, 2])
+            / K_target[axis, axis]
+            * (-1 if flip else 1)
+        )
+        axes.append(
+            ((u * K[axis, axis] + K[axis, 2]) / shrink[1 - axis] / size[1 - axis] * 2 - 1).float()
+        )
     y, x = torch.meshgrid(*axes, indexing="ij")
-    both = F.grid_sample(both, torch.stack([x, y], -1).expand(len(both), -1, -1, -1).to(both), align_corners=False, padding_mode="zeros")
+    both = F.grid_sample(
+        both,
+        torch.stack([x, y], -1).expand(len(both), -1, -1, -1).to(both),
+        align_corners=False,
+        padding_mode="zeros",
+    )
     values, known = both.chunk(2, 1)
     return values / known.clamp(min=1e-6), known > 0.5
 
 # %% ../notebooks/api/26_training.ipynb #66bd717a
-_MODEL = {"config": dict, "camera": dict, "versions": dict, "model": dict, "orientation": (str, type(None)), "residuals": Tensor, "iteration": int, "validation": dict}  # what model.pt holds
-_CHECKPOINT = {"config": dict, "rng": dict, "iteration": int, "seconds": (int, float), "sums": dict, "recent": list, "best": (int, float), "fingerprint": str, "model": dict, "optimiser": dict, "schedule": dict, "scaler": dict}
+# what model.pt holds
+_MODEL = {
+    "config": dict,
+    "camera": dict,
+    "versions": dict,
+    "model": dict,
+    "orientation": (str, type(None)),
+    "residuals": Tensor,
+    "iteration": int,
+    "validation": dict,
+}
+_CHECKPOINT = {
+    "config": dict,
+    "rng": dict,
+    "iteration": int,
+    "seconds": (int, float),
+    "sums": dict,
+    "recent": list,
+    "best": (int, float),
+    "fingerprint": str,
+    "model": dict,
+    "optimiser": dict,
+    "schedule": dict,
+    "scaler": dict,
+}
 
 
 def _check_keys(data: dict, wanted: dict) -> None:
@@ -722,20 +1039,42 @@ def _check_weights(weights: dict, network: dict) -> None:
     "Refuse weights that are not those of this network, or not finite."
     names = [*(k for k in network if k not in weights), *(k for k in weights if k not in network)]
     if names:
-        raise ValueError(f"its weights are those of another network than its settings describe: {', '.join(map(str, names[:3]))} do not fit")
+        raise ValueError(
+            "its weights are those of another network than its settings describe:"
+            f" {', '.join(map(str, names[:3]))} do not fit"
+        )
     for name, there in network.items():
         value = weights[name]
-        if not isinstance(value, Tensor) or value.shape != there.shape or value.dtype != there.dtype:
-            found = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"its weights {name} are {found}, not {tuple(there.shape)} {there.dtype}")
+        if (
+            not isinstance(value, Tensor)
+            or value.shape != there.shape
+            or value.dtype != there.dtype
+        ):
+            found = (
+                f"{tuple(value.shape)} {value.dtype}"
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
+            raise ValueError(
+                f"its weights {name} are {found}, not {tuple(there.shape)} {there.dtype}"
+            )
         if not value.isfinite().all():
             raise ValueError(f"its weights {name} are not finite")
 
 
 def _check_residuals(residuals: Tensor) -> None:
     "Refuse what `residual` cannot have made."
-    if residuals.ndim != 2 or residuals.shape[1] != 6 or not len(residuals) or residuals.dtype != torch.float32 or not residuals.isfinite().all():
-        raise ValueError(f"its errors on held-out X-rays are {tuple(residuals.shape)} {residuals.dtype}, not N 6 finite torch.float32")
+    if (
+        residuals.ndim != 2
+        or residuals.shape[1] != 6
+        or not len(residuals)
+        or residuals.dtype != torch.float32
+        or not residuals.isfinite().all()
+    ):
+        raise ValueError(
+            f"its errors on held-out X-rays are {tuple(residuals.shape)} {residuals.dtype}, not N 6"
+            " finite torch.float32"
+        )
 
 
 @contextmanager
@@ -743,24 +1082,53 @@ def _read_from(path: Path, name: str):
     "What goes wrong inside is the fault of the file, and the message names it."
     try:
         yield
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+        RuntimeError,
+    ) as error:
         why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         with _ways_on(name):
-            raise ValueError(f"{path} is not a whole {name.removesuffix('.pt')} of diffpose.training ({why})") from None
+            raise ValueError(
+                f"{path} is not a whole {name.removesuffix('.pt')} of diffpose.training ({why})"
+            ) from None
 
 # %% ../notebooks/api/26_training.ipynb #04633a6a
-def make_model(config: TrainConfig, camera: Camera, pretrained: Optional[bool] = None) -> PoseRegressor:
+def make_model(
+    config: TrainConfig, camera: Camera, pretrained: bool | None = None
+) -> PoseRegressor:
     "The network of a training's settings."
     pretrained = config.pretrained if pretrained is None else pretrained
-    return PoseRegressor(config.model_name, config.parameterization, config.convention, pretrained, camera.height, camera.width, pooling=config.pooling, reference=config.poses.center, **config.model_options)
+    return PoseRegressor(
+        config.model_name,
+        config.parameterization,
+        config.convention,
+        pretrained,
+        camera.height,
+        camera.width,
+        pooling=config.pooling,
+        reference=config.poses.center,
+        **config.model_options
+    )
 
 
 def residual(
     true: RigidTransform,  # B
     guess: RigidTransform,  # B
-) -> Tensor:  # B 6: rotation vector [rad] in the guess's frame, and the source in the rotated frame [mm]
+    # returns B 6: rotation vector [rad] in the guess's frame, and the source in the rotated frame
+    # [mm]
+) -> Tensor:
     "What to change a guess by."
-    return torch.cat([so3_log(guess.rotation.mT @ true.rotation), true.convert("matrix")[1] - guess.convert("matrix")[1]], -1)
+    return torch.cat(
+        [
+            so3_log(guess.rotation.mT @ true.rotation),
+            true.convert("matrix")[1] - guess.convert("matrix")[1],
+        ],
+        -1,
+    )
 
 
 def changed(
@@ -789,7 +1157,11 @@ class PoseEstimator:
 
     def __init__(self, data: dict):
         self.config, self.camera = TrainConfig.from_dict(data["config"]), Camera(**data["camera"])
-        self.orientation, self.residuals, self.about = data["orientation"], data["residuals"], {k: data[k] for k in ("iteration", "versions", "validation")}
+        self.orientation, self.residuals, self.about = (
+            data["orientation"],
+            data["residuals"],
+            {k: data[k] for k in ("iteration", "versions", "validation")},
+        )
         self.model = make_model(self.config, self.camera, pretrained=False)
         _check_weights(data["model"], self.model.state_dict())
         self.model.load_state_dict(data["model"])
@@ -798,9 +1170,12 @@ class PoseEstimator:
     @classmethod
     def load(
         cls,
-        path: Union[str, Path],  # model.pt, or the folder of a training
+        path: str | Path,  # model.pt, or the folder of a training
     ) -> "PoseEstimator":
-        "The network that a training wrote. Raises ValueError where the file is damaged, or no model."
+        """The network that a training wrote.
+
+        Raises ValueError where the file is damaged, or no model.
+        """
         data = load_saved(path)
         with _read_from(Path(path), "model.pt"):
             _check_keys(data, _MODEL)
@@ -811,34 +1186,49 @@ class PoseEstimator:
     def estimate(
         self,
         xray: Tensor,  # B 1 H W line integrals (bone bright)
-        camera: Optional[Camera] = None,  # that took it; None: the training's
-        mask: Optional[Tensor] = None,  # B 1 H W, as for `prepare`
+        camera: Camera | None = None,  # that took it; None: the training's
+        mask: Tensor | None = None,  # B 1 H W, as for `prepare`
         find_field: bool = True,
     ) -> RigidTransform:  # B, float32
         "The network's guess for each X-ray."
         with _asked(self.model):
-            return self.model(self.prepare(xray, camera, mask, find_field).to(self.device)).to(xray.device)
+            return self.model(self.prepare(xray, camera, mask, find_field).to(self.device)).to(
+                xray.device
+            )
 
     def register(
         self,
         xray: Tensor,  # 1 1 H W line integrals (bone bright)
-        solver: Union[GaussNewton, SparseAdam, DRR],  # of the patient and the X-ray's camera; a DRR: its GaussNewton
-        mask: Optional[Tensor] = None,  # 1 1 H W, where the X-ray can be trusted
-        landmarks: Optional[Tensor] = None,  # N 3 or 1 N 3 world [mm], for the expected TRE
-        n_hypotheses: Optional[int] = None,  # refined beside the guess, the best wins; None: 7, and none for SparseAdam, as in the paper
-        n_more: int = 48,  # GaussNewton's further starts where these do not convince: half around the guess, half from the training's range
+        # of the patient and the X-ray's camera; a DRR: its GaussNewton
+        solver: GaussNewton | SparseAdam | DRR,
+        mask: Tensor | None = None,  # 1 1 H W, where the X-ray can be trusted
+        landmarks: Tensor | None = None,  # N 3 or 1 N 3 world [mm], for the expected TRE
+        # refined beside the guess, the best wins; None: 7, and none for SparseAdam, as in the paper
+        n_hypotheses: int | None = None,
+        # GaussNewton's further starts where these do not convince: half around the guess, half from
+        # the training's range
+        n_more: int = 48,
         seed: int = 0,
         progress: bool = False,
-        callback: Optional[Callable] = None,  # as for `GaussNewton.register`
-        antipodal: bool = False,  # try the view from the other side too, which a network may have taken for this one
+        callback: Callable | None = None,  # as for `GaussNewton.register`
+        # try the view from the other side too, which a network may have taken for this one
+        antipodal: bool = False,
         find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
     ) -> Result:  # its `evidence` holds "guess", the network's pose 4 4
         "Network, refinement, verdict."
         solver = GaussNewton(solver) if isinstance(solver, DRR) else solver
-        if (solver.drr.detector.reorient.cpu().double() - reorientation(self.orientation).double()).abs().max() > 1e-6:
-            raise ValueError(f"the network learned poses of view {self.orientation}, the CT was read with orientation {getattr(solver.drr.subject, 'orientation', 'another')}: read(..., orientation={self.orientation!r})")
+        if (
+            solver.drr.detector.reorient.cpu().double() - reorientation(self.orientation).double()
+        ).abs().max() > 1e-6:
+            raise ValueError(
+                f"the network learned poses of view {self.orientation}, the CT was read with"
+                f" orientation {getattr(solver.drr.subject, 'orientation', 'another')}: read(...,"
+                f" orientation={self.orientation!r})"
+            )
         camera = solver.drr.camera
-        guess, first_order = self.estimate(xray, camera, mask, find_field).cpu(), isinstance(solver, SparseAdam)
+        guess, first_order = self.estimate(xray, camera, mask, find_field).cpu(), isinstance(
+            solver, SparseAdam
+        )
         n_hypotheses = (0 if first_order else 7) if n_hypotheses is None else n_hypotheses
         options = {"mask": mask, "landmarks": landmarks, "seed": seed, "progress": progress}
         drawn = self.hypotheses(guess, n_hypotheses + (0 if first_order else n_more // 2), seed)
@@ -846,10 +1236,21 @@ class PoseEstimator:
         other = [antipode(guess, self.orientation)] if antipodal else []
         if first_order:
             starts = RigidTransform.cat([starts, *other])
-            result = solver.register(xray, starts, features=self.features(xray, camera, mask, find_field), **options)
+            result = solver.register(
+                xray, starts, features=self.features(xray, camera, mask, find_field), **options
+            )
         else:
-            anywhere = self.config.poses.sample(n_more - n_more // 2, torch.Generator().manual_seed(seed))
-            result = solver.register(xray, starts, more=RigidTransform.cat([*other, around, anywhere]), callback=callback, find_field=find_field, **options)
+            anywhere = self.config.poses.sample(
+                n_more - n_more // 2, torch.Generator().manual_seed(seed)
+            )
+            result = solver.register(
+                xray,
+                starts,
+                more=RigidTransform.cat([*other, around, anywhere]),
+                callback=callback,
+                find_field=find_field,
+                **options,
+            )
         result.evidence["guess"] = guess.matrix[0].tolist()
         return result
 
@@ -861,46 +1262,72 @@ class PoseEstimator:
     ) -> RigidTransform:  # 1 + n, the guess first
         "Poses that the truth may be, if the network is as wrong as it was on held-out X-rays."
         gen = torch.Generator().manual_seed(seed)
-        rounds = [torch.randperm(len(self.residuals), generator=gen) for _ in range(-(-n // len(self.residuals)))]
+        rounds = [
+            torch.randperm(len(self.residuals), generator=gen)
+            for _ in range(-(-n // len(self.residuals)))
+        ]
         poses = guess
-        for k, pick in enumerate(rounds):  # beyond the number of residuals: two of them, one upon the other
+        # beyond the number of residuals: two of them, one upon the other
+        for k, pick in enumerate(rounds):
             wrong = changed(guess.expand(len(pick)), self.residuals[pick].to(guess.matrix))
-            poses = RigidTransform.cat([poses, changed(wrong, self.residuals[rounds[k - 1]].to(guess.matrix)) if k else wrong])
+            poses = RigidTransform.cat(
+                [
+                    poses,
+                    changed(wrong, self.residuals[rounds[k - 1]].to(guess.matrix)) if k else wrong,
+                ]
+            )
         return poses[: n + 1]
 
     def features(
         self,
         xray: Tensor,  # 1 1 H W line integrals (bone bright)
-        camera: Optional[Camera] = None,  # that took it; None: the training's
-        mask: Optional[Tensor] = None,  # 1 1 H W, as for `prepare`
+        camera: Camera | None = None,  # that took it; None: the training's
+        mask: Tensor | None = None,  # 1 1 H W, as for `prepare`
         find_field: bool = True,
     ) -> Tensor:  # 1 1 h w, over the field of the X-ray
         "Where the network looks: the features of its backbone, summed."
         with _asked(self.model):
-            found = self.model.features(self.prepare(xray, camera, mask, find_field).to(self.device)).sum(1, keepdim=True).float().cpu()
-        there = self.camera if camera is None else camera.resize(self.camera.height, self.camera.width)
+            found = (
+                self.model.features(self.prepare(xray, camera, mask, find_field).to(self.device))
+                .sum(1, keepdim=True)
+                .float()
+                .cpu()
+            )
+        there = (
+            self.camera if camera is None else camera.resize(self.camera.height, self.camera.width)
+        )
         flips = lambda c: (c.reverse_x_axis, c.reverse_y_axis)
         if flips(there) == flips(self.camera) and torch.allclose(there.K, self.camera.K, rtol=1e-6):
             return found
-        fine = F.interpolate(found - found.min(), (self.camera.height, self.camera.width), mode="bicubic")
+        fine = F.interpolate(
+            found - found.min(), (self.camera.height, self.camera.width), mode="bicubic"
+        )
         found, known = retarget(fine, self.camera, camera)
         return torch.where(known, found, 0.0)
 
     def prepare(
         self,
         xray: Tensor,  # B 1 H W line integrals (bone bright)
-        camera: Optional[Camera] = None,  # that took it; None: the training's
-        mask: Optional[Tensor] = None,  # B 1 H W, where the X-ray can be trusted
+        camera: Camera | None = None,  # that took it; None: the training's
+        mask: Tensor | None = None,  # B 1 H W, where the X-ray can be trusted
         find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
     ) -> Tensor:  # B 1 h w
         "X-rays as the network sees them."
         if not isinstance(xray, Tensor) or xray.ndim != 4 or xray.shape[1] != 1:
-            raise ValueError(f"X-rays are tensors B 1 H W, not {tuple(xray.shape) if isinstance(xray, Tensor) else type(xray).__name__}: read_xray makes one of a file")
+            raise ValueError(
+                "X-rays are tensors B 1 H W, not"
+                f" {tuple(xray.shape) if isinstance(xray, Tensor) else type(xray).__name__}:"
+                " read_xray makes one of a file"
+            )
         known = xray.isfinite() if mask is None else xray.isfinite() & mask.bool()
         mask = known & open_field(xray.float()) if find_field or mask is None else known
         same = camera is None and tuple(xray.shape[-2:]) == (self.camera.height, self.camera.width)
         camera = self.camera.resize(*xray.shape[-2:]) if camera is None else camera
-        image, known = (torch.where(mask, xray, 0.0), mask) if same else retarget(xray.float(), camera, self.camera, mask)
+        image, known = (
+            (torch.where(mask, xray, 0.0), mask)
+            if same
+            else retarget(xray.float(), camera, self.camera, mask)
+        )
         return standardise(image.float(), known)
 
     @property
@@ -908,7 +1335,7 @@ class PoseEstimator:
         "Where the network is."
         return self.model.reference_rotation.device
 
-    def to(self, device: Union[str, torch.device]) -> "PoseEstimator":
+    def to(self, device: str | torch.device) -> "PoseEstimator":
         "Move the network."
         self.model.to(device)
         return self
@@ -932,23 +1359,51 @@ def process_group() -> tuple[int, int, torch.device]:  # rank, number of process
 def _fingerprint(subjects: Sequence[torchio.Subject], camera: Camera) -> str:
     "Of the patients and the camera, so that no training goes on with others."
     labelled = lambda s: 0 if getattr(s, "mask", None) is None else int(s.mask.data.long().sum())
-    numbers = [[s.orientation, *s.density.shape, *s.density.affine.ravel().round(4).tolist(), round(float(s.density.data.double().mean()), 6), labelled(s)] for s in subjects]
+    numbers = [
+        [
+            s.orientation,
+            *s.density.shape,
+            *s.density.affine.ravel().round(4).tolist(),
+            round(float(s.density.data.double().mean()), 6),
+            labelled(s),
+        ]
+        for s in subjects
+    ]
     return hashlib.sha256(json.dumps([numbers, camera.to_dict()]).encode()).hexdigest()[:16]
 
 # %% ../notebooks/api/26_training.ipynb #8dbc46e4
 class _Lost(Exception):
     "The loss is lost: why, and what the network was shown and answered."
 
-    def __init__(self, why: str, batch: Batch | None = None, guess: RigidTransform | None = None, terms: dict | None = None):
+    def __init__(
+        self,
+        why: str,
+        batch: Batch | None = None,
+        guess: RigidTransform | None = None,
+        terms: dict | None = None,
+    ):
         super().__init__(why)
         self.why, self.batch, self.guess, self.terms = why, batch, guess, terms or {}
 
     def state(self) -> dict:
         "For a file that shows what happened."
         batch, guess = self.batch, self.guess
-        shown = {} if batch is None else {"images": batch.images.cpu(), "poses": batch.poses.matrix.cpu(), "patients": batch.patients}
+        shown = (
+            {}
+            if batch is None
+            else {
+                "images": batch.images.cpu(),
+                "poses": batch.poses.matrix.cpu(),
+                "patients": batch.patients,
+            }
+        )
         terms = {name: value.detach().cpu() for name, value in self.terms.items()}
-        return {"why": self.why, **shown, "guesses": None if guess is None else guess.matrix.detach().cpu(), "terms": terms}
+        return {
+            "why": self.why,
+            **shown,
+            "guesses": None if guess is None else guess.matrix.detach().cpu(),
+            "terms": terms,
+        }
 
 
 class _Learner:
@@ -969,7 +1424,12 @@ class _Learner:
         drrs = [training_drr(s, camera, config.height, config.renderer, distance) for s in subjects]
         self.camera = drrs[0].camera
         if self.device.type == "cpu":
-            check_memory("batch_size=", (config.batch_size, self.camera.height, self.camera.width), _TRAIN_BYTES, "choose a smaller one, or allow more with max_memory=")
+            check_memory(
+                "batch_size=",
+                (config.batch_size, self.camera.height, self.camera.width),
+                _TRAIN_BYTES,
+                "choose a smaller one, or allow more with max_memory=",
+            )
         self.landmarks = [default_landmarks(d).float() for d in drrs]
         self.views = Views([d.to(self.device) for d in drrs], config)
         torch.manual_seed(config.seed)
@@ -977,11 +1437,21 @@ class _Learner:
         if init is not None:
             _take_weights(self.model, load_saved(init), Path(init))
         self.model.to(self.device)
-        self.network = self.model if self.world == 1 else torch.nn.parallel.DistributedDataParallel(self.model, [self.device.index] if self.device.type == "cuda" else None)
-        self.optimiser = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.network = (
+            self.model
+            if self.world == 1
+            else torch.nn.parallel.DistributedDataParallel(
+                self.model, [self.device.index] if self.device.type == "cuda" else None
+            )
+        )
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay
+        )
         rise = lambda k: min(1.0, (k + 1) / max(1, config.warmup))
         fall = lambda k: 0.5 * (1 + math.cos(math.pi * min(1.0, k / config.iterations)))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, lambda k: rise(k) * fall(k))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimiser, lambda k: rise(k) * fall(k)
+        )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "float16")
         self.recent = []  # losses, to know what is usual
 
@@ -989,7 +1459,11 @@ class _Learner:
         "All that the next step depends on."
         cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         parts = {name: getattr(self, name).state_dict() for name in _PARTS}
-        return {**parts, "recent": self.recent, "rng": {"torch": torch.get_rng_state(), "cuda": cuda}}
+        return {
+            **parts,
+            "recent": self.recent,
+            "rng": {"torch": torch.get_rng_state(), "cuda": cuda},
+        }
 
     def load(self, state: dict) -> None:
         "Go on from a state."
@@ -1004,11 +1478,13 @@ class _Learner:
     def step(self, iteration: int) -> dict:
         "One step of the optimiser; what happened, averaged over all processes. Raises `_Lost`."
         c, happened = self.config, {}
-        torch.manual_seed(_generator(c.seed, iteration, -1 - self.rank).initial_seed())  # a network's own randomness, resumed or not
+        # a network's own randomness, resumed or not
+        torch.manual_seed(_generator(c.seed, iteration, -1 - self.rank).initial_seed())
         self.model.train()
         self.optimiser.zero_grad()
         for part in range(c.accumulate):
-            first = (part * self.world + self.rank) * c.batch_size  # this process's share of the samples
+            # this process's share of the samples
+            first = (part * self.world + self.rank) * c.batch_size
             batch = self.views.batch(iteration, range(first, first + c.batch_size))
             batch = Batch(batch.images.to(self.device), batch.poses.to(self.device), batch.patients)
             waits = self.world > 1 and part < c.accumulate - 1
@@ -1020,7 +1496,11 @@ class _Learner:
                     raise _Lost(f"loss {loss.item()}", batch, guess, terms)
                 self.scaler.scale(loss / c.accumulate).backward()
             errors = self.errors(batch.poses, guess.detach(), batch.patients)
-            row = {"loss": loss.item(), **{k: v.mean().item() for k, v in terms.items()}, **{k: v.mean().item() for k, v in errors.items()}}
+            row = {
+                "loss": loss.item(),
+                **{k: v.mean().item() for k, v in terms.items()},
+                **{k: v.mean().item() for k, v in errors.items()},
+            }
             happened = {k: happened.get(k, 0.0) + v / c.accumulate for k, v in row.items()}
         if self.world > 1:
             values = torch.tensor(list(happened.values()), dtype=torch.float64, device=self.device)
@@ -1038,14 +1518,18 @@ class _Learner:
     ) -> RigidTransform:  # B
         "The network's answers. Raises `_Lost` if one is no pose."
         dtype = _PRECISIONS[self.config.precision] if batch is not None else None
-        whose, network = ("the held-out X-rays", self.model) if batch is None else ("the batch", self.network)
+        whose, network = (
+            ("the held-out X-rays", self.model) if batch is None else ("the batch", self.network)
+        )
         try:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 guess = network(images)
         except ValueError as error:  # numbers of which no rotation can be made
             raise _Lost(f"the network's answer to {whose} is no pose ({error})", batch) from error
         if not guess.matrix.isfinite().all():
-            raise _Lost(f"the network's answer to {whose} is no pose, but NaN or infinite", batch, guess)
+            raise _Lost(
+                f"the network's answer to {whose} is no pose, but NaN or infinite", batch, guess
+            )
         return guess
 
     def errors(
@@ -1058,18 +1542,24 @@ class _Learner:
         true, guess, tre = true.cpu(), guess.cpu(), torch.zeros(len(whose))
         for k in whose.unique().tolist():
             tre[whose == k] = mtre(true[whose == k], guess[whose == k], self.landmarks[k][None])
-        turned, moved = geodesic_so3(true.rotation, guess.rotation).rad2deg(), residual(true, guess)[:, 3:].norm(dim=-1)
+        turned, moved = geodesic_so3(true.rotation, guess.rotation).rad2deg(), residual(
+            true, guess
+        )[:, 3:].norm(dim=-1)
         return {"rotation_deg": turned, "translation_mm": moved, "mtre_mm": tre}
 
     def _terms(self, batch: Batch, guess: RigidTransform) -> dict:
         "Each term of the loss, per sample."
         c = self.config
-        terms = pose_terms(batch.poses, guess, self.camera.sdd, c.loss, batch.patients.to(self.device))
+        terms = pose_terms(
+            batch.poses, guess, self.camera.sdd, c.loss, batch.patients.to(self.device)
+        )
         if c.loss.ncc or c.loss.mncc or c.loss.dice:
             found = {}
             for k in batch.patients.unique().tolist():
                 mine = (batch.patients == k).nonzero()[:, 0].to(self.device)
-                for name, value in image_terms(self.views.drrs[k], batch.poses[mine], guess[mine], c.loss).items():
+                for name, value in image_terms(
+                    self.views.drrs[k], batch.poses[mine], guess[mine], c.loss
+                ).items():
                     found.setdefault(name, []).append(value)
             terms |= {name: torch.cat(values) for name, values in found.items()}
         return terms
@@ -1079,8 +1569,18 @@ class _Learner:
         usual = sorted(self.recent)[len(self.recent) // 2] if len(self.recent) >= 50 else math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # clips nothing
         self.recent = [*self.recent[-99:], loss]
-        if not math.isfinite(loss) or loss > self.config.explode * usual or (not norm.isfinite() and not self.scaler.is_enabled()):
-            raise _Lost(f"loss {loss:.4g} (the last hundred's median: {usual:.4g}), gradient {norm.item():.4g}", batch, guess, terms)
+        if (
+            not math.isfinite(loss)
+            or loss > self.config.explode * usual
+            or (not norm.isfinite() and not self.scaler.is_enabled())
+        ):
+            raise _Lost(
+                f"loss {loss:.4g} (the last hundred's median: {usual:.4g}), gradient"
+                f" {norm.item():.4g}",
+                batch,
+                guess,
+                terms,
+            )
 
     def _update(self) -> None:
         "Change the weights."
@@ -1094,11 +1594,14 @@ class _Learner:
 
 
 _PARTS = ("model", "optimiser", "schedule", "scaler")  # of a learner, that have a state
-_TRAIN_BYTES = 100  # per pixel of a batch, at the least: features of the network and their gradients
+# per pixel of a batch, at the least: features of the network and their gradients
+_TRAIN_BYTES = 100
 
 
 def _take_weights(model: PoseRegressor, data: dict, path: Path) -> None:
-    "Start from another training's weights; its heads mean the same only relative to the same reference."
+    """Start from another training's weights; its heads mean the same only relative to the same
+    reference.
+    """
     there = model.state_dict()
     with _read_from(path, "model.pt"):
         _check_keys(data, {"model": dict, "config": dict})
@@ -1106,10 +1609,16 @@ def _take_weights(model: PoseRegressor, data: dict, path: Path) -> None:
         if not all(isinstance(v, Tensor) and v.isfinite().all() for v in data["model"].values()):
             raise ValueError("its weights are not finite numbers")
     weights = {k: v for k, v in data["model"].items() if not k.startswith("reference_")}
-    wrong = [k for k, v in weights.items() if k not in there or there[k].shape != v.shape] + [k for k in there if k not in data["model"]]
+    wrong = [k for k, v in weights.items() if k not in there or there[k].shape != v.shape] + [
+        k for k in there if k not in data["model"]
+    ]
     if wrong:
         theirs = data["config"]
-        raise ValueError(f"the weights to start from belong to another network ({theirs['model_name']} {theirs['model_options']}, {theirs['parameterization']}, height {theirs['height']}): {', '.join(wrong[:3])} do not fit; give the same settings")
+        raise ValueError(
+            f"the weights to start from belong to another network ({theirs['model_name']}"
+            f" {theirs['model_options']}, {theirs['parameterization']}, height {theirs['height']}):"
+            f" {', '.join(wrong[:3])} do not fit; give the same settings"
+        )
     model.load_state_dict({**there, **weights})
 
 # %% ../notebooks/api/26_training.ipynb #54f36319
@@ -1123,7 +1632,9 @@ def _held_out(
     images = torch.zeros(c.n_validation, 1, camera.height, camera.width)
     for k in whose.unique().tolist():
         images[whose == k] = simulate_xray(subjects[k], camera, poses[whose == k], seed=c.seed)
-    return Batch(torch.cat([standardise(x[None], open_field(x[None])) for x in images]), poses, whose)
+    return Batch(
+        torch.cat([standardise(x[None], open_field(x[None])) for x in images]), poses, whose
+    )
 
 # %% ../notebooks/api/26_training.ipynb #7cb5f2b8
 class _Tables:
@@ -1135,7 +1646,9 @@ class _Tables:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(folder / "tensorboard", purge_step=iteration + 1)
-        self.log, self.validations = (_Log(folder, name, iteration, self.board) for name in ("log", "validation"))
+        self.log, self.validations = (
+            _Log(folder, name, iteration, self.board) for name in ("log", "validation")
+        )
 
     def flush(self) -> None:
         "Bring to disk what a kill would take."
@@ -1149,12 +1662,16 @@ class _Tables:
 
             figure = Figure(figsize=(7, 2.6), layout="constrained")
             plot_training(self.folder, figure.subplots(1, 2))
-            save_atomically(self.folder / "training.png", lambda p: figure.savefig(p, dpi=120, format="png"))
+            save_atomically(
+                self.folder / "training.png", lambda p: figure.savefig(p, dpi=120, format="png")
+            )
 
 # %% ../notebooks/api/26_training.ipynb #9c5edfa7
 @contextmanager
 def _signals():
-    "Yields a list, to which SIGINT and SIGTERM are added as they come in; the second one has its usual effect."
+    """Yields a list, to which SIGINT and SIGTERM are added as they come in; the second one has its
+    usual effect.
+    """
     told, usual = [], {}
     if threading.current_thread() is not threading.main_thread():  # others cannot handle signals
         yield told
@@ -1175,11 +1692,15 @@ def _signals():
 
 # %% ../notebooks/api/26_training.ipynb #c76b8347
 class Trainer:
-    "A training, from its first or its last state to its end; it seeds torch's global generator. Most users call `train`."
+    """A training, from its first or its last state to its end; it seeds torch's global generator.
+
+    Most users call `train`.
+    """
 
     def __init__(
         self,
-        subjects: Sequence[torchio.Subject],  # patients, from `diffpose.data.read`; several give one network for all
+        # patients, from `diffpose.data.read`; several give one network for all
+        subjects: Sequence[torchio.Subject],
         camera: Camera,  # of the X-rays that will come
         folder: str | Path,  # for checkpoints, logs and the model
         config: TrainConfig | None = None,
@@ -1188,17 +1709,31 @@ class Trainer:
         resume: bool = True,  # go on where the folder's checkpoint left off
         tensorboard: bool = True,
     ):
-        self.folder, init = Path(folder).expanduser(), None if init is None else Path(init).expanduser()
+        self.folder, init = Path(folder).expanduser(), (
+            None if init is None else Path(init).expanduser()
+        )
         self.orientation = _one_view(subjects)
         _sourced(camera)
         if init is not None and _own(init, self.folder):
-            raise ValueError(f"init={init} is in the folder that the training writes to, which would replace it: give another folder")
+            raise ValueError(
+                f"init={init} is in the folder that the training writes to, which would replace it:"
+                " give another folder"
+            )
         self.rank, self.world, found = process_group()
-        alone = keep_out(self.folder) if self.rank == 0 else lambda: None  # of all processes of a training, the first one writes
+        # of all processes of a training, the first one writes
+        alone = keep_out(self.folder) if self.rank == 0 else lambda: None
         self._let_in = weakref.finalize(self, alone)
         try:
-            self.config, self.fingerprint = (config or TrainConfig()).of_view(self.orientation), _fingerprint(subjects, camera)
-            self.learner = _Learner(subjects, camera, self.config, init, (self.rank, self.world, torch.device(device or found)))
+            self.config, self.fingerprint = (config or TrainConfig()).of_view(
+                self.orientation
+            ), _fingerprint(subjects, camera)
+            self.learner = _Learner(
+                subjects,
+                camera,
+                self.config,
+                init,
+                (self.rank, self.world, torch.device(device or found)),
+            )
             self.iteration, self.seconds, self.sums, self.best = 0, 0.0, {}, math.inf
             if self.rank == 0:
                 _tidy(self.folder, resume)
@@ -1217,17 +1752,25 @@ class Trainer:
     def run(
         self,
         progress: bool = True,  # show a bar, where there is a terminal
-        callback: Callable[[int, dict], None] | None = None,  # called after each iteration with its number, and what happened
+        # called after each iteration with its number, and what happened
+        callback: Callable[[int, dict], None] | None = None,
     ) -> "Trainer":
         "Learn."
         from tqdm import tqdm
 
         c = self.config
-        if self.iteration == c.iterations and not (self.folder / "model.pt").exists():  # someone removed it
+        # someone removed it
+        if self.iteration == c.iterations and not (self.folder / "model.pt").exists():
             self.best = math.inf
             self.validate(again=True)
         try:
-            with _signals() as told, tqdm(total=c.iterations, initial=self.iteration, desc="training", unit="it", disable=None if progress and self.rank == 0 else True) as bar:
+            with _signals() as told, tqdm(
+                total=c.iterations,
+                initial=self.iteration,
+                desc="training",
+                unit="it",
+                disable=None if progress and self.rank == 0 else True,
+            ) as bar:
                 while self.iteration < c.iterations:
                     self._step(callback, bar)
                     if told and self.iteration < c.iterations:
@@ -1241,14 +1784,21 @@ class Trainer:
         return self
 
     def validate(self, again: bool = False) -> dict:
-        "Errors on the held-out X-rays, put into the table unless again; the best network so far becomes model.pt."
+        """Errors on the held-out X-rays, put into the table unless again; the best network so far
+        becomes model.pt.
+        """
         images, truth, whose = self.held_out
         self.model.eval()
         with torch.no_grad(), self._keeping_what_was_lost():
-            guess = RigidTransform.cat([self.learner.ask(x.to(self.device)).cpu() for x in images.split(64)])
+            guess = RigidTransform.cat(
+                [self.learner.ask(x.to(self.device)).cpu() for x in images.split(64)]
+            )
         row = {"iteration": self.iteration}
         for name, value in self.learner.errors(truth, guess, whose).items():
-            row |= {f"{name}_median": value.median().item(), f"{name}_p90": value.quantile(0.9).item()}
+            row |= {
+                f"{name}_median": value.median().item(),
+                f"{name}_p90": value.quantile(0.9).item(),
+            }
         if self.rank == 0 and not again:
             self.tables.validations.add(row)
         if self.rank == 0 and row["mtre_mm_median"] < self.best:
@@ -1260,8 +1810,18 @@ class Trainer:
         "Write all that the next iteration depends on."
         if self.rank == 0:
             self.tables.flush()
-            numbers = {name: getattr(self, name) for name in ("iteration", "seconds", "sums", "best", "fingerprint")}
-            about = {"format": 1, "kind": "checkpoint", "world": self.world, "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions()}
+            numbers = {
+                name: getattr(self, name)
+                for name in ("iteration", "seconds", "sums", "best", "fingerprint")
+            }
+            about = {
+                "format": 1,
+                "kind": "checkpoint",
+                "world": self.world,
+                "config": self.config.to_dict(),
+                "camera": asdict(self.camera),
+                "versions": versions(),
+            }
             _save(self.folder / "checkpoint.pt", {**about, **numbers, **self.learner.state()})
 
     def resume(self) -> bool:
@@ -1272,26 +1832,42 @@ class Trainer:
         data = load_saved(path, "checkpoint.pt")
         with _read_from(path, "checkpoint.pt"):
             _check_keys(data, _CHECKPOINT)
-            theirs = TrainConfig.from_dict(data["config"]).to_dict() | {"processes": data.get("world", 1)}
+            theirs = TrainConfig.from_dict(data["config"]).to_dict() | {
+                "processes": data.get("world", 1)
+            }
         self._check_same(path, data, theirs)
         with _read_from(path, "checkpoint.pt"):
             self.learner.load(data)
             for name in ("iteration", "seconds", "sums", "best"):
                 setattr(self, name, data[name])
-        if theirs["iterations"] != self.config.iterations:  # the step size that belongs to here, on the longer way
+        # the step size that belongs to here, on the longer way
+        if theirs["iterations"] != self.config.iterations:
             self.learner.schedule.last_epoch -= 1
             self.learner.schedule.step()
         return True
 
     def _check_same(self, path: Path, data: dict, theirs: dict) -> None:
-        "Refuse to go on where another training stopped; more iterations than it has done may be asked for."
+        """Refuse to go on where another training stopped; more iterations than it has done may be
+        asked for.
+        """
         mine = TrainConfig.from_dict(self.config.to_dict()).to_dict() | {"processes": self.world}
         if data["iteration"] > mine["iterations"]:
-            raise ValueError(f"{path} has {data['iteration']} iterations behind it, and iterations={mine['iterations']} are fewer: they are counted from the start. Ask for more, or for another folder; resume=False starts anew and overwrites it")
-        other = [f"{k} ({theirs[k]} there, {mine[k]} here)" for k in mine if mine[k] != theirs[k] and k != "iterations"]
+            raise ValueError(
+                f"{path} has {data['iteration']} iterations behind it, and"
+                f" iterations={mine['iterations']} are fewer: they are counted from the start. Ask"
+                " for more, or for another folder; resume=False starts anew and overwrites it"
+            )
+        other = [
+            f"{k} ({theirs[k]} there, {mine[k]} here)"
+            for k in mine
+            if mine[k] != theirs[k] and k != "iterations"
+        ]
         if other or data["fingerprint"] != self.fingerprint:
             what = "; ".join(other) or "another CT or camera"
-            raise ValueError(f"{path} is of a training with other settings: {what}. Give the same, or another folder; resume=False starts anew and overwrites it")
+            raise ValueError(
+                f"{path} is of a training with other settings: {what}. Give the same, or another"
+                " folder; resume=False starts anew and overwrites it"
+            )
 
     def _open(self, tensorboard: bool) -> _Tables:
         "Write the settings, and begin the tables or go on with them."
@@ -1316,7 +1892,11 @@ class Trainer:
         if callback is not None:
             callback(self.iteration, happened)
         bar.update()
-        bar.set_postfix(loss=f"{happened['loss']:.3f}", deg=f"{happened['rotation_deg']:.1f}", mm=f"{happened['translation_mm']:.0f}")
+        bar.set_postfix(
+            loss=f"{happened['loss']:.3f}",
+            deg=f"{happened['rotation_deg']:.1f}",
+            mm=f"{happened['translation_mm']:.0f}",
+        )
         if self.iteration % c.validate_every == 0 or self.iteration == c.iterations:
             self.validate()
         if self.iteration % c.checkpoint_every == 0 or self.iteration == c.iterations:
@@ -1325,18 +1905,47 @@ class Trainer:
     def _record(self, happened: dict) -> None:
         "Means over the iterations since the last row."
         c = self.config
-        self.sums = {k: self.sums.get(k, 0.0) + v for k, v in happened.items()} | {"n": self.sums.get("n", 0) + 1}
+        self.sums = {k: self.sums.get(k, 0.0) + v for k, v in happened.items()} | {
+            "n": self.sums.get("n", 0) + 1
+        }
         if self.iteration % c.log_every == 0 or self.iteration == c.iterations:
             n = self.sums.pop("n")
             if self.rank == 0:
-                images, lr = self.iteration * c.batch_size * c.accumulate * self.world, self.learner.schedule.get_last_lr()[0]
-                self.tables.log.add({"iteration": self.iteration, "images": images, "seconds": self.seconds, "lr": lr, **{k: v / n for k, v in self.sums.items()}})
+                images, lr = (
+                    self.iteration * c.batch_size * c.accumulate * self.world,
+                    self.learner.schedule.get_last_lr()[0],
+                )
+                self.tables.log.add(
+                    {
+                        "iteration": self.iteration,
+                        "images": images,
+                        "seconds": self.seconds,
+                        "lr": lr,
+                        **{k: v / n for k, v in self.sums.items()},
+                    }
+                )
             self.sums = {}
 
     def _write_model(self, residuals: Tensor, row: dict) -> None:
         "What an X-ray needs."
-        about = {"format": 1, "kind": "model", "config": self.config.to_dict(), "camera": asdict(self.camera), "versions": versions(), "orientation": self.orientation}
-        _save(self.folder / "model.pt", {**about, "model": self.model.state_dict(), "residuals": residuals, "iteration": self.iteration, "validation": row})
+        about = {
+            "format": 1,
+            "kind": "model",
+            "config": self.config.to_dict(),
+            "camera": asdict(self.camera),
+            "versions": versions(),
+            "orientation": self.orientation,
+        }
+        _save(
+            self.folder / "model.pt",
+            {
+                **about,
+                "model": self.model.state_dict(),
+                "residuals": residuals,
+                "iteration": self.iteration,
+                "validation": row,
+            },
+        )
 
     @contextmanager
     def _keeping_what_was_lost(self):
@@ -1344,17 +1953,43 @@ class Trainer:
         try:
             yield
         except _Lost as lost:
-            path, best = self.folder / f"diverged_{self.iteration}_{self.rank}.pt", self.folder / "model.pt"
-            _save(path, {"format": 1, "kind": "diverged", **lost.state(), "model": self.model.state_dict(), "config": self.config.to_dict()})
+            path, best = (
+                self.folder / f"diverged_{self.iteration}_{self.rank}.pt",
+                self.folder / "model.pt",
+            )
+            _save(
+                path,
+                {
+                    "format": 1,
+                    "kind": "diverged",
+                    **lost.state(),
+                    "model": self.model.state_dict(),
+                    "config": self.config.to_dict(),
+                },
+            )
             if self.tables is not None:
                 self.tables.flush()
-            from_best = f"; init={best} starts from the best network that validation saw" if self.iteration and best.exists() else ""
-            raise TrainingDiverged(f"iteration {self.iteration}: {lost.why}. Batch and weights are in {path}. The same settings would end here again: begin in another folder with a smaller lr or a longer warmup{from_best}") from lost.__cause__
+            from_best = (
+                f"; init={best} starts from the best network that validation saw"
+                if self.iteration and best.exists()
+                else ""
+            )
+            raise TrainingDiverged(
+                f"iteration {self.iteration}: {lost.why}. Batch and weights are in {path}. The same"
+                " settings would end here again: begin in another folder with a smaller lr or a"
+                f" longer warmup{from_best}"
+            ) from lost.__cause__
 
     def _stop(self, number: int) -> None:
-        "Someone asked for an end: keep everything, say how to go on, and end as the signal would have."
+        """Someone asked for an end: keep everything, say how to go on, and end as the signal would
+        have.
+        """
         self.save()
-        text = f"stopped after iteration {self.iteration} of {self.config.iterations}, which {self.folder / 'checkpoint.pt'} holds: started again in the same way, it goes on from there"
+        text = (
+            f"stopped after iteration {self.iteration} of {self.config.iterations}, which"
+            f" {self.folder / 'checkpoint.pt'} holds: started again in the same way, it goes on"
+            " from there"
+        )
         if number == signal.SIGINT:
             raise KeyboardInterrupt(text)
         print(text, file=sys.stderr, flush=True)
@@ -1367,7 +2002,10 @@ def _one_view(subjects: Sequence[torchio.Subject]) -> str | None:
     if not views:
         raise ValueError("a training needs a patient at least")
     if len(views) > 1:
-        raise ValueError(f"one network, one view: the subjects were read with orientation {' and '.join(map(str, views))}")
+        raise ValueError(
+            "one network, one view: the subjects were read with orientation"
+            f" {' and '.join(map(str, views))}"
+        )
     return views.pop()
 
 
@@ -1391,13 +2029,15 @@ def _tidy(folder: Path, resume: bool) -> None:
 
 # %% ../notebooks/api/26_training.ipynb #b8a56f46
 def train(
-    subjects: Union[torchio.Subject, Sequence[torchio.Subject]],  # the patient, or several for one network
+    # the patient, or several for one network
+    subjects: torchio.Subject | Sequence[torchio.Subject],
     camera: Camera,  # of the X-rays that will come
-    folder: Union[str, Path],  # for checkpoints, logs and the model; a training that was stopped there goes on
-    config: Optional[TrainConfig] = None,
-    init: Union[str, Path, None] = None,  # another training's model, to start from its weights
+    # for checkpoints, logs and the model; a training that was stopped there goes on
+    folder: str | Path,
+    config: TrainConfig | None = None,
+    init: str | Path | None = None,  # another training's model, to start from its weights
     progress: bool = True,
-    callback: Optional[Callable[[int, dict], None]] = None,  # as for `Trainer.run`
+    callback: Callable[[int, dict], None] | None = None,  # as for `Trainer.run`
     **options,  # of `Trainer`: device, resume, tensorboard
 ) -> PoseEstimator:
     "Teach a network a patient, and return the best that validation saw."
@@ -1407,7 +2047,7 @@ def train(
 
 
 def plot_training(
-    folder: Union[str, Path],  # of a training
+    folder: str | Path,  # of a training
     axs: Any = None,  # two axes
 ) -> Any:  # the axes
     "The loss, and the errors on held-out X-rays."
@@ -1419,9 +2059,22 @@ def plot_training(
     axs = plt.subplots(1, 2, figsize=(7, 2.6), layout="constrained")[1] if axs is None else axs
     axs[0].plot(log["iteration"], log["loss"])
     axs[0].set(xlabel="iteration", ylabel="loss", ylim=(0, None))
-    for name, label in (("rotation_deg", "rotation [deg]"), ("translation_mm", "translation [mm]"), ("mtre_mm", "mTRE [mm]")):
-        (line,) = axs[1].semilogy(validation["iteration"], validation[f"{name}_median"], ".-", label=label)
-        axs[1].fill_between(validation["iteration"], validation[f"{name}_median"], validation[f"{name}_p90"], color=line.get_color(), alpha=0.15, lw=0)
+    for name, label in (
+        ("rotation_deg", "rotation [deg]"),
+        ("translation_mm", "translation [mm]"),
+        ("mtre_mm", "mTRE [mm]"),
+    ):
+        (line,) = axs[1].semilogy(
+            validation["iteration"], validation[f"{name}_median"], ".-", label=label
+        )
+        axs[1].fill_between(
+            validation["iteration"],
+            validation[f"{name}_median"],
+            validation[f"{name}_p90"],
+            color=line.get_color(),
+            alpha=0.15,
+            lw=0,
+        )
     axs[1].set(xlabel="iteration", ylabel="held-out X-rays:\nmedian to nine in ten")
     axs[1].yaxis.set_major_formatter("{x:g}")
     axs[1].yaxis.set_minor_formatter("{x:g}")

@@ -30,10 +30,30 @@ from torch import Tensor
 from .calibration import save_atomically
 from .metrics import geodesic_so3, geodesic_translation, sobel
 from .pose import PARAMETERIZATIONS, RigidTransform, _new_call, _without, convert
-from .scenes import Scene, add_image, drr_to_mesh, fiducials_to_mesh, freeze, img_to_mesh, labelmap_to_mesh, trajectory_to_mesh, visualize_scene
+from diffpose.scenes import (
+    Scene,
+    add_image,
+    drr_to_mesh,
+    fiducials_to_mesh,
+    freeze,
+    img_to_mesh,
+    labelmap_to_mesh,
+    trajectory_to_mesh,
+    visualize_scene,
+)
 
 # %% ../notebooks/api/28_visualization.ipynb #c802eac9
-_all_ = ["Scene", "add_image", "drr_to_mesh", "fiducials_to_mesh", "freeze", "img_to_mesh", "labelmap_to_mesh", "trajectory_to_mesh", "visualize_scene"]
+_all_ = [
+    "Scene",
+    "add_image",
+    "drr_to_mesh",
+    "fiducials_to_mesh",
+    "freeze",
+    "img_to_mesh",
+    "labelmap_to_mesh",
+    "trajectory_to_mesh",
+    "visualize_scene",
+]
 
 # %% ../notebooks/api/28_visualization.ipynb #b202421d
 @jaxtyped(typechecker=beartype)
@@ -49,11 +69,16 @@ def plot_drr(
     batch, channels, height, width = img.shape
     titles = list(title) if isinstance(title, (list, tuple, np.ndarray)) else [title] * batch
     if len(titles) != batch:
-        raise ValueError(f"title needs one entry for all images, or one for each: got {len(titles)} titles for {batch} images")
+        raise ValueError(
+            f"title needs one entry for all images, or one for each: got {len(titles)} titles for"
+            f" {batch} images"
+        )
     axs = _axes(axs, batch, height / width)
     for ax, picture, text in zip(axs, img.detach().cpu().sum(1).float(), titles):
         ax.imshow(picture, cmap=cmap, **imshow_kwargs)
-        ax.set(xlabel="" if text is None else str(text), xticks=[0, width - 1], yticks=[0, height - 1])
+        ax.set(
+            xlabel="" if text is None else str(text), xticks=[0, width - 1], yticks=[0, height - 1]
+        )
         ax.set(xticklabels=["1", str(width)], yticklabels=["1", str(height)])
         ax.xaxis.tick_top()
         if not ticks:
@@ -66,30 +91,50 @@ def plot_drr(
 def _axes(axs: object, n: int, aspect: float = 1.0, width: float = 2.8) -> list[Axes]:
     "n axes: those given, or those of a new figure."
     if axs is None:
-        _, axs = plt.subplots(ncols=n, figsize=(width * n, width * aspect + 0.4), layout="constrained", squeeze=False)
+        _, axs = plt.subplots(
+            ncols=n, figsize=(width * n, width * aspect + 0.4), layout="constrained", squeeze=False
+        )
     found = np.atleast_1d(np.asarray(axs, dtype=object)).ravel().tolist()
     if len(found) != n or not all(isinstance(ax, Axes) for ax in found):
-        raise ValueError(f"axs must hold {n} matplotlib Axes, one for each panel, got {len(found)}: {[type(ax).__name__ for ax in found][:3]}")
+        raise ValueError(
+            f"axs must hold {n} matplotlib Axes, one for each panel, got {len(found)}:"
+            f" {[type(ax).__name__ for ax in found][:3]}"
+        )
     return found
 
 # %% ../notebooks/api/28_visualization.ipynb #df334bcb
-SET2 = ("rgb(102,194,165)", "rgb(252,141,98)", "rgb(141,160,203)", "rgb(231,138,195)", "rgb(166,216,84)", "rgb(255,217,47)", "rgb(229,196,148)")
+SET2 = (
+    "rgb(102,194,165)",
+    "rgb(252,141,98)",
+    "rgb(141,160,203)",
+    "rgb(231,138,195)",
+    "rgb(166,216,84)",
+    "rgb(255,217,47)",
+    "rgb(229,196,148)",
+)
 
 
 @jaxtyped(typechecker=beartype)
 def plot_mask(
     img: Shaped[Tensor, "b c h w"],  # a channel per structure; positive pixels are coloured
     axs: object,  # Axes, or a list or array of them, one for each image
-    colors: Sequence = SET2,  # matplotlib colours, or "rgb(r,g,b)" up to 255; one for each channel, in turns
+    # matplotlib colours, or "rgb(r,g,b)" up to 255; one for each channel, in turns
+    colors: Sequence = SET2,
     alpha: float = 0.5,  # opacity of one channel
     return_masks: bool = False,  # return the masks instead of the axes
-) -> list[Axes] | UInt8[Tensor, "b c h w 4"]:  # the axes, or red, green, blue and opacity of every channel, up to 255
+    # returns the axes, or red, green, blue and opacity of every channel, up to 255
+) -> list[Axes] | UInt8[Tensor, "b c h w 4"]:
     "Colour where the channels of an image are positive, on top of what the axes show."
     if not 0 <= alpha <= 1 or not len(colors):
-        raise ValueError(f"alpha is an opacity from 0 to 1 and colors must not be empty, got alpha={alpha} and {len(colors)} colors")
+        raise ValueError(
+            f"alpha is an opacity from 0 to 1 and colors must not be empty, got alpha={alpha} and"
+            f" {len(colors)} colors"
+        )
     axs = _axes(axs, len(img))
     inside = (img.detach() > 0).cpu()
-    palette = np.array([[*_rgb(colors[k % len(colors)]), 1.0] for k in range(img.shape[1])], dtype=np.float32)
+    palette = np.array(
+        [[*_rgb(colors[k % len(colors)]), 1.0] for k in range(img.shape[1])], dtype=np.float32
+    )
     layer = np.zeros((len(img), *img.shape[2:], 4), dtype=np.float32)  # premultiplied by opacity
     for k, color in enumerate(palette):
         here = inside[:, k].numpy()
@@ -99,7 +144,10 @@ def plot_mask(
     for ax, picture in zip(axs, layer):
         ax.imshow(picture)
     if return_masks:
-        return inside[..., None] * torch.from_numpy((255 * palette).round().astype(np.uint8))[:, None, None]
+        return (
+            inside[..., None]
+            * torch.from_numpy((255 * palette).round().astype(np.uint8))[:, None, None]
+        )
     return axs
 
 
@@ -121,23 +169,41 @@ def edges(
     from scipy.ndimage import binary_propagation
 
     if not 0 < low <= high:
-        raise ValueError(f"edges takes two strengths, 0 < low <= high, got low={low} and high={high}")
+        raise ValueError(
+            f"edges takes two strengths, 0 < low <= high, got low={low} and high={high}"
+        )
     if mask is not None and len(mask) > len(img):
         img = img.expand(len(mask), *img.shape[1:])
     d = sobel(img.detach().sum(1, keepdim=True).double().cpu().nan_to_num(), sigma, "replicate")
     strength = d.norm(dim=1)
     angle = torch.atan2(d[:, 1], d[:, 0])
-    sector = (angle / (math.pi / 4)).round().long() % 4  # 0: along the columns, 1: down-right, 2: along the rows, 3: down-left
+    # 0: along the columns, 1: down-right, 2: along the rows, 3: down-left
+    sector = (angle / (math.pi / 4)).round().long() % 4
     padded = torch.nn.functional.pad(strength, (1, 1, 1, 1))
     h, w = strength.shape[1:]
     at = lambda i, j: padded[:, 1 + i : 1 + i + h, 1 + j : 1 + j + w]
-    ahead = torch.stack([at(i, j) for i, j in ((0, 1), (1, 1), (1, 0), (1, -1))]).gather(0, sector[None])[0]
-    behind = torch.stack([at(-i, -j) for i, j in ((0, 1), (1, 1), (1, 0), (1, -1))]).gather(0, sector[None])[0]
-    seen = torch.ones_like(strength, dtype=torch.bool) if mask is None else mask[:, 0].cpu().expand_as(strength)
-    scale = torch.where(seen, strength, torch.nan).flatten(1).nanquantile(0.99, dim=1)[:, None, None].nan_to_num()
+    ahead = torch.stack([at(i, j) for i, j in ((0, 1), (1, 1), (1, 0), (1, -1))]).gather(
+        0, sector[None]
+    )[0]
+    behind = torch.stack([at(-i, -j) for i, j in ((0, 1), (1, 1), (1, 0), (1, -1))]).gather(
+        0, sector[None]
+    )[0]
+    seen = (
+        torch.ones_like(strength, dtype=torch.bool)
+        if mask is None
+        else mask[:, 0].cpu().expand_as(strength)
+    )
+    scale = (
+        torch.where(seen, strength, torch.nan)
+        .flatten(1)
+        .nanquantile(0.99, dim=1)[:, None, None]
+        .nan_to_num()
+    )
     crest = (strength > behind) & (strength >= ahead) & (scale > 0) & seen
     weak, strong = crest & (strength > low * scale), crest & (strength > high * scale)
-    grown = [binary_propagation(s.numpy(), np.ones((3, 3)), k.numpy()) for s, k in zip(strong, weak)]
+    grown = [
+        binary_propagation(s.numpy(), np.ones((3, 3)), k.numpy()) for s, k in zip(strong, weak)
+    ]
     return torch.from_numpy(np.stack(grown)).to(img.device)
 
 # %% ../notebooks/api/28_visualization.ipynb #fd4b7f0b
@@ -147,7 +213,8 @@ def overlay_edges(
     drr_image: Float[Tensor, "#b c2 h w"],  # whose edges are drawn
     sigma: float | int = 1.5,  # deviation of the blur before the gradient [px]
     color: object = "#00e676",  # any matplotlib colour
-    window: tuple[float | int, float | int] = (0.5, 99.5),  # percentiles of the X-ray that become black and white
+    # percentiles of the X-ray that become black and white
+    window: tuple[float | int, float | int] = (0.5, 99.5),
     mask: Bool[Tensor, "#b 1 h w"] | None = None,  # True where edges are drawn; None: everywhere
     **edge_kwargs,  # low and high of `edges`
 ) -> UInt8[np.ndarray, "_ h w 3"]:  # pictures, red, green and blue up to 255
@@ -161,7 +228,9 @@ def overlay_edges(
 
 
 def _gray(img: Tensor, window: tuple = (0.0, 100.0), limits: tuple | None = None) -> np.ndarray:
-    "Images as grey levels B H W, uint8, from two percentiles of each, or between two limits for all."
+    """Images as grey levels B H W, uint8, from two percentiles of each, or between two limits for
+    all.
+    """
     values = img.detach().cpu().numpy().sum(1, dtype=np.float32)
     if limits is None:
         limits = np.nanpercentile(values, window, axis=(1, 2), keepdims=True)
@@ -175,7 +244,8 @@ def overlay_checkerboard(
     xray: Float[Tensor, "#b c h w"],  # in the first tile, and every second one
     drr_image: Float[Tensor, "#b c2 h w"],  # in the others
     tiles: int = 6,  # along the longer side
-    window: tuple[float | int, float | int] = (0.5, 99.5),  # percentiles of each image that become black and white
+    # percentiles of each image that become black and white
+    window: tuple[float | int, float | int] = (0.5, 99.5),
 ) -> UInt8[np.ndarray, "_ h w 3"]:  # pictures, red, green and blue up to 255
     "Alternate between two images in square tiles, as an RGB picture."
     if tiles < 1:
@@ -223,19 +293,34 @@ def history_poses(
     "The poses of a registration's history."
     columns = ROTATION_COLUMNS + TRANSLATION_COLUMNS
     if not hasattr(df, "columns"):
-        raise TypeError(f"a history is a pandas.DataFrame with the columns {columns}, not a {type(df).__name__}: pandas.DataFrame(history) makes one")
+        raise TypeError(
+            f"a history is a pandas.DataFrame with the columns {columns}, not a"
+            f" {type(df).__name__}: pandas.DataFrame(history) makes one"
+        )
     missing = [c for c in columns if c not in df.columns]
     if missing or not len(df):
-        raise ValueError(f"a history is a table with the columns {columns} and at least one row, got {len(df)} rows and columns {list(df.columns)}")
+        raise ValueError(
+            f"a history is a table with the columns {columns} and at least one row, got {len(df)}"
+            f" rows and columns {list(df.columns)}"
+        )
     if PARAMETERIZATIONS.get(parameterization) != 3:
         raise ValueError(
-            f"a history holds three rotation numbers, so its parameterization is one of {[k for k, n in PARAMETERIZATIONS.items() if n == 3]}, got {parameterization!r}"
+            "a history holds three rotation numbers, so its parameterization is one of"
+            f" {[k for k, n in PARAMETERIZATIONS.items() if n == 3]}, got {parameterization!r}"
         )
     values = torch.tensor(df[columns].to_numpy(dtype=float), dtype=dtype, device=device)
     broken = (~values.isfinite()).any(1).nonzero().flatten().tolist()
     if broken:
-        raise ValueError(f"the history is not finite in {len(broken)} of its {len(df)} rows, the first is row {broken[0]}: drop it, df.iloc[:{broken[0]}]")
-    return convert(values[:, :3], values[:, 3:], parameterization=parameterization, convention=convention if parameterization == "euler_angles" else None)
+        raise ValueError(
+            f"the history is not finite in {len(broken)} of its {len(df)} rows, the first is row"
+            f" {broken[0]}: drop it, df.iloc[:{broken[0]}]"
+        )
+    return convert(
+        values[:, :3],
+        values[:, 3:],
+        parameterization=parameterization,
+        convention=convention if parameterization == "euler_angles" else None,
+    )
 
 # %% ../notebooks/api/28_visualization.ipynb #25e4ec60
 def plot_convergence(
@@ -243,12 +328,16 @@ def plot_convergence(
     ground_truth: RigidTransform | None = None,  # true pose, if known
     parameterization: str = "euler_angles",  # of the rotation columns
     convention: str | None = "ZXY",  # of Euler angles
-    axs: object = None,  # three Axes, or one for several runs without ground truth; None makes a figure
+    # three Axes, or one for several runs without ground truth; None makes a figure
+    axs: object = None,
 ) -> list[Axes]:  # loss, rotation, translation
     "Plot how a registration, or several, converged."
     several = isinstance(history, Mapping)
     runs = dict(history) if several else {None: history}
-    poses = {name: history_poses(df, parameterization, convention, torch.float64) for name, df in runs.items()}
+    poses = {
+        name: history_poses(df, parameterization, convention, torch.float64)
+        for name, df in runs.items()
+    }
     if ground_truth is not None and len(ground_truth) != 1:
         raise ValueError(f"ground_truth is one pose, got {len(ground_truth)}")
     axs = _axes(axs, 1 if several and ground_truth is None else 3, 0.8, 3.0)
@@ -259,7 +348,14 @@ def plot_convergence(
             _plot_components(axs[1:], df, ground_truth, parameterization, convention)
         elif ground_truth is not None:
             _plot_errors(axs[1:], name, poses[name], ground_truth.double().cpu())
-    axs[0].set(ylabel="loss (1 - similarity)", yscale="log" if all("loss" in df.columns and (df["loss"] > 0).all() for df in runs.values()) else "linear")
+    axs[0].set(
+        ylabel="loss (1 - similarity)",
+        yscale=(
+            "log"
+            if all("loss" in df.columns and (df["loss"] > 0).all() for df in runs.values())
+            else "linear"
+        ),
+    )
     for ax in axs:
         ax.set(xlabel="step")
         if not several and "level" in history.columns:
@@ -271,19 +367,37 @@ def plot_convergence(
 
 
 def _by_level(df: object) -> tuple:
-    "Steps and losses, with a gap where the level changes: each level measures its loss in its own way."
+    """Steps and losses, with a gap where the level changes: each level measures its loss in its own
+    way.
+    """
     cuts = np.flatnonzero(np.diff(df["level"])) + 1 if "level" in df.columns else []
-    return tuple(np.insert(np.asarray(x, dtype=float), cuts, np.nan) for x in (np.arange(len(df)), df["loss"]))
+    return tuple(
+        np.insert(np.asarray(x, dtype=float), cuts, np.nan)
+        for x in (np.arange(len(df)), df["loss"])
+    )
 
 # %% ../notebooks/api/28_visualization.ipynb #638da1ed
-def _plot_components(axs: list, df: object, ground_truth: RigidTransform | None, parameterization: str, convention: str | None) -> None:
+def _plot_components(
+    axs: list,
+    df: object,
+    ground_truth: RigidTransform | None,
+    parameterization: str,
+    convention: str | None,
+) -> None:
     "Rotation [°] and translation [mm] of each step, less the truth or else the last step."
     reference = "last step" if ground_truth is None else "truth"
-    end = df.iloc[-1] if ground_truth is None else torch.cat(ground_truth.convert(parameterization, convention), 1)[0].tolist()
-    end = dict(zip(ROTATION_COLUMNS + TRANSLATION_COLUMNS, end)) if ground_truth is not None else end
+    end = (
+        df.iloc[-1]
+        if ground_truth is None
+        else torch.cat(ground_truth.convert(parameterization, convention), 1)[0].tolist()
+    )
+    end = (
+        dict(zip(ROTATION_COLUMNS + TRANSLATION_COLUMNS, end)) if ground_truth is not None else end
+    )
     for column in ROTATION_COLUMNS:
         turn = df[column].to_numpy() - end[column]
-        axs[0].plot(np.rad2deg((turn + math.pi) % (2 * math.pi) - math.pi), label=column)  # the shorter way round
+        # the shorter way round
+        axs[0].plot(np.rad2deg((turn + math.pi) % (2 * math.pi) - math.pi), label=column)
     for column in TRANSLATION_COLUMNS:
         axs[1].plot(df[column].to_numpy() - end[column], label=column)
     for ax, label in zip(axs, (f"rotation - {reference} [°]", f"translation - {reference} [mm]")):
@@ -295,38 +409,61 @@ def _plot_errors(axs: list, name: str, poses: RigidTransform, truth: RigidTransf
     "Rotation error [°] and translation error [mm] of each step."
     n = len(poses)
     angle = torch.rad2deg(geodesic_so3(poses.rotation, truth.rotation.expand(n, 3, 3)))
-    shift = geodesic_translation(poses.convert("matrix")[1], truth.convert("matrix")[1].expand(n, 3))
-    for ax, error, label in zip(axs, (angle, shift), ("rotation error [°]", "translation error [mm]")):
+    shift = geodesic_translation(
+        poses.convert("matrix")[1], truth.convert("matrix")[1].expand(n, 3)
+    )
+    for ax, error, label in zip(
+        axs, (angle, shift), ("rotation error [°]", "translation error [mm]")
+    ):
         ax.plot(np.arange(n), error, label=name)
         ax.set(ylabel=label, yscale="log")
 
 # %% ../notebooks/api/28_visualization.ipynb #72a854e6
 def animate(
     out: str | os.PathLike,  # file to write, or "<bytes>" to return it
-    df: "pandas.DataFrame",  # a row per frame: alpha, beta, gamma [rad], bx, by, bz [mm], and loss if there is one
+    # a row per frame: alpha, beta, gamma [rad], bx, by, bz [mm], and loss if there is one
+    df: "pandas.DataFrame",
     drr: Callable,  # pose -> image B C H W, e.g. a `DRR`
     parameterization: str = "euler_angles",  # of the rotation columns
     convention: str | None = "ZXY",  # of Euler angles
-    ground_truth: RigidTransform | Tensor | None = None,  # true pose, rendered on the left; or its DRR 1 C H W
+    # true pose, rendered on the left; or its DRR 1 C H W
+    ground_truth: RigidTransform | Tensor | None = None,
     verbose: bool = True,  # show a progress bar
     dtype: torch.dtype = torch.float32,  # of the poses
     device: object = None,  # of the poses; None asks the renderer
-    fixed: Tensor | None = None,  # X-ray 1 C H W, shown on the left instead, in a grey scale of its own
+    # X-ray 1 C H W, shown on the left instead, in a grey scale of its own
+    fixed: Tensor | None = None,
     height: int = 300,  # of each panel [px]
     batch_size: int = 16,  # DRRs rendered at a time
-    extension: str | None = None,  # ".webp", ".gif", ".png", ".mp4", ...; None asks the name `out`, else ".webp"
+    # ".webp", ".gif", ".png", ".mp4", ...; None asks the name `out`, else ".webp"
+    extension: str | None = None,
     duration: float = 30,  # of a frame [ms]
     **save_kwargs,  # to Pillow's or imageio's writer: quality, method, loop, ...
 ) -> bytes | None:  # the file's content if `out` is "<bytes>"
-    "Animate the history of a registration: the moving DRR, beside what it was matched to. A ValueError says what cannot be shown or written."
+    """Animate the history of a registration: the moving DRR, beside what it was matched to.
+
+    A ValueError says what cannot be shown or written.
+    """
     if isinstance(parameterization, (Tensor, RigidTransform)):
-        raise TypeError(_new_call("animate(out, df, drr, ground_truth)", "animate(out, df, drr, parameterization, convention, ground_truth)"))
+        raise TypeError(
+            _new_call(
+                "animate(out, df, drr, ground_truth)",
+                "animate(out, df, drr, parameterization, convention, ground_truth)",
+            )
+        )
     still, name = _beside(ground_truth, fixed)
-    poses = history_poses(df, parameterization, convention, dtype, _device_of(drr) if device is None else device)
+    poses = history_poses(
+        df, parameterization, convention, dtype, _device_of(drr) if device is None else device
+    )
     if height < 16 or batch_size < 1 or not duration > 0:
-        raise ValueError(f"animate needs height >= 16, batch_size >= 1 and duration > 0, got {height}, {batch_size} and {duration}")
+        raise ValueError(
+            f"animate needs height >= 16, batch_size >= 1 and duration > 0, got {height},"
+            f" {batch_size} and {duration}"
+        )
     in_memory = str(out) == "<bytes>"
-    extension = "." + (extension or ("" if in_memory else Path(out).suffix) or ".webp").lower().lstrip(".")
+    extension = "." + (
+        extension or ("" if in_memory else Path(out).suffix) or ".webp"
+    ).lower().lstrip(".")
     _pillow_format(extension)  # raises what is wrong
     if not in_memory and Path(out).exists() and not Path(out).is_file():
         raise ValueError(f"{out} is a folder, a device or a pipe, and no file: choose another name")
@@ -344,13 +481,24 @@ def animate(
 def _beside(ground_truth: object, fixed: object) -> tuple:
     "What a film shows on the left, one pose or one image or nothing, and its caption."
     if ground_truth is not None and fixed is not None:
-        raise ValueError("animate shows one image on the left: give ground_truth or fixed, not both")
+        raise ValueError(
+            "animate shows one image on the left: give ground_truth or fixed, not both"
+        )
     argument, still = ("fixed", fixed) if ground_truth is None else ("ground_truth", ground_truth)
     pose = argument == "ground_truth" and isinstance(still, RigidTransform) and len(still) == 1
     image = isinstance(still, Tensor) and still.ndim == 4 and len(still) == 1
     if still is not None and not pose and not image:
-        given = f"{len(still)} poses" if isinstance(still, RigidTransform) else f"shape {tuple(still.shape)}" if isinstance(still, Tensor) else type(still).__name__
-        raise ValueError(f"what a film is compared with is one pose (ground_truth), or one image 1 C H W as a tensor (ground_truth or fixed), got {argument} of {given}")
+        given = (
+            f"{len(still)} poses"
+            if isinstance(still, RigidTransform)
+            else (
+                f"shape {tuple(still.shape)}" if isinstance(still, Tensor) else type(still).__name__
+            )
+        )
+        raise ValueError(
+            "what a film is compared with is one pose (ground_truth), or one image 1 C H W as a"
+            f" tensor (ground_truth or fixed), got {argument} of {given}"
+        )
     return still, "X-ray" if argument == "fixed" else "Fixed DRR"
 
 
@@ -360,7 +508,16 @@ def _device_of(drr: object) -> torch.device | None:
     return tensors[0].device if tensors else None
 
 # %% ../notebooks/api/28_visualization.ipynb #a92373c2
-def _frames(df: object, poses: RigidTransform, drr: Callable, left: Tensor | None, name: str, height: int, batch_size: int, verbose: bool) -> Iterator:
+def _frames(
+    df: object,
+    poses: RigidTransform,
+    drr: Callable,
+    left: Tensor | None,
+    name: str,
+    height: int,
+    batch_size: int,
+    verbose: bool,
+) -> Iterator:
     "Frames as Pillow images, one for each pose."
     from tqdm import tqdm
 
@@ -369,14 +526,24 @@ def _frames(df: object, poses: RigidTransform, drr: Callable, left: Tensor | Non
     with tqdm(total=len(poses), desc="frames", disable=not verbose, leave=False) as bar:
         for k in range(0, len(poses), batch_size):
             moving = drr(poses[k : k + batch_size])
-            if limits is None:  # one window for the whole film: a pose's brightness can be compared with another's
+            # one window for the whole film: a pose's brightness can be compared with another's
+            if limits is None:
                 limits = _limits(left if name == "Fixed DRR" else moving)
             for loss, gray in zip(losses[k : k + batch_size], _gray(moving, limits=limits)):
                 panel = _panel(gray, height)
                 if template is None:
-                    template, x = _template(None if left is None else _panel(_gray(left[:1])[0], height), name, *panel.size)
+                    template, x = _template(
+                        None if left is None else _panel(_gray(left[:1])[0], height),
+                        name,
+                        *panel.size,
+                    )
                 frame = template.copy()
-                _paste(frame, x, panel, "Moving DRR" if loss is None else f"Moving DRR (loss = {loss:.3f})")
+                _paste(
+                    frame,
+                    x,
+                    panel,
+                    "Moving DRR" if loss is None else f"Moving DRR (loss = {loss:.3f})",
+                )
                 yield frame
                 bar.update()
 
@@ -400,7 +567,9 @@ _GAP = 8  # between panels and around them [px]
 
 
 def _template(still: object, name: str, width: int, height: int) -> tuple:
-    "An empty frame with the fixed panel on it, and the column where a moving panel of that size goes."
+    """An empty frame with the fixed panel on it, and the column where a moving panel of that size
+    goes.
+    """
     from PIL import Image
 
     x = _GAP if still is None else still.width + 2 * _GAP
@@ -421,7 +590,13 @@ def _paste(frame: object, x: int, panel: object, caption: str) -> None:
 
     frame.paste(panel, (x, _GAP))
     font = _font(_text_size(panel.height))
-    ImageDraw.Draw(frame).text((x + panel.width / 2, _GAP + panel.height + font.size), caption, fill=0, font=font, anchor="mm")
+    ImageDraw.Draw(frame).text(
+        (x + panel.width / 2, _GAP + panel.height + font.size),
+        caption,
+        fill=0,
+        font=font,
+        anchor="mm",
+    )
 
 # %% ../notebooks/api/28_visualization.ipynb #0ebda945
 @lru_cache
@@ -438,8 +613,14 @@ def _encode(frames: Iterator, extension: str, duration: float, save_kwargs: dict
     name = _pillow_format(extension)
     if name:
         first, buffer = next(frames), io.BytesIO()
-        options = {"loop": 0, "duration": duration, **({"quality": 80, "method": 1} if name == "WEBP" else {}), **save_kwargs}
-        rest = frames if name in ("WEBP", "GIF") else list(frames)  # the other writers look at them twice
+        options = {
+            "loop": 0,
+            "duration": duration,
+            **({"quality": 80, "method": 1} if name == "WEBP" else {}),
+            **save_kwargs,
+        }
+        # the other writers look at them twice
+        rest = frames if name in ("WEBP", "GIF") else list(frames)
         first.save(buffer, name, save_all=True, append_images=rest, **options)
         return buffer.getvalue()
     import imageio.v3 as iio
@@ -447,23 +628,33 @@ def _encode(frames: Iterator, extension: str, duration: float, save_kwargs: dict
     pictures = np.stack([np.asarray(f.convert("RGB")) for f in frames])
     rest = [-n % 16 for n in pictures.shape[1:3]]  # encoders cut an image into blocks
     pictures = np.pad(pictures, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)), constant_values=255)
-    return iio.imwrite("<bytes>", pictures, extension=extension, **{"fps": 1000 / duration, **save_kwargs})
+    return iio.imwrite(
+        "<bytes>", pictures, extension=extension, **{"fps": 1000 / duration, **save_kwargs}
+    )
 
 
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi")
 
 
 def _pillow_format(extension: str) -> str | None:
-    "Pillow's name of an animated format, None for a video; a ValueError for what nothing here writes."
+    """Pillow's name of an animated format, None for a video; a ValueError for what nothing here
+    writes.
+    """
     from PIL import Image
 
     name = Image.registered_extensions().get(extension)
     if name in Image.SAVE_ALL:
         return name
     if extension not in _VIDEOS:
-        raise ValueError(f"animate does not write {extension!r}: name the file .webp, .gif, .png or .mp4, or give extension=")
+        raise ValueError(
+            f"animate does not write {extension!r}: name the file .webp, .gif, .png or .mp4, or"
+            " give extension="
+        )
     if not find_spec("imageio_ffmpeg"):
-        raise ValueError(f"animate writes {extension} with ffmpeg, which imageio does not find here: pip install imageio-ffmpeg, or name the file .webp or .gif")
+        raise ValueError(
+            f"animate writes {extension} with ffmpeg, which imageio does not find here: pip install"
+            " imageio-ffmpeg, or name the file .webp or .gif"
+        )
     return None
 
 

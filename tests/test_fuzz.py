@@ -53,7 +53,7 @@ def said(module):
                     yield text.value
 
 
-BEYOND = {"transform=", "hu_max=", "n_subsample=", "crop="}  # of what no command does
+BEYOND = {"transform=", "hu_max=", "n_subsample=", "crop=", "resample_target="}  # of what no command does
 
 
 @pytest.mark.parametrize("module", ["calibration", "data", "deepfluoro", "field", "images", "phantom", "training"])

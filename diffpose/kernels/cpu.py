@@ -12,7 +12,6 @@ import os
 import threading
 import types
 from contextlib import nullcontext
-from typing import Optional
 
 import numba as nb
 import numpy as np
@@ -906,23 +905,23 @@ class _Rays:
 @jaxtyped(typechecker=beartype)
 def integrate(
     volume: Float[Tensor, "x y z"],
-    source: Optional[Float[Tensor, "b s 3"]],  # ray starts, index coordinates; s is 1 or n; None: the origin of the pose
+    source: Float[Tensor, "b s 3"] | None,  # ray starts, index coordinates; s is 1 or n; None: the origin of the pose
     target: Float[Tensor, "t n 3"],  # ray ends, for each image or the same for all
     *,
     rule: str = "siddon",  # "siddon" or "trilinear"
-    n_points: Optional[int] = None,  # trilinear only: samples per ray, None for the exact rule
+    n_points: int | None = None,  # trilinear only: samples per ray, None for the exact rule
     reducefn: str = "sum",  # "sum" or "max"
-    labels: Optional[Integer[Tensor, "x y z"]] = None,  # voxel labels: one channel per label
+    labels: Integer[Tensor, "x y z"] | None = None,  # voxel labels: one channel per label
     n_channels: int = 1,
-    pieces: Optional[Float[Tensor, "b 5"]] = None,  # contrast map per image
+    pieces: Float[Tensor, "b 5"] | None = None,  # contrast map per image
     voxel_shift: float = 0.5,
-    occupied: Optional[UInt8[Tensor, "u v w"]] = None,  # `reference.occupancy` of this very volume; None: walk through the air too
-    pose: Optional[Float[Tensor, "b 4 4"]] = None,  # `target` is in the frame of a pose; None: in index coordinates
-    frame: Optional[Float[Tensor, "4 4"]] = None,  # index coordinates from those that the pose leads to
-    length: Optional[Float[Tensor, "_ _"]] = None,  # 1|b 1|n: what each ray is multiplied by; None: 1
+    occupied: UInt8[Tensor, "u v w"] | None = None,  # `reference.occupancy` of this very volume; None: walk through the air too
+    pose: Float[Tensor, "b 4 4"] | None = None,  # `target` is in the frame of a pose; None: in index coordinates
+    frame: Float[Tensor, "4 4"] | None = None,  # index coordinates from those that the pose leads to
+    length: Float[Tensor, "_ _"] | None = None,  # 1|b 1|n: what each ray is multiplied by; None: 1
     columns: int = 0,  # accepted, no effect
     jacobian: bool = False,  # also return the derivative (not with labels: see `channel_jacobian`)
-) -> tuple[Float[Tensor, "b c n"], Optional[Float[Tensor, "b n 6"]]]:  # integrals over alpha, and [d/d source, d/d target]
+) -> tuple[Float[Tensor, "b c n"], Float[Tensor, "b n 6"] | None]:  # integrals over alpha, and [d/d source, d/d target]
     "Integral over alpha in [0, 1] along each ray, and its derivative by both ends in index coordinates, in one pass."
     rays = _Rays(volume, source, target, pose, frame, length, pieces, rule, n_points, voxel_shift, occupied)
     batch, n = rays.size
@@ -943,19 +942,19 @@ def integrate(
 @jaxtyped(typechecker=beartype)
 def channel_jacobian(
     volume: Float[Tensor, "x y z"],
-    source: Optional[Float[Tensor, "b s 3"]],
+    source: Float[Tensor, "b s 3"] | None,
     target: Float[Tensor, "t n 3"],
     weight: Float[Tensor, "b c n"],  # gradient of the loss by each channel
     labels: Integer[Tensor, "x y z"],
     *,
     rule: str = "siddon",
-    n_points: Optional[int] = None,
-    pieces: Optional[Float[Tensor, "b 5"]] = None,
+    n_points: int | None = None,
+    pieces: Float[Tensor, "b 5"] | None = None,
     voxel_shift: float = 0.5,
-    occupied: Optional[UInt8[Tensor, "u v w"]] = None,  # as for `integrate`
-    pose: Optional[Float[Tensor, "b 4 4"]] = None,  # from here as for `integrate`
-    frame: Optional[Float[Tensor, "4 4"]] = None,
-    length: Optional[Float[Tensor, "_ _"]] = None,
+    occupied: UInt8[Tensor, "u v w"] | None = None,  # as for `integrate`
+    pose: Float[Tensor, "b 4 4"] | None = None,  # from here as for `integrate`
+    frame: Float[Tensor, "4 4"] | None = None,
+    length: Float[Tensor, "_ _"] | None = None,
     columns: int = 0,
 ) -> Float[Tensor, "b n 6"]:  # gradient of the loss by [source, target] of each ray
     "Derivative of the weighted sum of label channels by both ends of each ray."
@@ -969,18 +968,18 @@ def channel_jacobian(
 @jaxtyped(typechecker=beartype)
 def volume_gradient(
     volume: Float[Tensor, "x y z"],
-    source: Optional[Float[Tensor, "b s 3"]],
+    source: Float[Tensor, "b s 3"] | None,
     target: Float[Tensor, "t n 3"],
     weight: Float[Tensor, "b c n"],  # gradient of the loss by each pixel (and channel)
     *,
     rule: str = "siddon",
-    n_points: Optional[int] = None,
-    labels: Optional[Integer[Tensor, "x y z"]] = None,
-    pieces: Optional[Float[Tensor, "b 5"]] = None,
+    n_points: int | None = None,
+    labels: Integer[Tensor, "x y z"] | None = None,
+    pieces: Float[Tensor, "b 5"] | None = None,
     voxel_shift: float = 0.5,
-    pose: Optional[Float[Tensor, "b 4 4"]] = None,  # from here as for `integrate`
-    frame: Optional[Float[Tensor, "4 4"]] = None,
-    length: Optional[Float[Tensor, "_ _"]] = None,
+    pose: Float[Tensor, "b 4 4"] | None = None,  # from here as for `integrate`
+    frame: Float[Tensor, "4 4"] | None = None,
+    length: Float[Tensor, "_ _"] | None = None,
     columns: int = 0,
 ) -> Float[Tensor, "x y z"]:
     "Adjoint of `integrate` (sum): gradient of the loss by the voxels. Deterministic, whatever the number of threads."

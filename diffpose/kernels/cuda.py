@@ -8,7 +8,6 @@ __all__ = ['integrate', 'channel_jacobian', 'volume_gradient', 'frame_gradient']
 # %% ../../notebooks/api/09_kernels_cuda.ipynb #6f94869b
 import os
 from contextlib import nullcontext
-from typing import Optional
 
 import torch
 import triton
@@ -603,7 +602,7 @@ def _beside(tensor: Tensor):
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, weight: Optional[Tensor], n_channels: int, out: Tensor, jacobian: Optional[Tensor] = None, fixed: Optional[Tensor] = None):
+def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, weight: Tensor | None, n_channels: int, out: Tensor, jacobian: Tensor | None = None, fixed: Tensor | None = None):
     "Run a kernel on rays (source, target, pose, frame, length, columns), with a look (box, pieces, labels) and a rule (name, n_points, voxel_shift)."
     (source, target, pose, frame, length, columns), (box, pieces, labels), (name, n_points, shift) = rays, look, rule
     n = target.shape[1]
@@ -631,8 +630,8 @@ def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, we
 # %% ../../notebooks/api/09_kernels_cuda.ipynb #984041bd
 @torch.library.custom_op("diffpose::integrate", mutates_args=())
 def _integrate(
-    volume: Tensor, source: Optional[Tensor], target: Tensor, pose: Optional[Tensor], frame: Optional[Tensor], length: Optional[Tensor], columns: int, box: Optional[Tensor], pieces: Optional[Tensor],
-    labels: Optional[Tensor], rule: str, n_points: int, voxel_shift: float, reducefn: str, n_channels: int, jacobian: bool,
+    volume: Tensor, source: Tensor | None, target: Tensor, pose: Tensor | None, frame: Tensor | None, length: Tensor | None, columns: int, box: Tensor | None, pieces: Tensor | None,
+    labels: Tensor | None, rule: str, n_points: int, voxel_shift: float, reducefn: str, n_channels: int, jacobian: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     batch, n, work = len(source if pose is None else pose), target.shape[1], _WORKS_IN[volume.dtype][0]
     rays, rule = (source, target, pose, frame, length, columns), (rule, n_points, voxel_shift)
@@ -654,7 +653,7 @@ def _(volume, source, target, pose, frame, length, columns, box, pieces, labels,
 
 @torch.library.custom_op("diffpose::channel_jacobian", mutates_args=())
 def _channel_jacobian(
-    volume: Tensor, source: Optional[Tensor], target: Tensor, pose: Optional[Tensor], frame: Optional[Tensor], length: Optional[Tensor], columns: int, box: Optional[Tensor], pieces: Optional[Tensor],
+    volume: Tensor, source: Tensor | None, target: Tensor, pose: Tensor | None, frame: Tensor | None, length: Tensor | None, columns: int, box: Tensor | None, pieces: Tensor | None,
     labels: Tensor, weight: Tensor, rule: str, n_points: int, voxel_shift: float,
 ) -> Tensor:  # fmt: skip
     work = _WORKS_IN[volume.dtype][0]
@@ -670,7 +669,7 @@ def _(volume, source, target, pose, frame, length, columns, box, pieces, labels,
 # %% ../../notebooks/api/09_kernels_cuda.ipynb #2bb5ebd4
 @torch.library.custom_op("diffpose::volume_gradient", mutates_args=())
 def _volume_gradient(
-    volume: Tensor, source: Optional[Tensor], target: Tensor, pose: Optional[Tensor], frame: Optional[Tensor], length: Optional[Tensor], columns: int, pieces: Optional[Tensor], labels: Optional[Tensor],
+    volume: Tensor, source: Tensor | None, target: Tensor, pose: Tensor | None, frame: Tensor | None, length: Tensor | None, columns: int, pieces: Tensor | None, labels: Tensor | None,
     weight: Tensor, rule: str, n_points: int, voxel_shift: float, deterministic: bool,
 ) -> Tensor:  # fmt: skip
     weight, fixed = weight.to(_WORKS_IN[volume.dtype][0]).contiguous(), None
@@ -703,7 +702,7 @@ def _(jacobian, weight, points):
     return jacobian.new_empty(len(jacobian), 3, 4, dtype=torch.float64)
 
 # %% ../../notebooks/api/09_kernels_cuda.ipynb #f7070912
-def _check(volume: Tensor, *others: Optional[Tensor]) -> Tensor:
+def _check(volume: Tensor, *others: Tensor | None) -> Tensor:
     "Refuse what the kernels cannot take. Returns the volume as it lies in memory, or a copy without gaps."
     if volume.dtype not in _WORKS_IN:
         raise ValueError(f"The GPU kernels take float16, bfloat16, float32 or float64 volumes, not {volume.dtype}: convert it, or use backend='torch'.")
@@ -719,23 +718,23 @@ def _check(volume: Tensor, *others: Optional[Tensor]) -> Tensor:
 @jaxtyped(typechecker=beartype)
 def integrate(
     volume: Float[Tensor, "x y z"],
-    source: Optional[Float[Tensor, "b s 3"]],  # ray starts, index coordinates; s is 1 or n; None: the origin of the pose
+    source: Float[Tensor, "b s 3"] | None,  # ray starts, index coordinates; s is 1 or n; None: the origin of the pose
     target: Float[Tensor, "t n 3"],  # ray ends, for each image or the same for all
     *,
     rule: str = "siddon",  # "siddon" or "trilinear"
-    n_points: Optional[int] = None,  # trilinear only: samples per ray, None for the exact rule
+    n_points: int | None = None,  # trilinear only: samples per ray, None for the exact rule
     reducefn: str = "sum",  # "sum" or "max"
-    labels: Optional[Integer[Tensor, "x y z"]] = None,  # voxel labels, below n_channels: one channel per label
+    labels: Integer[Tensor, "x y z"] | None = None,  # voxel labels, below n_channels: one channel per label
     n_channels: int = 1,
-    pieces: Optional[Float[Tensor, "b 5"]] = None,  # contrast map per image
+    pieces: Float[Tensor, "b 5"] | None = None,  # contrast map per image
     voxel_shift: float = 0.5,
-    occupied: Optional[Float[Tensor, "6"]] = None,  # `reference.bounding_box` of this very volume; None: walk through the air around it too
-    pose: Optional[Float[Tensor, "b 4 4"]] = None,  # `target` is in the frame of a pose; None: in index coordinates
-    frame: Optional[Float[Tensor, "4 4"]] = None,  # index coordinates from those that the pose leads to
-    length: Optional[Float[Tensor, "_ _"]] = None,  # 1|b 1|n: what each ray is multiplied by; None: 1
+    occupied: Float[Tensor, "6"] | None = None,  # `reference.bounding_box` of this very volume; None: walk through the air around it too
+    pose: Float[Tensor, "b 4 4"] | None = None,  # `target` is in the frame of a pose; None: in index coordinates
+    frame: Float[Tensor, "4 4"] | None = None,  # index coordinates from those that the pose leads to
+    length: Float[Tensor, "_ _"] | None = None,  # 1|b 1|n: what each ray is multiplied by; None: 1
     columns: int = 0,  # the targets are an image in rows of so many; 0: in no order
     jacobian: bool = False,  # also return the derivative (not with labels: see `channel_jacobian`)
-) -> tuple[Float[Tensor, "b c n"], Optional[Float[Tensor, "b n 6"]]]:  # integrals over alpha, and [d/d source, d/d target]
+) -> tuple[Float[Tensor, "b c n"], Float[Tensor, "b n 6"] | None]:  # integrals over alpha, and [d/d source, d/d target]
     "Integral over alpha in [0, 1] along each ray, and its derivative by both ends in index coordinates, in one launch."
     check_rays(source, target, pose, frame, length, columns)
     volume = _check(volume, source, target, pose, frame, length, occupied, pieces, labels)
@@ -746,19 +745,19 @@ def integrate(
 @jaxtyped(typechecker=beartype)
 def channel_jacobian(
     volume: Float[Tensor, "x y z"],
-    source: Optional[Float[Tensor, "b s 3"]],
+    source: Float[Tensor, "b s 3"] | None,
     target: Float[Tensor, "t n 3"],
     weight: Float[Tensor, "b c n"],  # gradient of the loss by each channel
     labels: Integer[Tensor, "x y z"],
     *,
     rule: str = "siddon",
-    n_points: Optional[int] = None,
-    pieces: Optional[Float[Tensor, "b 5"]] = None,
+    n_points: int | None = None,
+    pieces: Float[Tensor, "b 5"] | None = None,
     voxel_shift: float = 0.5,
-    occupied: Optional[Float[Tensor, "6"]] = None,
-    pose: Optional[Float[Tensor, "b 4 4"]] = None,  # from here as for `integrate`
-    frame: Optional[Float[Tensor, "4 4"]] = None,
-    length: Optional[Float[Tensor, "_ _"]] = None,
+    occupied: Float[Tensor, "6"] | None = None,
+    pose: Float[Tensor, "b 4 4"] | None = None,  # from here as for `integrate`
+    frame: Float[Tensor, "4 4"] | None = None,
+    length: Float[Tensor, "_ _"] | None = None,
     columns: int = 0,
 ) -> Float[Tensor, "b n 6"]:  # gradient of the loss by [source, target] of each ray
     "Derivative of the weighted sum of label channels by both ends of each ray."
@@ -770,18 +769,18 @@ def channel_jacobian(
 @jaxtyped(typechecker=beartype)
 def volume_gradient(
     volume: Float[Tensor, "x y z"],
-    source: Optional[Float[Tensor, "b s 3"]],
+    source: Float[Tensor, "b s 3"] | None,
     target: Float[Tensor, "t n 3"],
     weight: Float[Tensor, "b c n"],  # gradient of the loss by each pixel (and channel)
     *,
     rule: str = "siddon",
-    n_points: Optional[int] = None,
-    labels: Optional[Integer[Tensor, "x y z"]] = None,
-    pieces: Optional[Float[Tensor, "b 5"]] = None,
+    n_points: int | None = None,
+    labels: Integer[Tensor, "x y z"] | None = None,
+    pieces: Float[Tensor, "b 5"] | None = None,
     voxel_shift: float = 0.5,
-    pose: Optional[Float[Tensor, "b 4 4"]] = None,  # from here as for `integrate`
-    frame: Optional[Float[Tensor, "4 4"]] = None,
-    length: Optional[Float[Tensor, "_ _"]] = None,
+    pose: Float[Tensor, "b 4 4"] | None = None,  # from here as for `integrate`
+    frame: Float[Tensor, "4 4"] | None = None,
+    length: Float[Tensor, "_ _"] | None = None,
     columns: int = 0,
 ) -> Float[Tensor, "x y z"]:
     "Adjoint of `integrate` (sum): gradient of the loss by the voxels. The same bit for bit in every run if torch is asked for deterministic algorithms."

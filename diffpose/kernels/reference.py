@@ -8,7 +8,7 @@ __all__ = ['BRICK', 'integrate', 'occupancy', 'bounding_box']
 # %% ../../notebooks/api/06_kernels_reference.ipynb #7e33826f
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Optional, Union
+from typing import NamedTuple
 
 import torch
 from beartype import beartype
@@ -47,7 +47,9 @@ def cuts(
     for axis, n in enumerate(n_cells):
         planes = lower + torch.arange(n + 1, dtype=s.dtype, device=s.device)
         sk, dk = s[..., axis, None], d[..., axis, None]
-        every.append(torch.where(dk == 0, near[..., None], (planes - sk) / torch.where(dk == 0, 1.0, dk)))
+        every.append(
+            torch.where(dk == 0, near[..., None], (planes - sk) / torch.where(dk == 0, 1.0, dk))
+        )
     alpha = torch.cat([near[..., None], *every, far[..., None]], -1)
     return torch.minimum(torch.maximum(alpha, near[..., None]), far[..., None]).sort(-1).values
 
@@ -63,7 +65,8 @@ class Samples(NamedTuple):
 def read_voxels(
     volume: Tensor,  # X Y Z
     index: Tensor,  # voxel indices, B N S 3 (integers); outside the volume reads zero
-    pieces: Optional[Tensor] = None,  # per image: threshold, scale and offset below, scale and offset above, B 5
+    # per image: threshold, scale and offset below, scale and offset above, B 5
+    pieces: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # density and flat index, B N S
     "Density at integer indices, zero outside, after the two-piece contrast map."
     size = torch.tensor(volume.shape, device=index.device)
@@ -72,8 +75,12 @@ def read_voxels(
     flat = (i * size[1] + j) * size[2] + k
     value = volume.reshape(-1)[flat]
     if pieces is not None:
-        threshold, scale_low, offset_low, scale_high, offset_high = pieces[:, :, None, None].unbind(1)
-        value = torch.where(value > threshold, scale_high * value + offset_high, scale_low * value + offset_low)
+        threshold, scale_low, offset_low, scale_high, offset_high = pieces[:, :, None, None].unbind(
+            1
+        )
+        value = torch.where(
+            value > threshold, scale_high * value + offset_high, scale_low * value + offset_low
+        )
     return torch.where(inside, value, 0.0), flat
 
 # %% ../../notebooks/api/06_kernels_reference.ipynb #5857e8a8
@@ -81,15 +88,22 @@ def siddon_samples(
     volume: Tensor,  # X Y Z
     source: Tensor,  # ray starts, index coordinates, B 1|N 3
     target: Tensor,  # ray ends, index coordinates, B N 3
-    pieces: Optional[Tensor] = None,  # contrast map per image, B 5
+    pieces: Tensor | None = None,  # contrast map per image, B 5
     voxel_shift: float = 0.5,  # where the centre of voxel 0 lies above its lower face
 ) -> Samples:
-    "One sample per voxel that a ray crosses: its density and the length of the chord [@siddon1985]."
+    """One sample per voxel that a ray crosses: its density and the length of the chord
+    [@siddon1985].
+    """
     s = source.expand_as(target)
     d = target - s
     alpha = cuts(s, d, -voxel_shift, tuple(volume.shape))
     middle = (alpha[..., 1:] + alpha[..., :-1]) / 2
-    index = (s[..., None, :] + middle[..., None] * d[..., None, :] + voxel_shift).detach().floor().long()
+    index = (
+        (s[..., None, :] + middle[..., None] * d[..., None, :] + voxel_shift)
+        .detach()
+        .floor()
+        .long()
+    )
     last = torch.tensor(volume.shape, device=index.device) - 1
     index = torch.minimum(index.clamp(min=0), last)  # rounding may put a piece of no length outside
     density, flat = read_voxels(volume, index, pieces)
@@ -103,14 +117,18 @@ def trilinear_samples(
     volume: Tensor,  # X Y Z
     source: Tensor,  # ray starts, index coordinates, B 1|N 3
     target: Tensor,  # ray ends, index coordinates, B N 3
-    pieces: Optional[Tensor] = None,  # contrast map per image, B 5
+    pieces: Tensor | None = None,  # contrast map per image, B 5
     voxel_shift: float = 0.5,  # where the centre of voxel 0 lies above its lower face
-    n_points: Optional[int] = None,  # samples per ray; None: as many as make the integral exact
+    n_points: int | None = None,  # samples per ray; None: as many as make the integral exact
 ) -> Samples:
-    "Samples of the trilinear interpolant: `n_points` equal midpoints, or two Gauss points per cell."
+    """Samples of the trilinear interpolant:
+
+    `n_points` equal midpoints, or two Gauss points per cell.
+    """
     s = source.expand_as(target) + (voxel_shift - 0.5)
     d = target - source.expand_as(target)
-    cells = tuple(n + 1 for n in volume.shape)  # the interpolant reaches one voxel beyond the outer centres
+    # the interpolant reaches one voxel beyond the outer centres
+    cells = tuple(n + 1 for n in volume.shape)
     if n_points is None:
         alpha = cuts(s, d, -1.0, cells)
         middle, width = (alpha[..., 1:] + alpha[..., :-1]) / 2, alpha.diff()
@@ -119,14 +137,16 @@ def trilinear_samples(
     else:
         near, far = stretch(s, d, -1.0, torch.tensor(volume.shape, dtype=s.dtype, device=s.device))
         width = (far - near)[..., None] / n_points
-        alpha = near[..., None] + width * (torch.arange(n_points, dtype=s.dtype, device=s.device) + 0.5)
+        alpha = near[..., None] + width * (
+            torch.arange(n_points, dtype=s.dtype, device=s.device) + 0.5
+        )
         weight = width.expand_as(alpha)
     points = s[..., None, :] + alpha[..., None] * d[..., None, :]
     density, flat = _corners(volume, points, pieces)
     return Samples(density, flat, weight)
 
 # %% ../../notebooks/api/06_kernels_reference.ipynb #4b706277
-def _corners(volume: Tensor, points: Tensor, pieces: Optional[Tensor]) -> tuple[Tensor, Tensor]:
+def _corners(volume: Tensor, points: Tensor, pieces: Tensor | None) -> tuple[Tensor, Tensor]:
     "Contribution and flat index of the eight voxels around each point, B N S 8."
     base = points.detach().floor()
     fraction = points - base
@@ -144,15 +164,18 @@ def _corners(volume: Tensor, points: Tensor, pieces: Optional[Tensor]) -> tuple[
 def reduce_samples(
     samples: Samples,
     length: Tensor,  # ray lengths [mm], B N
-    reducefn: Union[str, Callable] = "sum",  # "sum", "max", or a callable on the last dimension of B N S
-    labels: Optional[Tensor] = None,  # label of each voxel, X Y Z (integers)
+    reducefn: str | Callable = "sum",  # "sum", "max", or a callable on the last dimension of B N S
+    labels: Tensor | None = None,  # label of each voxel, X Y Z (integers)
     n_channels: int = 1,  # number of channels when labels are given
 ) -> Tensor:  # B C N
     "Combine weighted samples into pixels [mm x density]."
     weighted = samples.density * (samples.weight * length[..., None])[..., None]  # B N S K
     if labels is not None:
         if reducefn != "sum":
-            raise ValueError(f"mask_to_channels adds up each label's samples: reducefn must be 'sum', not {reducefn!r}")
+            raise ValueError(
+                "mask_to_channels adds up each label's samples: reducefn must be 'sum', not"
+                f" {reducefn!r}"
+            )
         channel = labels.reshape(-1)[samples.voxel].long().flatten(2)
         out = weighted.new_zeros(*weighted.shape[:2], n_channels)
         return out.scatter_add(2, channel, weighted.flatten(2)).mT
@@ -176,16 +199,34 @@ def compose(
     return sum(frame[:, k, None] * columns[:, None, k] for k in range(4))
 
 # %% ../../notebooks/api/06_kernels_reference.ipynb #e5ffe372
-def check_rays(source: Optional[Tensor], target: Tensor, pose: Optional[Tensor], frame: Optional[Tensor], length: Optional[Tensor], columns: int = 0) -> None:
-    "Raise a ValueError if rays are not as many as the kernels will take them for: source b 1|n 3, or pose b 4 4 and frame; target 1|b n 3; length 1|b 1|n; n in whole rows."
+def check_rays(
+    source: Tensor | None,
+    target: Tensor,
+    pose: Tensor | None,
+    frame: Tensor | None,
+    length: Tensor | None,
+    columns: int = 0,
+) -> None:
+    """Raise a ValueError if rays are not as many as the kernels will take them for: source b 1|n 3,
+    or pose b 4 4 and frame; target 1|b n 3; length 1|b 1|n; n in whole rows.
+    """
     if (pose is None) != (frame is None) or (pose is None) == (source is None):
-        raise ValueError("rays start at a source, or at the origin of a pose, which then needs its frame: give source alone, or pose and frame")
+        raise ValueError(
+            "rays start at a source, or at the origin of a pose, which then needs its frame: give"
+            " source alone, or pose and frame"
+        )
     b, n = len(source if pose is None else pose), target.shape[1]
     if len(target) not in (1, b) or (source is not None and source.shape[1] not in (1, n)):
         given = f"source {tuple(source.shape)}" if pose is None else f"pose {tuple(pose.shape)}"
-        raise ValueError(f"{given} and target {tuple(target.shape)} do not fit: for b images of n rays they are b 1 3 or b n 3 (a pose: b 4 4), and 1 n 3 or b n 3")
+        raise ValueError(
+            f"{given} and target {tuple(target.shape)} do not fit: for b images of n rays they are"
+            " b 1 3 or b n 3 (a pose: b 4 4), and 1 n 3 or b n 3"
+        )
     if length is not None and (len(length) not in (1, b) or length.shape[1] not in (1, n)):
-        raise ValueError(f"length {tuple(length.shape)} does not fit {b} images of {n} rays: it is 1 or {b} by 1 or {n}")
+        raise ValueError(
+            f"length {tuple(length.shape)} does not fit {b} images of {n} rays: it is 1 or {b} by 1"
+            f" or {n}"
+        )
     if columns < 0 or (columns and n % columns):
         raise ValueError(f"{n} rays are no rows of {columns}: columns must divide them, or be 0")
 
@@ -195,14 +236,15 @@ def integrate(
     volume: Float[Tensor, "x y z"],
     source: Float[Tensor, "b s 3"],  # ray starts, index coordinates; s is 1 or n
     target: Float[Tensor, "b n 3"],  # ray ends, index coordinates
-    length: Optional[Float[Tensor, "b n"]] = None,  # ray lengths [mm]; default: the lengths in index coordinates
+    # ray lengths [mm]; default: the lengths in index coordinates
+    length: Float[Tensor, "b n"] | None = None,
     *,
     rule: str = "siddon",  # "siddon" or "trilinear"
-    n_points: Optional[int] = None,  # trilinear only: samples per ray, None for the exact rule
-    reducefn: Union[str, Callable] = "sum",
-    labels: Optional[Integer[Tensor, "x y z"]] = None,  # voxel labels: one channel per label
+    n_points: int | None = None,  # trilinear only: samples per ray, None for the exact rule
+    reducefn: str | Callable = "sum",
+    labels: Integer[Tensor, "x y z"] | None = None,  # voxel labels: one channel per label
     n_channels: int = 1,
-    pieces: Optional[Float[Tensor, "b 5"]] = None,  # contrast map per image
+    pieces: Float[Tensor, "b 5"] | None = None,  # contrast map per image
     voxel_shift: float = 0.5,
     max_samples: int = 2**24,  # samples held in memory at a time
 ) -> Float[Tensor, "b c n"]:
@@ -215,9 +257,17 @@ def integrate(
     for r in range(0, target.shape[1], chunk):
         s = source if source.shape[1] == 1 else source[:, r : r + chunk]
         args = (volume, s, target[:, r : r + chunk], pieces, voxel_shift)
-        samples = siddon_samples(*args) if rule == "siddon" else trilinear_samples(*args, n_points=n_points)
+        samples = (
+            siddon_samples(*args)
+            if rule == "siddon"
+            else trilinear_samples(*args, n_points=n_points)
+        )
         out.append(reduce_samples(samples, length[:, r : r + chunk], reducefn, labels, n_channels))
-    return torch.cat(out, -1) if out else target.new_zeros(len(target), n_channels if labels is not None else 1, 0)
+    return (
+        torch.cat(out, -1)
+        if out
+        else target.new_zeros(len(target), n_channels if labels is not None else 1, 0)
+    )
 
 # %% ../../notebooks/api/06_kernels_reference.ipynb #39a63946
 BRICK = 8  # voxels along the side of a brick
@@ -226,24 +276,36 @@ BRICK = 8  # voxels along the side of a brick
 @jaxtyped(typechecker=beartype)
 def occupancy(
     volume: Float[Tensor, "x y z"],
-) -> UInt8[Tensor, "u v w"]:  # 1 where a brick holds something, or a voxel beside it does; first axis fastest in memory
+    # returns 1 where a brick holds something, or a voxel beside it does; first axis fastest in
+    # memory
+) -> UInt8[Tensor, "u v w"]:
     "Which parts of a volume are not empty, for kernels to skip the others."
-    order = sorted(range(3), key=volume.stride, reverse=True)  # the outermost axis in memory first: it shortens the rest
+    # the outermost axis in memory first: it shortens the rest
+    order = sorted(range(3), key=volume.stride, reverse=True)
     something = volume.detach().permute(order)
     for axis, n in enumerate(something.shape):
         ranges = [(max(BRICK * b - 1, 0), min(BRICK * (b + 1), n)) for b in range(n // BRICK + 1)]
-        parts = (something.narrow(axis, first, last - first) != 0 for first, last in ranges)  # one at a time: never a second volume in memory
+        # one at a time: never a second volume in memory
+        parts = (something.narrow(axis, first, last - first) != 0 for first, last in ranges)
         something = torch.stack([part.view(torch.uint8).amax(axis) for part in parts], axis)
-    return something.permute([order.index(2 - axis) for axis in range(3)]).contiguous().permute(2, 1, 0)
+    return (
+        something.permute([order.index(2 - axis) for axis in range(3)])
+        .contiguous()
+        .permute(2, 1, 0)
+    )
 
 
 @jaxtyped(typechecker=beartype)
 def bounding_box(
     volume: Float[Tensor, "x y z"],
-) -> Float[Tensor, "6"]:  # float64: first voxel on each axis, then last + 1; where the volume lies, and nothing waits for it
+    # returns float64: first voxel on each axis, then last + 1; where the volume lies, and nothing
+    # waits
+    # for it
+) -> Float[Tensor, "6"]:
     "The smallest box of voxels that holds everything that is not zero."
     axis = max(range(3), key=volume.stride)
-    parts = volume.detach().split(max(1, volume.shape[axis] // 8), axis)  # one at a time: never a second volume in memory
+    # one at a time: never a second volume in memory
+    parts = volume.detach().split(max(1, volume.shape[axis] // 8), axis)
     low, high = [], []
     for k, n in enumerate(volume.shape):
         others = [j for j in range(3) if j != k]

@@ -32,11 +32,29 @@ from .network import PoseRegressor
 from ..pose import _without
 
 _all_ = [
-    "GaussNewton", "Result", "Reason", "Thresholds", "PosePrior", "survey", "Stage",
-    "default_stages", "standardise_band", "standardise_ncc", "standardise_mncc",
-    "standardise_gradient", "pool_volume", "pose_covariance", "expected_tre", "newton_step",
-    "default_landmarks", "Registration", "SparseRegistration", "SparseAdam",
-    "patch_distribution", "VectorizedNormalizedCrossCorrelation2d", "PoseRegressor",
+    "GaussNewton",
+    "Result",
+    "Reason",
+    "Thresholds",
+    "PosePrior",
+    "survey",
+    "Stage",
+    "default_stages",
+    "standardise_band",
+    "standardise_ncc",
+    "standardise_mncc",
+    "standardise_gradient",
+    "pool_volume",
+    "pose_covariance",
+    "expected_tre",
+    "newton_step",
+    "default_landmarks",
+    "Registration",
+    "SparseRegistration",
+    "SparseAdam",
+    "patch_distribution",
+    "VectorizedNormalizedCrossCorrelation2d",
+    "PoseRegressor",
 ]
 
 # %% ../../notebooks/api/25_registration.ipynb #2bfd8b41

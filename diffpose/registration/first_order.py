@@ -14,7 +14,9 @@ from ..pose import RigidTransform, _new_call, convert
 
 # %% ../../notebooks/api/22_registration_first_order.ipynb #aadaaa4b
 class Registration(torch.nn.Module):
-    "A pose to be optimised: parameters `_rotation` and `_translation`; calling it renders, by a rule that is smooth in the pose."
+    """A pose to be optimised: parameters `_rotation` and `_translation`; calling it renders, by a
+    rule that is smooth in the pose.
+    """
 
     def __init__(
         self,
@@ -64,7 +66,10 @@ class Registration(torch.nn.Module):
         return super().__getattr__(name)
 
     def forward(self, **options) -> Tensor:  # B C H W
-        "Render the present pose; options as for `DRR`. What is not an integral (`reducefn`) keeps the DRR's own rule."
+        """Render the present pose; options as for `DRR`.
+
+        What is not an integral (`reducefn`) keeps the DRR's own rule.
+        """
         if isinstance(self.drr, DRR):
             reducefn = options.get("reducefn", self.drr.renderer.reducefn)
             rule = self.renderer if reducefn == "sum" else None
@@ -74,6 +79,10 @@ class Registration(torch.nn.Module):
 
 _NOW = {
     "get_current_pose": "registration.pose",
-    "get_rotation": "registration.pose.convert(parameterization, convention)[0], or registration.rotation",
-    "get_translation": "registration.pose.convert(parameterization, convention)[1], or registration.translation",
+    "get_rotation": (
+        "registration.pose.convert(parameterization, convention)[0], or registration.rotation"
+    ),
+    "get_translation": (
+        "registration.pose.convert(parameterization, convention)[1], or registration.translation"
+    ),
 }

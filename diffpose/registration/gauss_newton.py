@@ -22,7 +22,14 @@ from ..pose import RigidTransform, _exactly
 from .pyramid import Stage, default_stages, make_level, pooling, state_of
 from .solver import Fit, at_depth, depth_of, evaluate, refine, unseen_axis
 from .starts import Job, Pool, PosePrior, _Track, funnel, widen
-from .uncertainty import _landmarks, default_landmarks, expected_tre, _infinite_along, newton_step, pose_covariance
+from diffpose.registration.uncertainty import (
+    _landmarks,
+    default_landmarks,
+    expected_tre,
+    _infinite_along,
+    newton_step,
+    pose_covariance,
+)
 from .verdict import Reason, Result, Thresholds, _history, judge, separation
 
 # %% ../../notebooks/api/21_registration_gauss_newton.ipynb #0b060e33
@@ -33,7 +40,9 @@ def _shrink(mask: Tensor) -> Tensor:
 
 
 def measured(xray: Tensor, mask: Tensor) -> Tensor:  # N 1 H W each, masks 0 or 1
-    "Masks without overexposed pixels, whose outline is not the patient's; a DRR's air is taken for such, unless it is most of the image."
+    """Masks without overexposed pixels, whose outline is not the patient's; a DRR's air is taken
+    for such, unless it is most of the image.
+    """
     left = mask * ~burnt_out(xray, mask > 0)
     enough = left.sum((1, 2, 3), keepdim=True) >= 0.5 * mask.sum((1, 2, 3), keepdim=True)
     return torch.where(enough, left, mask)
@@ -55,15 +64,17 @@ def check_xray(
     ):
         given = tuple(xray.shape) if isinstance(xray, Tensor) else type(xray).__name__
         raise ValueError(
-            f"the X-ray must be a tensor of shape (1, 1, {size[0]}, {size[1]}), the size of the DRR's "
-            f"detector, not {given}: read_xray makes one of a file or an array; to resize it, resize "
-            "the camera too (Camera.resize)"
+            f"the X-ray must be a tensor of shape (1, 1, {size[0]}, {size[1]}), the size of the"
+            f" DRR's detector, not {given}: read_xray makes one of a file or an array; to resize"
+            " it, resize the camera too (Camera.resize)"
         )
     if mask is not None and (
         not isinstance(mask, Tensor) or tuple(mask.shape) != tuple(xray.shape)
     ):
         given = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"the mask must be a tensor of the X-ray's shape {tuple(xray.shape)}, not {given}")
+        raise ValueError(
+            f"the mask must be a tensor of the X-ray's shape {tuple(xray.shape)}, not {given}"
+        )
     trusted = xray.isfinite()
     if find_field or mask is None:
         trusted &= open_field(xray.float())
@@ -73,7 +84,8 @@ def check_xray(
         name = "the X-ray" if len(xray) == 1 else f"X-ray {k}"
         if inside.sum() < 100:
             raise ValueError(
-                f"{int(inside.sum())} pixels of {name} are finite and inside the mask: 100 or more are needed"
+                f"{int(inside.sum())} pixels of {name} are finite and inside the mask: 100 or more"
+                " are needed"
             )
         values = image[inside]
         if (values.max() - values.min()) <= 1e-6 * values.abs().max():
@@ -127,32 +139,41 @@ class _Progress:
 
 # %% ../../notebooks/api/21_registration_gauss_newton.ipynb #c55448a4
 class GaussNewton:
-    "Second-order 2D/3D registration of X-rays to a CT: Levenberg-Marquardt on a pyramid, with covariance and verdict."
+    """Second-order 2D/3D registration of X-rays to a CT:
+
+    Levenberg-Marquardt on a pyramid, with covariance and verdict.
+    """
 
     def __init__(
         self,
         drr: DRR,  # its camera is that of the X-rays
-        stages: Sequence[Stage]
-        | None = None,  # the pyramid, coarse to fine; default `default_stages`
+        stages: (
+            Sequence[Stage] | None
+        ) = None,  # the pyramid, coarse to fine; default `default_stages`
         renderer: str = "trilinear",  # smooth in the pose, unlike "siddon"
-        bone_attenuation_multiplier: float
-        | None = None,  # contrast of bone; None: as the subject was read
-        restarts: int = 24,  # more starts at most, from a survey around the first, where it does not convince
+        bone_attenuation_multiplier: (
+            float | None
+        ) = None,  # contrast of bone; None: as the subject was read
+        # more starts at most, from a survey around the first, where it does not convince
+        restarts: int = 24,
         spread: tuple[float, float] = (50.0, 60.0),  # of the survey: plus or minus degrees, mm
         keep: Sequence[int] = (12, 8, 4, 2),  # how many starts survive each stage
         thresholds: Thresholds | None = None,
     ):
         if min(drr.detector.height, drr.detector.width) < 8:
             raise ValueError(
-                f"registration needs an image of at least 8 x 8 pixels, not {drr.detector.height} x {drr.detector.width}"
+                f"registration needs an image of at least 8 x 8 pixels, not {drr.detector.height} x"
+                f" {drr.detector.width}"
             )
         if restarts < 0 or len(spread) != 2 or not min(spread) >= 0:
             raise ValueError(
-                f"restarts and spread (degrees, mm) must not be negative, not {restarts} and {spread}"
+                f"restarts and spread (degrees, mm) must not be negative, not {restarts} and"
+                f" {spread}"
             )
         if not keep or min(keep) < 1:
             raise ValueError(
-                f"keep says how many starts survive each stage, at least one each, not {tuple(keep)}"
+                "keep says how many starts survive each stage, at least one each, not"
+                f" {tuple(keep)}"
             )
         if renderer not in ("siddon", "trilinear"):
             raise ValueError(f"renderer must be 'siddon' or 'trilinear', not {renderer!r}")
@@ -178,12 +199,15 @@ class GaussNewton:
                 self._kept[state, key] = make()
             return self._kept[state, key]
 
-    def _job(self, xray: Tensor, masks: tuple[Tensor, Tensor], distance: float, landmarks: Tensor | None) -> Job:
+    def _job(
+        self, xray: Tensor, masks: tuple[Tensor, Tensor], distance: float, landmarks: Tensor | None
+    ) -> Job:
         "Levels and targets for X-rays."
         drr = self.drr
         if drr.renderer.reducefn != "sum":
             raise ValueError(
-                f"registration compares line integrals, and this DRR has reducefn={drr.renderer.reducefn!r}: make one without"
+                "registration compares line integrals, and this DRR has"
+                f" reducefn={drr.renderer.reducefn!r}: make one without"
             )
         state = state_of(drr)
         stages = self.stages or default_stages(min(drr.detector.height, drr.detector.width))
@@ -191,15 +215,16 @@ class GaussNewton:
         for stage in stages:
             key = (stage, pooling(drr, stage, distance), self.renderer, self.multiplier)
             levels.append(self._made(state, key, lambda: make_level(drr, *key)))
-        # a coarse level may look at the outline of what is overexposed, and has little else in noise; the last may not
+        # a coarse level may look at the outline of what is overexposed, and has little else in
+        # noise; the last may not
         targets = [level.aim(xray, masks[level is levels[-1]]) for level in levels]
         fewest = [int(target.support.sum((1, 2, 3)).min()) for target in targets]
         kept = [k for k in range(len(levels)) if fewest[k] >= 30]
         if not kept or kept[-1] != len(levels) - 1:
             rows, columns = levels[-1].size
             raise ValueError(
-                f"the mask leaves {fewest[-1]} of {rows} x {columns} pixels: registration needs 30 or more; "
-                "enlarge the mask, or crop image and camera to it (Camera.crop)"
+                f"the mask leaves {fewest[-1]} of {rows} x {columns} pixels: registration needs 30"
+                " or more; enlarge the mask, or crop image and camera to it (Camera.crop)"
             )
         if landmarks is None:
             fiducials = getattr(drr.subject, "fiducials", None)
@@ -239,7 +264,8 @@ class GaussNewton:
         drawn = isinstance(init, PosePrior)
         starts = init.sample(n_starts, torch.Generator().manual_seed(seed)) if drawn else init
         shared = n == 1 or drawn
-        depth = depth_of(self.drr, starts.matrix)  # all answers to one X-ray have the depth of its first start
+        # all answers to one X-ray have the depth of its first start
+        depth = depth_of(self.drr, starts.matrix)
         level = lambda matrix, k: matrix if depth is None else at_depth(self.drr, matrix, depth[k])
         each = [level(starts.matrix, 0) if shared else starts.matrix[k : k + 1] for k in range(n)]
         job = self._job(xray, masks, starts.translation.norm(dim=-1).median().item(), landmarks)
@@ -286,7 +312,9 @@ class GaussNewton:
         return [self._result(job, best, pools[x][1], x) for x, best in enumerate(bests)]
 
     def _contends(self, job: Job, given: Pool, best: Pool) -> bool:
-        "Is what became of the given start another pose than the best, and at the last level not clearly worse?"
+        """Is what became of the given start another pose than the best, and at the last level not
+        clearly worse?
+        """
         t = self.thresholds
         if (job.apart(given.fit.matrix[0], best.fit.matrix) <= t.distance_mm).any():
             return False
@@ -327,7 +355,9 @@ class GaussNewton:
         )
 
     def _refined(self, job: Job, pool: Pool, still: bool) -> tuple[Pool, float]:
-        "The first of the candidates at rest in the last stage, and how far a Newton step would move it [mm]."
+        """The first of the candidates at rest in the last stage, and how far a Newton step would
+        move it [mm].
+        """
         fit, level, x = pool.fit[:1], job.levels[-1], int(pool.fit.which[0])
         if level.stage.refine:
             target = job.targets[-1][x : x + 1]
@@ -353,7 +383,11 @@ class GaussNewton:
         "Numbers that say whether the first of the candidates is right."
         fit, t = pool.fit, self.thresholds
         local = self._look(job, job.local, fit.matrix[:1], fit.which[:1])
-        stated = local if job.stated == job.local else self._look(job, job.stated, fit.matrix[:1], fit.which[:1])
+        stated = (
+            local
+            if job.stated == job.local
+            else self._look(job, job.stated, fit.matrix[:1], fit.which[:1])
+        )
         curvature = _curvature(fit, 0)
         beam = self._beam(fit)
         covariance = t.misfit**2 * pose_covariance(curvature, fit.score[0], beam)
@@ -397,9 +431,7 @@ class GaussNewton:
             image = job.levels[0].drr(RigidTransform(matrix.to(job.levels[0].drr.device)))
         return (image > 1e-3 * image.max().clamp(min=1e-12)).float().mean().item()
 
-    def _explain(
-        self, job: Job, result: Result, handed: tuple, x: int, around: Tensor
-    ) -> None:
+    def _explain(self, job: Job, result: Result, handed: tuple, x: int, around: Tensor) -> None:
         "Name what is wrong with the image where trying it explains the image."
         ways = {
             "polarity": ("with the other polarity", lambda x: -x),
@@ -409,7 +441,8 @@ class GaussNewton:
         for code, (words, change) in ways.items():
             image, m = (None if part is None else part[x : x + 1] for part in handed[:2])
             m = m if m is None or code == "polarity" else change(m)
-            image, m = check_xray(self.drr, change(image), m, handed[2])  # its field is another, too
+            # its field is another, too
+            image, m = check_xray(self.drr, change(image), m, handed[2])
             levels = job.levels[: job.stated + 1]
             trial = Job(
                 levels,
@@ -429,7 +462,8 @@ class GaussNewton:
                 result.reasons.insert(
                     0,
                     Reason(
-                        f"the X-ray {words} would be explained (agreement {best:.2f} against {result.evidence['local_agreement']:.2f})",
+                        f"the X-ray {words} would be explained (agreement {best:.2f} against"
+                        f" {result.evidence['local_agreement']:.2f})",
                         code,
                         best,
                         self.thresholds.similarity,
@@ -453,7 +487,8 @@ class GaussNewton:
             or (isinstance(xray, Tensor) and xray.ndim == 4 and len(xray) > 1)
         ):
             raise ValueError(
-                f"one pose is assessed at a time, not {len(pose) if isinstance(pose, RigidTransform) else type(pose).__name__}"
+                "one pose is assessed at a time, not"
+                f" {len(pose) if isinstance(pose, RigidTransform) else type(pose).__name__}"
             )
         xray, mask = check_xray(self.drr, xray, mask, find_field)
         masks = mask, measured(xray, mask) if find_field else mask

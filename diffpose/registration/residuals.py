@@ -7,7 +7,6 @@ __all__ = ['standardise_band', 'standardise_ncc', 'standardise_mncc', 'standardi
 
 # %% ../../notebooks/api/15_registration_residuals.ipynb #ba1f29cb
 import math
-from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -148,8 +147,8 @@ def standardise_band(
 def standardise_ncc(
     image: Tensor,  # B 1 H W
     weight: Tensor,  # 1|B 1 H W, 0 or 1
-    jacobian: Optional[Tensor] = None,  # B H W P derivative of the image
-) -> tuple[Tensor, Optional[Tensor]]:  # B 1 H W, and its derivative B 1 H W P
+    jacobian: Tensor | None = None,  # B H W P derivative of the image
+) -> tuple[Tensor, Tensor | None]:  # B 1 H W, and its derivative B 1 H W P
     "Mean 0, deviation 1 over the whole image: the residual of NCC."
     n = weight.sum((1, 2, 3), keepdim=True)
     centred = (image - (image * weight).sum((1, 2, 3), keepdim=True) / n) * weight
@@ -176,9 +175,9 @@ def _box(x: Tensor, size: int) -> Tensor:  # B C H W
 def standardise_mncc(
     image: Tensor,  # B 1 H W
     weight: Tensor,  # 1|B 1 H W, 0 or 1
-    jacobian: Optional[Tensor] = None,  # B H W P
+    jacobian: Tensor | None = None,  # B H W P
     window: int = 13,  # side of the window [pixels], odd
-) -> tuple[Tensor, Optional[Tensor]]:  # B 1 H W, and its derivative B 1 H W P
+) -> tuple[Tensor, Tensor | None]:  # B 1 H W, and its derivative B 1 H W P
     "Mean 0, deviation 1 in a window around each pixel: the residual of local NCC."
     area = _box(weight, window) + 1e-6
     local = lambda x: _box(x * weight, window) / area
@@ -202,8 +201,8 @@ def standardise_mncc(
 def standardise_gradient(
     image: Tensor,  # B 1 H W
     weight: Tensor,  # 1|B 1 H W, 0 or 1
-    jacobian: Optional[Tensor] = None,  # B H W P
-) -> tuple[Tensor, Optional[Tensor]]:  # B 2 H W, and its derivative B 2 H W P
+    jacobian: Tensor | None = None,  # B H W P
+) -> tuple[Tensor, Tensor | None]:  # B 2 H W, and its derivative B 2 H W P
     "Sobel derivatives, scaled to a mean square of 1: the residual of gradient correlation."
     inside = (F.conv2d(weight, weight.new_ones(1, 1, 3, 3), padding=1) > 8.5).to(image.dtype)
     derivative = lambda x: (

@@ -133,7 +133,8 @@ class SparseRegistration(Registration):
         mask = self.draw(n_patches, self.patch_size if patch_size is None else patch_size)
         index = mask.any(0).flatten().nonzero()[:, 0]
         source, target = self.drr.rays(self.pose.double())
-        source = source if source.shape[1] == 1 else source[:, index]  # of a parallel beam, one for each ray
+        # of a parallel beam, one for each ray
+        source = source if source.shape[1] == 1 else source[:, index]
         pixels = self.drr.render(self.drr._volume, source, target[:, index], **options)
         image = pixels.new_zeros(1, 1, height * width).index_copy(-1, index, pixels)
         return image.unflatten(-1, (height, width)), mask
