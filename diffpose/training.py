@@ -447,11 +447,11 @@ class TrainConfig:
     pooling: bool = False  # average the features over the image
     height: int = 64  # rows of its images; columns follow from the camera [pixels]
     # rendering
-    renderer: str = "siddon"
+    renderer: str = "siddon"  # or "trilinear"
     # views of which less is covered by the patient are drawn again, as a share of the pixels
     min_foreground: float = 0.1
     # optimisation
-    iterations: int = 6000
+    iterations: int = 6000  # steps of the optimiser
     batch_size: int = 64  # per process and step of accumulation; even for the term of pairs
     accumulate: int = 1  # batches per iteration
     lr: float = 2e-3
@@ -463,7 +463,7 @@ class TrainConfig:
     precision: str = "float32"  # or "bfloat16", "float16"
     explode: float = 20.0  # a loss this many times the last hundred's median stops the training
     # bookkeeping
-    seed: int = 0
+    seed: int = 0  # of all that is drawn
     validate_every: int = 500  # iterations
     n_validation: int = 64  # X-rays
     checkpoint_every: int = 250  # iterations

@@ -20,7 +20,17 @@ def parsed(obj):
     except (OSError, TypeError):
         return None, {}
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    comments = {t.start[0]: t.string.lstrip("# ").strip() for t in tokens if t.type == tokenize.COMMENT}
+    comments, above, lines = {}, [], text.splitlines()
+    for token in (t for t in tokens if t.type == tokenize.COMMENT):
+        beside, said = lines[token.start[0] - 1][: token.start[1]].strip(), token.string.lstrip("# ").strip()
+        if beside:
+            comments[token.start[0]], above = said, []
+            continue
+        above = [*above, said] if above and token.start[0] == line + 1 else [said]
+        line = token.start[0]
+        comments.setdefault(line + 1, " ".join(above))  # of the line below, unless a comment stands beside that
+        if len(above) > 1:
+            comments.pop(line, None)
     node = ast.parse(text).body[0]
     node.written = text
     return node, comments
@@ -96,7 +106,7 @@ def prose(obj):
 
 
 def described(rows, comments, last=0):
-    "Rows of arguments with the comment beside each; one that stands behind several arguments, or behind the result, is nobody's."
+    "Rows of arguments with the comment beside each, or above it; one that stands behind several arguments, or behind the result, is nobody's."
     lines = [line for *_, line in rows]
     return [(n, k, d, comments.get(line, "") if line != last and lines.count(line) == 1 else "") for n, k, d, line in rows]
 
@@ -110,7 +120,8 @@ def function(obj, name):
     returns = annotation(node.returns, node.written, name.rpartition(".")[0])
     last = node.returns.end_lineno if node.returns is not None else 0
     table_rows = described(rows, comments, last)
-    closing = comments.get(last, "")
+    closing = comments.get(last, "") or comments.get(node.returns.lineno if last else 0, "")
+    closing = closing.removeprefix("returns ")
     if closing:
         table_rows.append(("returns", returns, None, closing))
     parts = [signature(name, rows, returns), prose(obj), table(table_rows)]
