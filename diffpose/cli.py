@@ -154,7 +154,7 @@ def reported(
     except KeyboardInterrupt as stop:
         if debug:
             raise
-        typer.echo(str(stop) or "interrupted", err=True)
+        typer.echo(in_words(str(stop) or "interrupted"), err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if debug:
@@ -162,24 +162,6 @@ def reported(
         text, code = explained(error)
         typer.echo(f"error: {text}", err=True)
         raise typer.Exit(code) from None
-
-
-@contextlib.contextmanager
-def _terminable():
-    "Within it SIGTERM ends the command as Ctrl-C does: what is half written goes, locks are let go, and a word is said."
-
-    def end(number: int, frame: object) -> None:
-        typer.echo("terminated", err=True)
-        raise SystemExit(128 + number)
-
-    main = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    if main:
-        signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

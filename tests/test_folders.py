@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from diffpose import cli, training
@@ -677,3 +678,9 @@ def test_a_benchmark_file_on_a_full_disk(tmp_path):
         with small_disk(room), pytest.raises(OSError, match="File too large"):
             write_twin(tmp_path / "t.h5", [1], 1, size=64, spacing=8.0)
         assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_training_says_how_the_command_goes_on(capsys):
+    with pytest.raises(typer.Exit), reported():
+        raise KeyboardInterrupt("stopped after iteration 3 of 9: the same call goes on from there")
+    assert "the same command goes on" in capsys.readouterr().err
