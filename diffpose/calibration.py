@@ -608,9 +608,8 @@ def write_error(
 
 
 class _Unbroken(io.FileIO):
-    """A file whose writer is not told that the disk is full:
-
-    `error` has what went wrong, to be raised at the end. HDF5 crashes if it is told.
+    """A file whose writer is not told that the disk is full: `error` has what went wrong, to be
+    raised at the end. HDF5 crashes if it is told.
     """
 
     error: OSError | None = None
@@ -1439,9 +1438,8 @@ class MayaCam(NamedTuple):
 def read_mayacam(
     path: str | Path,  # of a text file
 ) -> MayaCam:
-    """A MayaCam 2.0 file:
-
-    `from_opencv(*read_mayacam(path), sdd=...)`. Raises a ValueError that names what is missing.
+    """A MayaCam 2.0 file: `from_opencv(*read_mayacam(path), sdd=...)`. Raises a ValueError that
+    names what is missing.
     """
     sizes, parts = {"image size": 2, "camera matrix": 9, "rotation": 9, "translation": 3}, {}
     heading = None

@@ -2747,9 +2747,8 @@ def _shutter(header, values):
 
 # %% ../notebooks/api/04_data.ipynb #a9bbb0a2
 def cache_dir() -> Path:
-    """Folder for fetched files:
-
-    DIFFPOSE_CACHE, else the platform's cache folder. Nothing is created.
+    """Folder for fetched files: DIFFPOSE_CACHE, else the platform's cache folder. Nothing is
+    created.
     """
     if os.environ.get("DIFFPOSE_CACHE"):
         return Path(os.environ["DIFFPOSE_CACHE"]).expanduser()
@@ -2947,10 +2946,8 @@ class _MachineCode(FunctionCache):
 def compiled(
     **options,  # of `numba.njit`, but for `cache`
 ) -> Callable:
-    """A decorator:
-
-    `numba.njit`, with the machine code kept between processes where a folder for it can be written;
-    what is damaged there is compiled anew, with a warning.
+    """A decorator: `numba.njit`, with the machine code kept between processes where a folder for it
+    can be written; what is damaged there is compiled anew, with a warning.
     """
 
     def decorate(function):

@@ -1026,9 +1026,8 @@ def _projections(
 
 # %% ../notebooks/api/14_deepfluoro.ipynb #93dee763
 class DeepFluoroDataset(_Stored):
-    """X-rays of one specimen with their poses:
-
-    `[idx]` is (image 1 1 H W, RigidTransform). Loaders take it with batch_size=None.
+    """X-rays of one specimen with their poses: `[idx]` is (image 1 1 H W, RigidTransform). Loaders
+    take it with batch_size=None.
     """
 
     def __init__(
@@ -1178,9 +1177,8 @@ class DeepFluoroDataset(_Stored):
         ).to(dtype)
 
     def camera_of(self, idx: int) -> Camera:
-        """The camera of the image that `[idx]` gives:
-
-        `camera`, with the principal point turned if the image was.
+        """The camera of the image that `[idx]` gives: `camera`, with the principal point turned if
+        the image was.
         """
         return (
             replace(self.camera, x0=-self.camera.x0, y0=-self.camera.y0)

@@ -87,11 +87,8 @@ class _Air:
     """
 
     def __init__(self, volume: Tensor | None = None):  # a volume into which nobody else will write
-        self.found, self.made_of, self.volume = (
-            None,
-            None,
-            _nothing if volume is None else weakref.ref(volume),
-        )
+        self.found, self.made_of = None, None
+        self.volume = _nothing if volume is None else weakref.ref(volume)
         self.lent = False  # may somebody else hold the volume, and write into it unseen?
 
     def __reduce__(self):

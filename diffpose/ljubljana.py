@@ -223,9 +223,8 @@ def angiogram(
     # None: the centre of the volume becomes the world's origin
     world_from_scan: RigidTransform | None = None,
 ) -> torchio.Subject:
-    """A patient of whom only vessels are seen, ready to be rendered:
-
-    `density` in [0, 1], linear in the values. Raises ValueError where no value is left.
+    """A patient of whom only vessels are seen, ready to be rendered: `density` in [0, 1], linear in
+    the values. Raises ValueError where no value is left.
     """
     rho = torch.where(values >= max(threshold, 0), values, 0).float()
     top = rho.max()
@@ -655,10 +654,9 @@ class _View(NamedTuple):
 
 
 class LjubljanaDataset(_Stored):
-    """Angiograms of one patient with their poses:
-
-    `[idx]` is (image 1 1 H W, RigidTransform). Loaders take it with batch_size=None. Raises
-    ValueError for a file that is not what it should be.
+    """Angiograms of one patient with their poses: `[idx]` is (image 1 1 H W, RigidTransform).
+    Loaders take it with batch_size=None. Raises ValueError for a file that is not what it should
+    be.
     """
 
     def __init__(
@@ -796,9 +794,8 @@ class LjubljanaDataset(_Stored):
 
 # %% ../notebooks/api/30_ljubljana.ipynb #a2fe2b29
 class Evaluator(deepfluoro.Evaluator):
-    """Errors of estimated poses of one angiogram:
-
-    Evaluator(dataset, idx, legacy=False)(poses), as in `deepfluoro`.
+    """Errors of estimated poses of one angiogram: Evaluator(dataset, idx, legacy=False)(poses), as
+    in `deepfluoro`.
     """
 
     pixel_mm = PIXEL_MM

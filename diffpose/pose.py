@@ -266,10 +266,8 @@ def _exactly(function: _F) -> _F:
 
 
 def _asked_first(refuse: Callable[[tuple, dict], None]) -> Callable[[_F], _F]:
-    """Decorator:
-
-    `refuse` sees the arguments before Python says which of them are missing, and raises what to
-    call instead.
+    """Decorator: `refuse` sees the arguments before Python says which of them are missing, and
+    raises what to call instead.
     """
 
     def decorate(function: _F) -> _F:

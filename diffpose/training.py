@@ -525,9 +525,8 @@ class TrainConfig:
 
     @classmethod
     def paper(cls, **changes) -> "TrainConfig":
-        """DiffPose [@gopalakrishnan2024]:
-
-        1000 epochs of 100 batches; only the contrast of bone varies; 48 GB of a GPU there.
+        """DiffPose [@gopalakrishnan2024]: 1000 epochs of 100 batches; only the contrast of bone
+        varies; 48 GB of a GPU there.
         """
         recipe = dict(
             appearance=Appearance(probability=0.0, metal=0.0, blades=0.0),

@@ -121,9 +121,8 @@ def trilinear_samples(
     voxel_shift: float = 0.5,  # where the centre of voxel 0 lies above its lower face
     n_points: int | None = None,  # samples per ray; None: as many as make the integral exact
 ) -> Samples:
-    """Samples of the trilinear interpolant:
-
-    `n_points` equal midpoints, or two Gauss points per cell.
+    """Samples of the trilinear interpolant: `n_points` equal midpoints, or two Gauss points per
+    cell.
     """
     s = source.expand_as(target) + (voxel_shift - 0.5)
     d = target - source.expand_as(target)

@@ -139,9 +139,8 @@ class _Progress:
 
 # %% ../../notebooks/api/21_registration_gauss_newton.ipynb #c55448a4
 class GaussNewton:
-    """Second-order 2D/3D registration of X-rays to a CT:
-
-    Levenberg-Marquardt on a pyramid, with covariance and verdict.
+    """Second-order 2D/3D registration of X-rays to a CT: Levenberg-Marquardt on a pyramid, with
+    covariance and verdict.
     """
 
     def __init__(

@@ -25,9 +25,8 @@ from .solver import Fit, descend
 # %% ../../notebooks/api/18_registration_starts.ipynb #d5b201c5
 @dataclass(frozen=True)
 class PosePrior:
-    """A box of poses around a mean:
-
-    Euler angles ZXY plus or minus `rotation_deg`, translations plus or minus `translation_mm`.
+    """A box of poses around a mean: Euler angles ZXY plus or minus `rotation_deg`, translations
+    plus or minus `translation_mm`.
     """
 
     mean: RigidTransform  # one pose
@@ -121,9 +120,8 @@ def _ways(spread_deg: float, step_deg: float) -> Tensor:
 
 
 def _matches(images: Tensor, turned: Tensor, masks: Tensor, margin: int, reach: int) -> Tensor:
-    """Correlation of turned X-rays R 1 h w with wider DRRs N 1 H W, for shifts up to `reach`:
-
-    R N S S.
+    """Correlation of turned X-rays R 1 h w with wider DRRs N 1 H W, for shifts up to `reach`: R N S
+    S.
     """
     size, middle = images.shape[-2:], slice(margin - reach, margin + reach + 1)
     spectrum = lambda x: torch.fft.rfft2(x[:, 0], s=size)
