@@ -18,7 +18,7 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(line)
 
 
-LONG = ("26_training", "29_cli", "test_kernels_compile", "21_registration", "10_renderers", "11_drr", "09_kernels", "04_data", "14_deepfluoro", "23_registration", "08_kernels")
+LONG = ("46_training", "49_cli", "test_kernels_compile", "45_registration", "29_renderers", "30_drr", "09_kernels", "23_data", "33_deepfluoro", "45_registration", "08_kernels")
 
 
 def pytest_collection_modifyitems(items):

@@ -28,7 +28,8 @@ import typer
 from typer.testing import CliRunner
 
 from diffpose import cli, training
-from diffpose.calibration import Camera, antipode, keep_out, save_atomically
+from diffpose.calibration import Camera, antipode
+from diffpose.files import keep_out, save_atomically
 from diffpose.cli import alone, app, load_ct, load_poses, reported, write_ct, write_inputs, written_together
 from diffpose.deepfluoro import fetch, write_twin
 from diffpose.drr import DRR

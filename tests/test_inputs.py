@@ -26,10 +26,13 @@ import typer
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from diffpose import data
-from diffpose.calibration import carm_pose, load_json, read_mayacam, read_opencv
+from diffpose.calibration import carm_pose, read_mayacam, read_opencv
+from diffpose.files import load_json
 from diffpose.cli import load_poses, pose_from_dict, pose_to_dict, reported, write_json
-from diffpose.data import _check_gaps, _load, bytes_of, check_memory, max_memory, read, read_xray
+from diffpose.data import containers
+from diffpose.data import bytes_of, check_memory, max_memory, read, read_xray
+from diffpose.data.dicom import _check_gaps
+from diffpose.data.volumes import _load
 from diffpose.deepfluoro import _open, _voxels, check_layout
 from diffpose.drr import DRR
 from diffpose.phantom import phantom_volume
@@ -690,7 +693,7 @@ def test_a_lack_of_memory_is_no_fault_of_ours(tmp_path, capsys, monkeypatch, kin
     text = capsys.readouterr().err
     assert stop.value.exit_code == 2 and "not enough memory" in text and "fault of diffpose" not in text
     path = write_nifti(tmp_path / "ct.nii.gz")
-    monkeypatch.setattr("diffpose.data._stored_voxels", lambda *given: shortage(kind))
+    monkeypatch.setattr("diffpose.data.volumes._stored_voxels", lambda *given: shortage(kind))
     with pytest.raises(MemoryError, match=r"not enough memory to read .*ct\.nii\.gz"):
         voxels(path)
 
@@ -894,17 +897,17 @@ def test_hdf5_data_sets_are_looked_at_when_they_are_read(tmp_path, monkeypatch):
         layout[:] = h5py.VirtualSource(".", "/deep/below", BLOCK.shape)
         file.create_virtual_dataset("by-itself", layout)
     looked = []
-    monkeypatch.setattr(data, "_check_hdf5_storage", lambda path, item, check=data._check_hdf5_storage: looked.append(item) or check(path, item))
+    monkeypatch.setattr(containers, "_check_hdf5_storage", lambda path, item, check=containers._check_hdf5_storage: looked.append(item) or check(path, item))
     with _open(path) as file:
         assert not looked
-        assert data._hdf5_value(file["many/7"]) == 7 and len(looked) == 1
+        assert containers._hdf5_value(file["many/7"]) == 7 and len(looked) == 1
         for name in ("deep/below", "by-another-name"):
             with pytest.raises(ValueError, match="a.h5 takes its data from .*secret.*outside its folder"):
-                data._hdf5_value(file[name])
+                containers._hdf5_value(file[name])
         with pytest.raises(ValueError, match="a.h5: by-itself takes its data from other data sets"):
-            data._hdf5_value(file["by-itself"])
+            containers._hdf5_value(file["by-itself"])
         with pytest.raises(ValueError, match=r"a.h5: bomb asks for 1099511627776 x 3 values, .* GB are free"):
-            data._hdf5_value(file["bomb"])
+            containers._hdf5_value(file["bomb"])
 
 
 def test_a_pose_file_with_a_flipped_bit_is_refused(tmp_path):

@@ -17,7 +17,7 @@ import torch
 import torchio
 
 import diffpose
-import diffpose.data
+import diffpose.data.examples
 from diffpose.calibration import Camera, Detector, PinholeCamera, get_pinhole_camera, reorientation
 from diffpose.data import load_example_ct
 from diffpose.deepfluoro import DeepFluoroDataset
@@ -180,7 +180,7 @@ def test_the_example_is_one_subject_and_not_a_pair(drr, tmp_path, monkeypatch):
     drr.subject.volume.save(tmp_path / "ct.nii.gz")
     drr.subject.mask.save(tmp_path / "labels.nii.gz")
     drr.subject.structures.to_csv(tmp_path / "structures.csv", index=False)
-    monkeypatch.setattr(diffpose.data, "_example_folder", lambda: tmp_path)
+    monkeypatch.setattr(diffpose.data.examples, "_example_folder", lambda: tmp_path)
     with pytest.raises(TypeError, match=PAGE) as found:
         volume, spacing = load_example_ct()
     assert "subject = load_example_ct()" in str(found.value)
