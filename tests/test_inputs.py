@@ -33,7 +33,9 @@ from diffpose.data import containers
 from diffpose.data import bytes_of, check_memory, max_memory, read, read_xray
 from diffpose.data.dicom import _check_gaps
 from diffpose.data.volumes import _load
-from diffpose.deepfluoro import _open, _voxels, check_layout
+from diffpose.deepfluoro import check_layout
+from diffpose.deepfluoro.checking import _open
+from diffpose.deepfluoro.datasets import _voxels
 from diffpose.drr import DRR
 from diffpose.phantom import phantom_volume
 from diffpose.training import load_saved
