@@ -22,7 +22,8 @@ from train import folder_of
 from diffpose.drr import DRR
 from diffpose.pose import RigidTransform
 from diffpose.registration import GaussNewton, SparseAdam
-from diffpose.training import PoseEstimator, save_atomically, versions
+from diffpose.files import save_atomically
+from diffpose.training import PoseEstimator, versions
 
 
 # ---------------------------------------------------------------- knobs
