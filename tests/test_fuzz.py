@@ -40,9 +40,10 @@ def test_a_law_that_is_broken_is_named(tmp_path, code, text, written, law):
 
 
 def said(module):
-    "The texts that a module raises and warns with, X where a value stands."
-    for node in ast.walk(ast.parse((ROOT / "diffpose" / f"{module}.py").read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Raise) and "_new_call(" in ast.unparse(node):
+    "The texts that a module, or each of a package, raises and warns with, X where a value stands."
+    files = sorted((ROOT / "diffpose" / module).glob("*.py")) or [ROOT / "diffpose" / f"{module}.py"]
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+        if isinstance(node, ast.Raise) and "new_call(" in ast.unparse(node):
             continue  # the answer to an old call in Python, which no command makes
         if isinstance(node, ast.Raise) or (isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "warn"):
             parts = {id(part) for text in ast.walk(node) if isinstance(text, ast.JoinedStr) for part in ast.walk(text) if part is not text}
@@ -56,7 +57,7 @@ def said(module):
 BEYOND = {"transform=", "hu_max=", "n_subsample=", "crop=", "resample_target="}  # of what no command does
 
 
-@pytest.mark.parametrize("module", ["calibration", "data", "deepfluoro", "field", "images", "phantom", "training"])
+@pytest.mark.parametrize("module", ["files", "calibration", "data", "deepfluoro", "field", "images", "phantom", "training"])
 def test_what_readers_say_names_options_of_the_command(module):
     token = _NAMES.set({"spacing": "--spacing"})
     try:

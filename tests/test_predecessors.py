@@ -24,7 +24,8 @@ from diffpose.deepfluoro import DeepFluoroDataset
 from diffpose.drr import DRR
 from diffpose.metrics import DoubleGeodesic, GeodesicSE3
 from diffpose.phantom import make_phantom
-from diffpose.pose import _OLD, RigidTransform, convert, random_rigid_transform
+from diffpose.pose import RigidTransform, convert, random_rigid_transform
+from diffpose.predecessors import OLD
 from diffpose.registration import GaussNewton, Registration
 from diffpose.visualization import animate, drr_to_mesh, fiducials_to_mesh, img_to_mesh, labelmap_to_mesh
 
@@ -263,12 +264,12 @@ def test_old_losses_are_there():
 
 
 def test_new_calls_are_named_once_each():
-    assert all(new and PAGE not in new for new in _OLD.values())
+    assert all(new and PAGE not in new for new in OLD.values())
 
 
 def test_new_calls_exist():
     "Every `diffpose.module.name` that an answer mentions."
-    named = {name for new in _OLD.values() for name in re.findall(r"diffpose(?:\.\w+)+", new)}
+    named = {name for new in OLD.values() for name in re.findall(r"diffpose(?:\.\w+)+", new)}
     assert len(named) > 15
     for name in named:
         _, module, *path = name.split(".")
