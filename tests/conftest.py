@@ -18,7 +18,7 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(line)
 
 
-LONG = ("86_training", "96_cli", "test_kernels_compile", "74_registration", "39_renderers", "45_drr", "09_kernels", "27_data", "58_deepfluoro", "74_registration", "08_kernels")
+LONG = ("086_training", "110_cli", "test_kernels_compile", "074_registration", "039_renderers", "045_drr", "09_kernels", "027_data", "058_deepfluoro", "074_registration", "08_kernels")
 
 
 def pytest_collection_modifyitems(items):

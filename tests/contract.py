@@ -195,11 +195,13 @@ def notebooks_open_with_name_and_question(root):
 def notebooks_are_numbered_and_named_by_module(root):
     found = modules(root)
     numbers = [number for number, _ in found.values()]
-    bad = [f"two notebooks are number {number}" for number in sorted({n for n in numbers if n is not None and numbers.count(n) > 1})]
+    widths = {len(re.match(r"\d*", path.name)[0]) for path in (root / "notebooks" / "api").glob("*.ipynb")}
+    bad = ["numbers of notebooks have as many digits as each other, so that their names are in order"] if len(widths) > 1 else []
+    bad += [f"two notebooks are number {number}" for number in sorted({n for n in numbers if n is not None and numbers.count(n) > 1})]
     for where, path, cell in cells(root):
         name = directives(cell).get("default_exp")
         wanted = name and name.removesuffix(".__init__").replace(".", "_")  # a package's page has the package's name
-        if name and not re.fullmatch(rf"\d\d_{wanted}", path.stem):
+        if name and not re.fullmatch(rf"\d{{2,}}_{wanted}", path.stem):
             bad.append(f"{where} exports to {name}: call the notebook NN_{wanted}.ipynb")
     return bad
 

@@ -46,7 +46,8 @@ def write_inputs(folder: Path) -> None:
     from PIL import Image
 
     from diffpose.calibration import Camera
-    from diffpose.cli import pose_to_dict, write_ct, write_json
+    from diffpose.report import write_ct
+    from diffpose.results import pose_to_dict, write_json
     from diffpose.drr import DRR
     from diffpose.phantom import make_phantom
     from diffpose.pose import convert
@@ -305,7 +306,7 @@ def run_case(seed: int, number: int, sound: Path, folder: Path, process: bool = 
         code, text = done.returncode, done.stdout + done.stderr
     else:
         stop = lambda *given, **options: (_ for _ in ()).throw(Reached("the work would begin"))
-        work = ("diffpose.cli.solve", "diffpose.training.train", "diffpose.deepfluoro.write_twin")
+        work = ("diffpose.cli.job.solve", "diffpose.training.train", "diffpose.deepfluoro.write_twin")
         with mock.patch(work[0], stop), mock.patch(work[1], stop), mock.patch(work[2], stop), warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             result = CliRunner().invoke(app, args)

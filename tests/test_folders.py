@@ -27,10 +27,15 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from diffpose import cli, training
+from diffpose import training
 from diffpose.calibration import Camera, antipode
 from diffpose.files import keep_out, save_atomically
-from diffpose.cli import alone, app, load_ct, load_poses, reported, write_ct, write_inputs, written_together
+from diffpose.cli import app, rendering
+from diffpose.cli.inputs import load_ct
+from diffpose.cli.words import reported
+from diffpose.paths import alone, written_together
+from diffpose.report import write_ct, write_inputs
+from diffpose.results import load_poses
 from diffpose.deepfluoro import fetch, write_twin
 from diffpose.drr import DRR
 from diffpose.phantom import make_phantom
@@ -250,7 +255,7 @@ def test_a_damaged_table_is_put_aside_and_the_training_goes_on(network, patient,
 
 HOLDER = """
 import sys, time
-from diffpose.calibration import keep_out
+from diffpose.files import keep_out
 release = keep_out(sys.argv[1])
 print("held", flush=True)
 time.sleep(120)
@@ -279,11 +284,11 @@ def test_the_second_process_in_a_folder_is_refused_by_name(patient, ct, tmp_path
             assert code == 2 and who in text, text
         assert [p.name for p in out.iterdir()] == [".lock"]
         with pytest.raises(BlockingIOError, match=who):
-            from diffpose import deepfluoro
+            from diffpose.deepfluoro import fetching
 
             asked = pytest.MonkeyPatch()
             with asked.context() as patch:
-                patch.setattr(deepfluoro, "_ask_archive", lambda url, doi: deepfluoro._Archived(10, "MD5", "0"))
+                patch.setattr(fetching, "_ask_archive", lambda url, doi: fetching._Archived(10, "MD5", "0"))
                 fetch(out)
     assert Trainer(**options(patient, out)).iteration == 0  # a kill ended the lock
 
@@ -508,7 +513,7 @@ def test_numbers_that_no_c_arm_has_are_refused_by_their_option(ct, tmp_path):
 
 
 def test_a_landmark_table_at_fault_is_named(tmp_path):
-    from diffpose.cli import load_landmarks
+    from diffpose.cli.inputs import load_landmarks
 
     path, subject = tmp_path / "points.csv", make_phantom(spacing=20.0)
     for data in (b"", b"\xff\xfe", b"x_mm,y_mm\n1,2\n", b"x_mm,y_mm,z_mm\n1,2,three\n", b"x_mm,y_mm,z_mm\n1,2\n", b"x_mm,x_mm,y_mm,z_mm\n1,1,2,3\n", b"x_mm,y_mm,z_mm\n1,2,1e300\n"):
@@ -578,7 +583,7 @@ def test_every_xray_is_registered_whatever_the_others_do(case, tmp_path):
     given = [case / "*" / "xray.png", tmp_path]
     job = ["register", case / "ct.nii.gz", *given, "--each", "--camera", "{folder}/camera.json", "--init", "{folder}/start.json", "--restarts", 0, "--out", tmp_path / "all"]
     (tmp_path / "camera.json").write_bytes((case / "ap" / "camera.json").read_bytes())
-    with mock.patch("diffpose.cli.load_ct", side_effect=load_ct) as reading:
+    with mock.patch("diffpose.cli.registration.load_ct", side_effect=load_ct) as reading:
         code, text = call(*job)
     assert reading.call_count == 1 and code == 2, text
     rows = {row["folder"]: row for row in csv.DictReader(open(tmp_path / "all" / "summary.csv"))}
@@ -651,13 +656,13 @@ def test_no_output_is_part_of_an_input(ct, tmp_path):
 
 
 def test_what_another_process_wrote_meanwhile_stays(ct, tmp_path):
-    out, rendered = tmp_path / "a.npy", cli._rendered
+    out, rendered = tmp_path / "a.npy", rendering._images
 
     def slowly(*args):
         out.write_bytes(b"of another process")
         return rendered(*args)
 
-    with mock.patch("diffpose.cli._rendered", slowly):
+    with mock.patch("diffpose.cli.rendering._images", slowly):
         code, text = call("render", ct, "--out", out, "--height", 16)
         assert code == 2 and f"{out}: another process wrote it meanwhile" in text and out.read_bytes() == b"of another process", text
         assert call("render", ct, "--out", out, "--height", 16, "--force")[0] == 0 and np.load(out).shape == (16, 16)
@@ -666,7 +671,7 @@ def test_what_another_process_wrote_meanwhile_stays(ct, tmp_path):
 
 def test_a_signal_ends_any_command_in_order(tmp_path):
     let_in = []
-    with pytest.raises(SystemExit) as caught, reported(), cli.alone(tmp_path / "out"):
+    with pytest.raises(SystemExit) as caught, reported(), alone(tmp_path / "out"):
         let_in.append((tmp_path / "out" / ".lock").exists())
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)

@@ -6,7 +6,9 @@ import pydicom
 import pytest
 from typer.testing import CliRunner
 
-from diffpose.cli import _NAMES, app, in_words
+from diffpose.cli import app
+from diffpose.cli.words import in_words
+from diffpose.cli.words import _NAMES
 from tests.fuzz import PYTHON, ROOT, broken, write_dicom, write_slices
 
 MESSAGE = "error: ct.nii is damaged: copy it again\n"

@@ -28,7 +28,8 @@ from scipy.ndimage import gaussian_filter
 
 from diffpose.calibration import carm_pose, read_mayacam, read_opencv
 from diffpose.files import load_json
-from diffpose.cli import load_poses, pose_from_dict, pose_to_dict, reported, write_json
+from diffpose.cli.words import reported
+from diffpose.results import load_poses, pose_from_dict, pose_to_dict, write_json
 from diffpose.data import containers
 from diffpose.data import bytes_of, check_memory, max_memory, read, read_xray
 from diffpose.data.dicom import _check_gaps

@@ -12,9 +12,11 @@ import SimpleITK as sitk
 import torch
 from typer.testing import CliRunner
 
-from diffpose import cli
+
 from diffpose.calibration import Camera, Detector, antipode, carm_pose, get_pinhole_camera, reorientation
-from diffpose.cli import app, parameter_deviations, write_ct
+from diffpose.cli import app, job, words
+from diffpose.report import write_ct
+from diffpose.results import parameter_deviations
 from diffpose.data import read, read_xray
 from diffpose.deepfluoro import write_twin
 from diffpose.drr import DRR
@@ -128,10 +130,10 @@ def test_a_start_from_the_other_side(ct, tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", drr(truth)[0, 0].numpy())
     camera.to_json(tmp_path / "c.json")
     numbers = ";".join(",".join(map(str, x[0].tolist())) for x in behind.convert("euler_angles", "ZXY", degrees=True))
-    monkeypatch.setattr(cli, "write_results", lambda folder, result, *_, **__: kept.append(result))  # no pictures
+    monkeypatch.setattr(job, "write_results", lambda folder, result, *_, **__: kept.append(result))  # no pictures
     given = ("register", ct, tmp_path / "x.npy", "--camera", tmp_path / "c.json", "--line-integrals", "--polarity", "bone-bright", "--whole-image", "--init", numbers, "--restarts", 0)
     codes = [call(*given, "--out", tmp_path / name, *more)[0] for name, more in (("a", ()), ("b", ("--antipodal",)))]
-    assert codes == [cli.NOT_CONVERGED, 0] and [result.verdict for result in kept] == ["stalled", "converged"]
+    assert codes == [words.NOT_CONVERGED, 0] and [result.verdict for result in kept] == ["stalled", "converged"]
     assert errors(kept[1].pose, truth)[0] < 0.5
 
 

@@ -178,6 +178,7 @@ FAULTS = [
     ("notebooks_open_with_name_and_question", "00_a", in_notebook(A, edit_source(0, "# # a\n\n> what?"))),
     ("notebooks_open_with_name_and_question", "00_a", in_notebook(A, edit_source(0, "# a\n\n> what?\n\nMore."))),
     ("notebooks_are_numbered_and_named_by_module", "number 0", lambda root: (root / B).rename(root / "notebooks/api/00_b.ipynb")),
+    ("notebooks_are_numbered_and_named_by_module", "as many digits", lambda root: (root / B).rename(root / "notebooks/api/001_b.ipynb")),
     ("notebooks_are_numbered_and_named_by_module", "NN_b.ipynb", lambda root: (root / B).rename(root / "notebooks/api/01_c.ipynb")),
     ("notebooks_are_numbered_and_named_by_module", "NN_p.ipynb", lambda root: (root / P).rename(root / "notebooks/api/03_p___init__.ipynb")),
     ("modules_import_only_lower_numbers", "diffpose.p.part (2) imports diffpose.p (3)", append("diffpose/p/part.py", "\nfrom . import three\n")),
