@@ -217,6 +217,8 @@ def modules_import_only_lower_numbers(root):
             owner = next((m for m in (target, target.rpartition(".")[0]) if m in found), None)
             if owner and owner != name and found[owner][0] >= number:
                 bad.append(f"{name} ({number}) imports {owner} ({found[owner][0]})")
+            if re.fullmatch(r"diffpose\.[A-Za-z]\w*", target) and not owner:
+                bad.append(f"{name} ({number}) imports {target}, which the package offers to users: import it from its module")
     return bad
 
 
