@@ -32,10 +32,15 @@ def navigation():
     below = {"index.ipynb": [page for page in bar if page != "index.ipynb"]}
 
     def add(page, contents):
-        below[page] = [entry if isinstance(entry, str) else entry["href"] for entry in contents]
+        below[page] = []
         for entry in contents:
-            if not isinstance(entry, str):
+            if isinstance(entry, str):
+                below[page].append(entry)
+            elif "href" in entry:
+                below[page].append(entry["href"])
                 add(entry["href"], entry["contents"])
+            else:  # a section without a page: Quarto shows its name, Sphinx its pages alone
+                below[page] += entry["contents"]
 
     for page in bar:
         add(page, sections.get(Path(page).parent.name, [])[1:])
