@@ -94,6 +94,9 @@ def sphinx():
         (converter.notebook if source.endswith(".ipynb") else converter.markdown)(source)
     if converter.pages.problems:
         sys.exit("\n".join(converter.pages.problems))
+    for picture in converter.pages.pictures:
+        (PAGES / picture).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / picture, PAGES / picture)
     with_toctree(PAGES, {page: pages for page, pages in below.items() if pages})
     shutil.copytree(STATIC, PAGES / "_static", dirs_exist_ok=True)
     (PAGES / "extra").mkdir(exist_ok=True)
