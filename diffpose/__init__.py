@@ -1,7 +1,8 @@
 """2D/3D registration of X-rays to CT with an exact differentiable renderer.
 
-The names that people start with are here (`from diffpose import DRR`), all others in their modules (`diffpose.metrics.mpe`).
-Each is imported when it is first used: `import diffpose` is quick, and loads no torch.
+The names that people start with are here (`from diffpose import DRR`), all others in their modules
+(`diffpose.metrics.mpe`). Each is imported when it is first used: `import diffpose` is quick, and
+loads no torch.
 """
 
 import importlib
@@ -9,7 +10,32 @@ import pkgutil
 import sys
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # what editors and type checkers see; `_HOME` says the same
+if TYPE_CHECKING:  # what editors and type checkers see: `_HOME` and `_modules` say the same
+    from diffpose import (  # noqa: F401
+        calibration,
+        cli,
+        data,
+        deepfluoro,
+        drr,
+        field,
+        files,
+        guards,
+        images,
+        kernels,
+        ljubljana,
+        metrics,
+        phantom,
+        pose,
+        predecessors,
+        registration,
+        renderers,
+        rotations,
+        scenes,
+        simulation,
+        training,
+        twists,
+        visualization,
+    )
     from diffpose.calibration import Camera, carm_pose
     from diffpose.data import load_example_ct, read, read_xray
     from diffpose.drr import DRR
@@ -66,6 +92,14 @@ _MOVED = {  # a module of an earlier package: where its contents are
 }
 
 
+def _moved(module: str) -> str:
+    "What to say of an earlier package's module."
+    return (
+        f"`{__name__}.{module}` is from an earlier package. Here: {_MOVED[module]}. Every old call"
+        f" beside the new one: {_PAGE}"
+    )
+
+
 class _OldModules:
     "The last finder of modules: says where those of earlier packages went."
 
@@ -73,7 +107,7 @@ class _OldModules:
     def find_spec(name, path=None, target=None):
         package, _, module = name.partition(".")
         if package == __name__ and module in _MOVED:
-            raise ModuleNotFoundError(f"`{name}` is from an earlier package. Here: {_MOVED[module]}. Every old call beside the new one: {_PAGE}")
+            raise ModuleNotFoundError(_moved(module))
 
 
 sys.meta_path.append(_OldModules)
@@ -81,22 +115,26 @@ sys.meta_path.append(_OldModules)
 
 def _modules() -> set[str]:
     "Names of the modules beside this one."
-    return {module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")}
+    return {found.name for found in pkgutil.iter_modules(__path__) if found.name[0] != "_"}
 
 
-def __getattr__(name: str):
-    "Import a name, or a module, when it is first asked for."
-    if name in _HOME:
-        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-        return value
-    if name in _MOVED:
-        raise AttributeError(f"`{__name__}.{name}` is from an earlier package. Here: {_MOVED[name]}. Every old call beside the new one: {_PAGE}")
-    if not name.startswith("_") and name in _modules():
-        return importlib.import_module(f"{__name__}.{name}")
-    from .predecessors import former_names
+if not TYPE_CHECKING:  # a checker that saw it would take any name
 
-    return former_names(__name__)(name)
+    def __getattr__(name: str):
+        "Import a name, or a module, when it is first asked for."
+        if name in _HOME:
+            home = importlib.import_module(f"{__name__}.{_HOME[name]}")
+            globals()[name] = getattr(home, name)
+            return globals()[name]
+        if name in _MOVED:
+            raise AttributeError(_moved(name))
+        if not name.startswith("_") and name in _modules():
+            return importlib.import_module(f"{__name__}.{name}")
+        from .predecessors import former_names
+
+        return former_names(__name__)(name)
 
 
 def __dir__() -> list[str]:
-    return sorted({name for name in globals() if name.startswith("__")} | _HOME.keys() | _modules())
+    own = {name for name in globals() if name.startswith("__")}
+    return sorted(own | _HOME.keys() | _modules())

@@ -130,8 +130,11 @@ def test_editors_see_what_is_offered():
     import diffpose
 
     tree = ast.parse((ROOT / "diffpose/__init__.py").read_text(encoding="utf-8"))
-    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     seen = {alias.name: node.module for node in block.body for alias in node.names}
+    modules = {name for name, module in seen.items() if module == "diffpose"}
+    assert modules == diffpose._modules(), "name each module in the block `if TYPE_CHECKING:` of diffpose/__init__.py"
+    seen = {name: module for name, module in seen.items() if name not in modules}
     assert seen == {name: f"diffpose.{module}" for name, module in diffpose._HOME.items()}
     assert sorted(seen) == sorted(diffpose.__all__) and 12 <= len(seen) <= 20
     for name, module in seen.items():

@@ -216,7 +216,8 @@ class Converter:
         if summary:
             metadata["mystnb"] = {"code_prompt_show": summary, "code_prompt_hide": summary}
         if caption and any("image/png" in o.get("data", {}) for o in outputs):
-            metadata["mystnb"] = {"image": {"alt": caption.replace("`", "")}, "figure": {"caption": self.pages.rewrite(caption, here)}}
+            shown = {"image": {"alt": caption.replace("`", "")}, "figure": {"caption": self.pages.rewrite(caption, here)}}
+            metadata["mystnb"] = metadata.get("mystnb", {}) | shown
         return [{"cell_type": "code", "metadata": metadata, "execution_count": None, "source": source, "outputs": outputs}, *notes]
 
     def _output(self, output, here, name, caption):
