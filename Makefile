@@ -10,7 +10,8 @@
 #   make refresh NB=...     run notebooks and store their outputs (all of them without NB)
 #   make clean              strip the notebooks of counts and metadata
 #   make readme             index.ipynb -> README.md
-#   make prepare            export, clean, readme: before a commit
+#   make modules            the table of modules in CONTRIBUTING.md
+#   make prepare            export, clean, modules, readme: before a commit
 # PYTHON=python3.12 chooses the interpreter, VENV=folder the environment, TESTS="tests/test_contract.py -k clean" the tests.
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,7 +24,7 @@ python := $(VENV)/bin/python
 installed := $(VENV)/.diffpose-installed
 documented := $(VENV)/.diffpose-documented
 
-.PHONY: help install test fuzz demo bench documented docs docs-test notebooks export refresh clean readme prepare
+.PHONY: help install test fuzz demo bench documented docs docs-test notebooks export refresh clean modules readme prepare
 help:
 	@sed -n 's/^#   //p' Makefile
 
@@ -76,7 +77,10 @@ refresh: $(installed)
 clean: $(installed)
 	@$(python) -c 'from nbdev.clean import nbdev_clean; [nbdev_clean(path) for path in ("notebooks", "index.ipynb")]'
 
+modules: $(installed)
+	@$(python) -m tools.modules
+
 readme: $(installed)
 	@$(python) -m tools.readme
 
-prepare: export clean readme
+prepare: export clean modules readme

@@ -5,6 +5,7 @@
 
 import ast
 import configparser
+import fnmatch
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tools import modules as table
 from tools import readme
 from tools.notebook import body, directives, dumps, load, notebooks, source
 
@@ -20,6 +22,13 @@ LINES_PER_FUNCTION = 60
 OPTIONAL = {"triton"}  # imported where it is there, never required
 DISTRIBUTION = {"PIL": "pillow", "SimpleITK": "simpleitk"}  # where the import's name is not the distribution's
 ANNOUNCED = {"pyvista", "seaborn", "tensorboard"}  # 3D scenes and tables of results are part of the package's fixed set; torch.utils.tensorboard needs its namesake
+AT_THE_ROOT = {
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff", "Makefile"),  # read by people
+    *("index.ipynb", "index_files", "notebooks", "diffpose", "tests", "tools", "experiments", "benchmarks"),
+    *("_quarto.yml", "nbdev.yml", "references.bib"),  # the site's
+    *("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in"),  # the package's
+    *(".gitignore", ".gitattributes", ".github", ".ci"),
+}
 RULES = {}
 
 
@@ -219,6 +228,8 @@ def modules_import_only_lower_numbers(root):
             owner = next((m for m in (target, target.rpartition(".")[0]) if m in found), None)
             if owner and owner != name and found[owner][0] >= number:
                 bad.append(f"{name} ({number}) imports {owner} ({found[owner][0]})")
+            if re.fullmatch(r"diffpose\.[A-Za-z]\w*", target) and not owner:
+                bad.append(f"{name} ({number}) imports {target}, which the package offers to users: import it from its module")
     return bad
 
 
@@ -300,6 +311,35 @@ def readme_is_made_from_the_index(root):
         if not (root / name).exists() or (root / name).read_bytes() != content:
             bad.append(f"{name} is not what index.ipynb gives (run `make readme`)")
     return bad + [f"{path.relative_to(root).as_posix()}: index.ipynb no longer shows it (run `make readme`)" for path in readme.stale(root)]
+
+
+@rule
+def the_table_of_modules_is_true(root):
+    "Each module with the question of its notebook; its lines to 10 % or 20."
+    wanted, have = table.rows(root), table.stored(root)
+    if have is None:
+        return [f"{table.PAGE} has no table of modules: write `{table.START}` and `{table.END}` where it belongs, and run `make modules`"]
+    bad = [f"lacks {row}" for row in wanted if row not in have] + [f"has {row}, which no notebook is" for row in have if row not in wanted]
+    bad += [f"says {have[row]} lines in {row}, there are {lines}" for row, lines in wanted.items() if row in have and abs(have[row] - lines) > max(20, lines / 10)]
+    return [f"{table.PAGE} {fault} (run `make modules`)" for fault in bad]
+
+
+def entries(root):
+    "What stands at the root: of git's files, or, in a copy without git, of all but what `.gitignore` names."
+    if (root / ".git").exists():
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
+        return {name.partition("/")[0] for name in listed.split("\0") if name}
+    ignore = root / ".gitignore"
+    patterns = [line.strip() for line in ignore.read_text(encoding="utf-8").splitlines()] if ignore.exists() else []
+    patterns = [pattern for pattern in patterns if pattern and not pattern.startswith("#")]
+    ignored = lambda path: any(fnmatch.fnmatch(path.name, p.strip("/")) and (path.is_dir() or not p.endswith("/")) for p in patterns)
+    return {path.name for path in root.iterdir() if not ignored(path)}
+
+
+@rule
+def the_root_is_clean(root):
+    "Only what people or programs look for there: pictures belong to the notebooks that show them."
+    return [f"{name} stands in the root: move it to where it belongs, or put it in AT_THE_ROOT" for name in sorted(entries(root) - AT_THE_ROOT)]
 
 
 INSTALL = re.compile(r"(?:pipx?3? install|uv add|uv pip install|pip wheel|pip download)(?: +(?:-[-\w]+|[\w.\[\],'\"=<>~-]+))*? +['\"]?diffpose(?![\w@/.-]| *@)")

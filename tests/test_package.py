@@ -1,5 +1,7 @@
 """What a user installs: the wheel, made from the source archive, and how fast it answers."""
 
+import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -106,6 +108,50 @@ def imported_by(code):
 
 def test_importing_the_package_loads_no_heavy_module():
     assert imported_by("import diffpose")[0] == []
+
+
+def test_the_first_names_are_offered_when_they_are_used():
+    "`from diffpose import DRR` is the `DRR` of its module, and so is each of the others; modules come when they are named."
+    code = """
+import sys, diffpose
+seen = dir(diffpose)
+assert 'torch' not in sys.modules, 'dir() loads torch'
+assert {*diffpose.__all__, 'drr', 'registration', 'cli'} <= set(seen) and 'sys' not in seen and '_modidx' not in seen, seen
+assert diffpose.pose.RigidTransform is diffpose.RigidTransform
+from diffpose import DRR
+assert 'torch' in sys.modules and DRR is diffpose.drr.DRR
+assert 'diffpose.training' not in sys.modules, 'a DRR needs no network'
+"""
+    python("-c", code, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_editors_see_what_is_offered():
+    "The block that type checkers read, the table that Python reads and `__all__` say the same, and it is so."
+    import diffpose
+
+    tree = ast.parse((ROOT / "diffpose/__init__.py").read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    modules = {name for name, module in seen.items() if module == "diffpose"}
+    assert modules == diffpose._modules(), "name each module in the block `if TYPE_CHECKING:` of diffpose/__init__.py"
+    seen = {name: module for name, module in seen.items() if name not in modules}
+    assert seen == {name: f"diffpose.{module}" for name, module in diffpose._HOME.items()}
+    assert sorted(seen) == sorted(diffpose.__all__) and 12 <= len(seen) <= 20
+    for name, module in seen.items():
+        there = getattr(importlib.import_module(module), name)
+        assert getattr(diffpose, name) is there, name
+
+
+def test_what_is_not_offered_is_an_error():
+    "A wrong name as in any module; an earlier package's with what is called here."
+    import diffpose
+
+    with pytest.raises(AttributeError, match="^module 'diffpose' has no attribute 'drrr'$"):
+        getattr(diffpose, "drrr")  # noqa: B009
+    with pytest.raises(AttributeError, match="Siddon is in diffpose.renderers"):
+        getattr(diffpose, "siddon")  # noqa: B009
+    with pytest.raises(ImportError, match="drr.jacobian"):
+        from diffpose import JacobianDRR  # noqa: F401
 
 
 def test_help_answers_at_once():

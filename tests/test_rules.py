@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.contract import LINES_PER_FUNCTION, RULES
-from tools import readme
+from tools import modules, readme
 from tools.notebook import ROOT, dumps
 
 SETTINGS = """[DEFAULT]
@@ -103,6 +103,8 @@ def sound(tmp_path_factory):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(content)
     export(root)
+    (root / "CONTRIBUTING.md").write_text(f"# How\n\n{modules.START}\n{modules.END}\n\nThe end.\n", encoding="utf-8")
+    modules.write(root)
     return root
 
 
@@ -138,6 +140,12 @@ def append(name, text):
 
 def replace(name, old, new):
     return lambda root: (root / name).write_text((root / name).read_text(encoding="utf-8").replace(old, new), encoding="utf-8")
+
+
+def cut_row(root, name):
+    "Take a module's row out of the table."
+    page = root / "CONTRIBUTING.md"
+    page.write_text("".join(line for line in page.read_text(encoding="utf-8").splitlines(keepends=True) if name not in line), encoding="utf-8")
 
 
 def in_notebook(name, edit):
@@ -186,6 +194,7 @@ FAULTS = [
     ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\ndef f():\n    from .b import two\n")),
     ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\nimport diffpose.b\n")),
     ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\nfrom diffpose import b\n")),
+    ("modules_import_only_lower_numbers", "diffpose.b (1) imports diffpose.one, which", append("diffpose/b.py", "\nfrom . import one\n")),
     ("public_names_have_docstrings", "one has no docstring", replace("diffpose/a.py", '"The number one."', "pass")),
     ("modules_need_no_developer_tool", "fastcore", append("diffpose/a.py", "\ndef f():\n    from fastcore.test import test_eq\n")),
     ("modules_need_no_developer_tool", "__future__", append("diffpose/a.py", "\nfrom __future__ import annotations\n")),
@@ -198,6 +207,13 @@ FAULTS = [
     ("notebooks_name_no_place_on_a_machine", "/srv/a.py", in_notebook(A, add(code("1", stream("see /srv/a.py"))))),
     ("readme_is_made_from_the_index", "README.md", in_notebook("index.ipynb", add(markdown("More.")))),
     ("readme_is_made_from_the_index", "no longer shows it", append("index_files/old.png", "")),
+    ("the_table_of_modules_is_true", "lacks | [b]", lambda root: cut_row(root, "01_b")),
+    ("the_table_of_modules_is_true", "lacks | [a](notebooks/api/00_a.ipynb) | What is it now? |", in_notebook(A, edit_source(0, "# a\n\n> What is it now?"))),
+    ("the_table_of_modules_is_true", "has | [a](notebooks/api/00_a.ipynb) | What is it? |, which no notebook is", lambda root: (root / A).unlink()),
+    ("the_table_of_modules_is_true", "there are 5", append("diffpose/a.py", "\n" * 40)),
+    ("the_table_of_modules_is_true", "no table", replace("CONTRIBUTING.md", modules.END, "")),
+    ("the_root_is_clean", "shot.png stands in the root", append("shot.png", "")),
+    ("the_root_is_clean", "_build.txt stands in the root", lambda root: (append(".gitignore", "/_*/\n")(root), (root / "_build").mkdir(), append("_build.txt", "")(root))),
     ("installing_does_not_lead_to_the_other_package", "README.md tells how", append("README.md", "\nType `pip install .` in a clone.\n")),
     ("installing_does_not_lead_to_the_other_package", "`pip install -U diffpose`", append("README.md", "\nThe older package of other authors.\n\nType pip install -U diffpose\n")),
     ("installing_does_not_lead_to_the_other_package", "`pip install torch 'diffpose`", in_notebook("notebooks/api/00_a.ipynb", add(markdown("`pip install torch 'diffpose[experiments]'`")))),
@@ -218,6 +234,26 @@ def test_a_long_class_of_short_methods_is_no_fault(sound, tmp_path):
     shutil.copytree(sound, root)
     change(root / A, add(code(METHODS)))
     assert RULES["functions_are_short"](root) == []
+
+
+def test_the_root_is_what_git_has(sound, tmp_path):
+    "What git has is held to the list; what lies beside it, untracked, is its owner's."
+    root = tmp_path / "repo"
+    shutil.copytree(sound, root)
+    git = lambda *args: subprocess.run(["git", *args], cwd=root, check=True, capture_output=True)
+    git("init", "--quiet"), git("add", ".")
+    (root / "shot.png").touch()
+    assert RULES["the_root_is_clean"](root) == []
+    git("add", "shot.png")
+    assert "shot.png" in RULES["the_root_is_clean"](root)[0]
+
+
+def test_the_table_puts_a_page_above_its_parts(sound):
+    page = (sound / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert page.startswith("# How") and page.endswith("The end.\n") and not modules.write(sound)
+    assert [row.split("]")[0] for row in modules.rows(sound)] == ["| [a", "| [b", "| [p", "| [p.part"]
+    lines = len((sound / "diffpose/p/part.py").read_text(encoding="utf-8").splitlines())
+    assert f"| [p.part](notebooks/api/02_p_part.ipynb) | What is a package made of? | {lines} |\n" in page
 
 
 def test_every_rule_is_broken_once():

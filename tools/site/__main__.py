@@ -32,10 +32,15 @@ def navigation():
     below = {"index.ipynb": [page for page in bar if page != "index.ipynb"]}
 
     def add(page, contents):
-        below[page] = [entry if isinstance(entry, str) else entry["href"] for entry in contents]
+        below[page] = []
         for entry in contents:
-            if not isinstance(entry, str):
+            if isinstance(entry, str):
+                below[page].append(entry)
+            elif "href" in entry:
+                below[page].append(entry["href"])
                 add(entry["href"], entry["contents"])
+            else:  # a section without a page: Quarto shows its name, Sphinx its pages alone
+                below[page] += entry["contents"]
 
     for page in bar:
         add(page, sections.get(Path(page).parent.name, [])[1:])
@@ -89,6 +94,9 @@ def sphinx():
         (converter.notebook if source.endswith(".ipynb") else converter.markdown)(source)
     if converter.pages.problems:
         sys.exit("\n".join(converter.pages.problems))
+    for picture in converter.pages.pictures:
+        (PAGES / picture).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / picture, PAGES / picture)
     with_toctree(PAGES, {page: pages for page, pages in below.items() if pages})
     shutil.copytree(STATIC, PAGES / "_static", dirs_exist_ok=True)
     (PAGES / "extra").mkdir(exist_ok=True)

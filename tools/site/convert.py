@@ -49,7 +49,7 @@ class Pages:
         self.by_source = {source: page_of(source) for source in sources}
         self.pages = {page: source for source, page in self.by_source.items()}
         self.citations = citations
-        self.problems = []
+        self.problems, self.pictures = [], set()
 
     def anchors(self, source):
         "Of a page's headings."
@@ -86,6 +86,14 @@ class Pages:
         self.problems.append(f"{here}: no page and no file for the link {link}")
         return link
 
+    def picture(self, link, here):
+        "The link of a picture that is a file beside the pages; it is noted, so that it goes along."
+        inside = posixpath.normpath(posixpath.join(posixpath.dirname(here), link))
+        if re.match(r"[a-z]+:", link) or not (ROOT / inside).is_file():
+            return self.target(link, here)
+        self.pictures.add(inside)
+        return f"/{inside}"
+
     def rewrite(self, text, here):
         "Citations and links of Markdown; code is left alone."
         code = []
@@ -111,7 +119,7 @@ class Pages:
         key = r"(?:[^\[\]@;]*[\s-])?@[\w:.-]*\w[^\[\]@;]*"
         text = re.sub(rf"\[({key}(?:;{key})*)\](?!\()", cite, text)
         text = re.sub(r"(\]\([^)\s]+\))\{[^}]*\}", r"\1", text)  # attributes of links
-        return re.sub(r"(\]\()([^)\s]+)(\))", lambda m: m[1] + self.target(m[2], here) + m[3], text)
+        return re.sub(r"(!\[[^\]]*)?(\]\()([^)\s]+)(\))", lambda m: (m[1] or "") + m[2] + (self.picture if m[1] else self.target)(m[3], here) + m[4], text)
 
 
 def header(cell):
@@ -208,7 +216,8 @@ class Converter:
         if summary:
             metadata["mystnb"] = {"code_prompt_show": summary, "code_prompt_hide": summary}
         if caption and any("image/png" in o.get("data", {}) for o in outputs):
-            metadata["mystnb"] = {"image": {"alt": caption.replace("`", "")}, "figure": {"caption": self.pages.rewrite(caption, here)}}
+            shown = {"image": {"alt": caption.replace("`", "")}, "figure": {"caption": self.pages.rewrite(caption, here)}}
+            metadata["mystnb"] = metadata.get("mystnb", {}) | shown
         return [{"cell_type": "code", "metadata": metadata, "execution_count": None, "source": source, "outputs": outputs}, *notes]
 
     def _output(self, output, here, name, caption):
