@@ -210,6 +210,8 @@ def write_results(
     import matplotlib.pyplot as plt
     import torch
 
+    from matplotlib.figure import Figure
+
     from diffpose.images import resize_image
     from diffpose.visualization import plot_convergence
 
@@ -230,6 +232,7 @@ def write_results(
         for name, pose in (("before", start), ("after", result.pose)):
             overlay(image, view(pose.float()), field).save(inside / f"overlay_{name}.png")
         figure = plot_convergence(history)[0].figure
+        assert isinstance(figure, Figure)
         figure.savefig(inside / "convergence.png", dpi=120)
         plt.close(figure)
         film(inside / "registration.webp", history, view, image)

@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -287,7 +288,7 @@ def load_poses(
 _UNITS = "deg|rad|mm|cm|m|um|in|inch"
 
 
-def _check_units(path: Path, have: list[str], names: tuple, taken: tuple) -> None:
+def _check_units(path: Path, have: Iterable[str], names: tuple, taken: tuple) -> None:
     "Refuse a file that says the same in a second unit."
     other = [
         key

@@ -8,13 +8,13 @@ __all__ = []
 # %% ../../notebooks/api/108_cli_demonstration.ipynb #5fe92a47
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .job import solve
 from .options import PATIENT, RESULT, SEED, START, Debug, Force, app, option
-from .progress import steps
+from .progress import Steps, steps
 from .words import NOT_CONVERGED, reported
 from ..paths import alone, check_writable, written_together
 from ..report import overlay, windowed, write_ct, write_inputs, write_results
@@ -39,7 +39,7 @@ DEMO_VIEWS = (  # name, primary and secondary angle of the C-arm [deg]
     ("lao20_cranial15", 20, 15),
 )
 # mm, pixels
-DEMO_CAMERA = {"sdd": 1020.0, "sid": 850.0, "height": 256, "width": 256, "delx": 1.5, "dely": 1.5}
+DEMO_CAMERA: dict[str, Any] = {"sdd": 1020.0, "sid": 850.0, "height": 256, "width": 256, "delx": 1.5, "dely": 1.5}
 # a start is wrong by up to this many degrees and mm in each of the six numbers
 DEMO_OFF = (20.0, 30.0)
 # what the network learns: low and high, degrees and mm
@@ -200,7 +200,7 @@ def demo(
 # %% ../../notebooks/api/108_cli_demonstration.ipynb #6f35929f
 # PoseEstimator
 def demo_network(
-    step, folder: Path, subject: "torchio.Subject", seed: int, iterations: int
+    step: Steps, folder: Path, subject: "torchio.Subject", seed: int, iterations: int
 ) -> "PoseEstimator":
     "A network that has seen this person for a while."
     from diffpose.calibration import Camera
@@ -243,7 +243,7 @@ def _demo_names(n: int) -> list[str]:
     return [f"{i + 1}_{name}" for i, (name, *_) in enumerate(DEMO_VIEWS)][:n]
 
 
-def _demo(step, out: Path, seed: int, n: int, spacing: float, iterations: int) -> tuple:
+def _demo(step: Steps, out: Path, seed: int, n: int, spacing: float, iterations: int) -> tuple:
     "The work of `demo`: a row per X-ray, and what to say of them."
     names = _demo_names(n)
     from diffpose.phantom import make_phantom
@@ -284,7 +284,7 @@ def _demo(step, out: Path, seed: int, n: int, spacing: float, iterations: int) -
 
 
 def _demo_xray(
-    step,
+    step: Steps,
     out: Path,
     name: str,
     view: int,
@@ -331,7 +331,7 @@ def _demo_xray(
 
 
 def _unaided(
-    step,
+    step: Steps,
     subject: "torchio.Subject",
     camera: "Camera",
     xray: "Tensor",  # 1 1 H W

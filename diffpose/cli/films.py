@@ -6,11 +6,10 @@
 __all__ = []
 
 # %% ../../notebooks/api/107_cli_films.ipynb #94587e17
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,7 +27,7 @@ from diffpose.cli.options import (
     grouped,
     option,
 )
-from .progress import steps
+from .progress import Steps, steps
 from .words import in_options, reported
 from ..paths import check_writable, existing, kind_of, written_together
 from ..report import windowed
@@ -173,7 +172,7 @@ def animate(
 
 # %% ../../notebooks/api/107_cli_films.ipynb #a41a7e05
 def animated(
-    step: Callable,  # told the name of each step
+    step: Steps,
     ct: Path,
     poses: list[str],  # a folder of `register`, a table of poses, or two poses as for --init
     out: Path,
@@ -220,7 +219,7 @@ def animated(
     drr = DRR.from_camera(subject, camera, persistent=False)
     with torch.no_grad():
         images = torch.cat([drr(way[k : k + 16]) for k in range(0, n, 16)])
-    options = {"fixed": image, "height": film.px, "extension": kind, "verbose": False}
+    options: dict[str, Any] = {"fixed": image, "height": film.px, "extension": kind, "verbose": False}
     options |= {"batch_size": n, "duration": 1000 * film.seconds / n}
     # all images at a time, so that one grey scale fits all of them
     with written_together(folder, force) as inside:

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../notebooks/api/102_cli_inputs.ipynb #bcacd181
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .options import Density, FullGeometry, Geometry, Patient, Taken
 from .words import in_options
@@ -92,7 +92,7 @@ def chosen_camera(
         return load_camera(path)
     height = said.get("height", 256)
     delx = said.get("delx", 400 / said.get("width", height))
-    usual = {"sdd": 1020.0, "height": height, "width": height, "delx": delx, "dely": delx}
+    usual: dict[str, Any] = {"sdd": 1020.0, "height": height, "width": height, "delx": delx, "dely": delx}
     return Camera(**{**usual, **said})
 
 # %% ../../notebooks/api/102_cli_inputs.ipynb #15134db8
@@ -107,13 +107,17 @@ def load_xray(
     taken = taken or Taken()
     given, sdd, pitch = _stated(taken)
     which = taken.frame
-    which = int(which) if which is not None and which.lstrip("-").isdigit() else which
+    # what is neither a number nor "mean" is refused by `read_xray`
+    frame: Any = int(which) if which is not None and which.lstrip("-").isdigit() else which
+    polarity = None
+    if taken.polarity is not None:
+        polarity = "bone_dark" if taken.polarity == "bone-dark" else "bone_bright"
     with in_options(path, spacing="--spacing"):
         xray, own, mask = read_xray(
             path,
-            polarity=taken.polarity and taken.polarity.replace("-", "_"),
+            polarity=polarity,
             already_line_integral=taken.line_integrals,
-            frame=which,
+            frame=frame,
             sdd=sdd,
             spacing=pitch,
             return_mask="file",
@@ -152,7 +156,7 @@ def _stated(taken: Taken) -> tuple:  # (Camera or None, sdd [mm], pitch [mm])
     return given, given.sdd, (given.dely, given.delx)
 
 
-def _agreed(given: "Camera", own: "Camera", camera: Path, path: Path) -> "Camera":
+def _agreed(given: "Camera", own: "Camera", camera: Path | None, path: Path) -> "Camera":
     """The camera that was given, if it is of this image, with the angles that the image's header
     states.
     """

@@ -7,13 +7,13 @@ __all__ = []
 
 # %% ../../notebooks/api/104_cli_job.ipynb #80a96aa8
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .inputs import load_landmarks, load_mask, load_xray
 from .options import Counted, Patient, Start, Taken, Targets
+from .progress import Steps
 from ..paths import check_writable, existing
 from ..report import RESULT_FILES, reduced, write_results
 from ..results import MOST, load_start, start_pose
@@ -128,7 +128,7 @@ class Job:
 
     def answer(
         self,
-        step: Callable,  # told the name of each step
+        step: Steps,
         seen: "tuple[Tensor, Camera, Tensor]",  # as `seen` gives it
         subject: "torchio.Subject",
         estimator: "PoseEstimator | None" = None,
@@ -154,7 +154,7 @@ class Job:
 
 # %% ../../notebooks/api/104_cli_job.ipynb #d24be626
 def solve(
-    step: Callable,  # told the name of each step
+    step: Steps,
     subject: "torchio.Subject",
     camera: "Camera",
     xray: "Tensor",  # 1 1 H W line integrals
@@ -181,12 +181,12 @@ def solve(
             " stands at positive y: --init '0,0,0;0,850,0'"
         )
     began = time.perf_counter()
-    around = {}
+    around: dict[str, Any] = {}
     if start is not None:
         box = (start.prior_rotation, start.prior_translation)
         around = {"restarts": start.restarts, "spread": box}
     start = Start() if start is None else start
-    given = {
+    given: dict[str, Any] = {
         "mask": mask,
         "landmarks": targets,
         "seed": start.seed,
@@ -200,4 +200,5 @@ def solve(
         result = estimator.register(
             xray, solver, n_more=start.restarts, antipodal=start.antipodal, **given
         )
+    result = result[0] if isinstance(result, list) else result  # of one X-ray
     return result, drr, time.perf_counter() - began

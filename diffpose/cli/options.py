@@ -8,12 +8,13 @@ __all__ = []
 # %% ../../notebooks/api/101_cli_options.ipynb #47c37d0e
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
+from typer.core import TyperGroup
 
 # %% ../../notebooks/api/101_cli_options.ipynb #5dd5a56f
 class Orientation(str, Enum):
@@ -52,7 +53,7 @@ class Frame(str, Enum):
     lps = "lps"
 
 
-def option(help: str, panel: str, *names: str, **limits: float) -> Any:
+def option(help: str, panel: str, *names: str, **limits: Any) -> Any:
     "An option in a panel of the help, perhaps with limits (min, max): for `Annotated[type, ...]`."
     return typer.Option(*names, help=help, rich_help_panel=panel, **limits)
 
@@ -139,9 +140,12 @@ class Patient:
     slice_tolerance: Tolerance = None
 
     @property
-    def view(self) -> str | None:
-        """The orientation as `diffpose.data.read` takes it."""
-        return None if self.orientation == "none" else Orientation(self.orientation).value
+    def view(self) -> Literal["AP", "PA"] | None:
+        "The orientation as `diffpose.data.read` takes it. Raises ValueError where it is none."
+        wanted = Orientation(self.orientation)
+        if wanted == Orientation.none:
+            return None
+        return "AP" if wanted == Orientation.AP else "PA"
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,17 @@ class Patients:
                 f"{n} CTs and {len(maps)} label maps are given: give --labelmap once for each CT,"
                 " in their order, or not at all"
             )
-        shared = {**vars(self), "labelmap": None}
-        return [Patient(**{**shared, "labelmap": path}) for path in maps or [None] * n]
+        shared = Patient(
+            self.orientation,
+            None,
+            self.labels,
+            self.structures,
+            density=self.density,
+            ct_spacing=self.ct_spacing,
+            series=self.series,
+            slice_tolerance=self.slice_tolerance,
+        )
+        return [replace(shared, labelmap=path) for path in maps or [None] * n]
 
 # %% ../../notebooks/api/101_cli_options.ipynb #6984596f
 CameraFile = Annotated[
@@ -402,8 +415,8 @@ def grouped(command: Callable) -> Callable:
         put = lambda record: record(**{f.name: plain.pop(f.name) for f in fields(record)})
         return command(**{name: put(record) for name, record in records.items()}, **plain)
 
-    call.__name__, call.__doc__ = command.__name__, command.__doc__
-    call.__signature__ = inspect.Signature(flat)
+    call.__name__, call.__doc__ = getattr(command, "__name__", "command"), command.__doc__
+    setattr(call, "__signature__", inspect.Signature(flat))  # noqa: B010 (functions have none)
     call.__annotations__ = {p.name: p.annotation for p in flat}
     return call
 
@@ -411,7 +424,7 @@ def grouped(command: Callable) -> Callable:
 COMMANDS = ("render", "register", "train", "animate", "demo", "data")  # as the help lists them
 
 
-class _InOrder(typer.core.TyperGroup):
+class _InOrder(TyperGroup):
     "Commands in the order of `COMMANDS`, whichever module was imported first."
 
     def list_commands(self, ctx: Any) -> list[str]:

@@ -8,17 +8,44 @@ __all__ = []
 # %% ../../notebooks/api/100_cli_progress.ipynb #5f484062
 import contextlib
 import threading
+from collections.abc import Generator
+from typing import Protocol
 
 from tqdm import tqdm
 
 # %% ../../notebooks/api/100_cli_progress.ipynb #43a70167
+class Steps(Protocol):
+    "What is told how far the work has come."
+
+    def __call__(self, name: str) -> None:
+        "A step begins."
+
+    def note(self, text: str) -> None:
+        "Something happened in it."
+
+
+class _Bar:
+    "Steps as a progress bar."
+
+    def __init__(self, bar: tqdm):
+        self.bar, self.begun = bar, False
+
+    def __call__(self, name: str) -> None:
+        self.bar.set_description_str(name, refresh=False)
+        self.bar.update(int(self.begun))
+        self.begun = True
+        self.bar.refresh()
+
+    def note(self, text: str) -> None:
+        "Say it in the bar."
+        self.bar.set_description_str(text)
+
+
 @contextlib.contextmanager
 def steps(
     total: int,  # how many steps there will be
-):
-    """A progress bar; call what it yields with the name of each step as it begins, and its `note`
-    with what happens meanwhile.
-    """
+) -> Generator[Steps, None, None]:
+    "A progress bar on stderr for the steps of a command."
     over = threading.Event()
     with tqdm(
         total=total,
@@ -27,21 +54,14 @@ def steps(
         bar_format="{desc:<40.40} {bar:20} {n_fmt}/{total_fmt} [{elapsed}]",
     ) as bar:
 
-        def step(name: str) -> None:
-            bar.set_description_str(name, refresh=False)
-            bar.update(int(step.begun))
-            step.begun = True
-            bar.refresh()
-
-        def tick():  # the clock runs on while a step takes its time
+        def tick() -> None:  # the clock runs on while a step takes its time
             while not bar.disable and not over.wait(0.5):
                 bar.refresh()
 
-        step.begun, step.note = False, bar.set_description_str
         clock = threading.Thread(target=tick, daemon=True)
         clock.start()
         try:
-            yield step
+            yield _Bar(bar)
         finally:
             over.set()
             clock.join()

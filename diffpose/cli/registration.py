@@ -10,7 +10,7 @@ import glob
 import os
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +32,7 @@ from diffpose.cli.options import (
     grouped,
     option,
 )
-from .progress import steps
+from .progress import Steps, steps
 from .words import NOT_CONVERGED, explained, reported
 from ..paths import _is_dicom, alone, check_writable, existing, kind_of, written_together
 from ..report import RESULT_FILES, report
@@ -204,7 +204,7 @@ def register_each(
             step("reading the CT")
             subject, rows = load_ct(case.ct, case.patient), []
             for k, (path, name, job) in enumerate(zip(paths, names, jobs), 1):
-                told = _named_steps(step, f"{k}/{len(paths)} {name}: ")
+                told = _Named(step, f"{k}/{len(paths)} {name}: ")
                 row = job
                 if isinstance(job, Job):
                     row = _attempt(debug, lambda: _row(told, job, subject, estimator))
@@ -256,18 +256,23 @@ def _attempt(debug: bool, work: Callable) -> Any:
         return explained(error)
 
 
-def _named_steps(step: Callable, name: str) -> Callable:
+@dataclass(frozen=True)
+class _Named:
     "Steps with a name before each."
 
-    def named(text: str) -> None:
-        step(name + text)
+    step: Steps
+    prefix: str
 
-    named.note = lambda text: step.note(name + text)
-    return named
+    def __call__(self, name: str) -> None:
+        self.step(self.prefix + name)
+
+    def note(self, text: str) -> None:
+        "Something happened in it."
+        self.step.note(self.prefix + text)
 
 
 def _row(
-    step: Callable,
+    step: Steps,
     job: Job,
     subject: "torchio.Subject",
     estimator: "PoseEstimator | None",

@@ -8,7 +8,6 @@ __all__ = []
 # %% ../../notebooks/api/103_cli_rendering.ipynb #6adc911e
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +30,7 @@ from diffpose.cli.options import (
     grouped,
     option,
 )
-from .progress import steps
+from .progress import Steps, steps
 from .words import reported
 from ..paths import check_writable, written_together
 from ..report import image_suffix, save_image
@@ -191,7 +190,7 @@ RENDER_BYTES = 32  # per pixel, that rendering takes at a time (measured at 1000
 
 
 def rendered(
-    step: Callable,  # told the name of each step
+    step: Steps,
     ct: Path,
     out: Path,
     geometry: FullGeometry,

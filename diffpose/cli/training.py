@@ -9,7 +9,7 @@ __all__ = []
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -172,7 +172,7 @@ def trained(
     from diffpose import training
 
     view = each[0].view
-    changes = {"poses": where.poses(view), "seed": course.seed}
+    changes: dict[str, Any] = {"poses": where.poses(view), "seed": course.seed}
     for name in ("iterations", "batch_size"):
         if getattr(course, name) is not None:
             changes[name] = getattr(course, name)

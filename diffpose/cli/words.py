@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
+from typing import TextIO
 
 import typer
 from tqdm import tqdm
@@ -65,7 +66,9 @@ _SENTENCES = (  # what to say instead of a call in Python
     (r",? or (pass )?affine=[^.;:]*", ""),
 )
 # options by argument, of the file that is being read
-_NAMES = contextvars.ContextVar("names", default=None)
+_NAMES: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar(
+    "names", default=None
+)
 
 
 def _short_of_memory(error: Exception) -> bool:
@@ -184,7 +187,8 @@ def reported(
     "Turn an error into one message on stderr and an exit code, and warnings into one line each."
     try:
         with warnings.catch_warnings(), _allowed(max_memory), _terminable():
-            warnings.showwarning = _show_warning
+            # ty: what is assigned is a function like it, as `warnings` asks for
+            warnings.showwarning = _show_warning  # ty: ignore[invalid-assignment]
             yield
     except typer.Exit:
         raise
@@ -213,7 +217,14 @@ def _allowed(size: str | None):
         yield
 
 
-def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """A warning as a user of the command line needs it: without the place in the code, and clear of
     a progress bar.
     """
