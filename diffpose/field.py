@@ -153,9 +153,9 @@ def _constant_border(values):
     for lines, mask in ((values, out), (values.T, out.T)):
         varied = lambda order: next((i for i in order if (lines[i] != lines[i, :1]).any()), None)
         first = varied(range(len(lines)))
-        if first is not None:
-            mask[:first] = True
-            mask[varied(range(len(lines) - 1, -1, -1)) + 1 :] = True
+        last = varied(range(len(lines) - 1, -1, -1))
+        if first is not None and last is not None:
+            mask[:first] = mask[last + 1 :] = True
     return out
 
 

@@ -193,13 +193,14 @@ class _Unbroken(io.FileIO):
             self.seek(size, os.SEEK_CUR)
         return size
 
-    def truncate(self, size=None) -> int:
+    def truncate(self, size: int | None = None) -> int:
         "The same of the file's length."
         try:
-            return super().truncate(size) if self.error is None else size
+            if self.error is None:
+                return super().truncate(size)
         except OSError as error:
             self.error = error
-            return size
+        return self.tell() if size is None else size
 
 
 def save_atomically(
@@ -279,10 +280,10 @@ def keep_out(
 def _locked(path: Path, folder: Path) -> Any:
     """The open lock file, locked; None where there are no locks.
 
-    fcntl's record locks belong to the process and end with it. Linux passes them on to an NFS server (by NLM for version 3,
-    in the protocol itself for version 4), so they hold between machines; a machine that dies loses its locks when it
-    comes back (version 3) or when its lease runs out (version 4, some 90 s). On a mount with `nolock` they hold within
-    one machine only.
+    fcntl's record locks belong to the process and end with it. Linux passes them on to an NFS
+    server (by NLM for version 3, in the protocol itself for version 4), so they hold between
+    machines; a machine that dies loses its locks when it comes back (version 3) or when its lease
+    runs out (version 4, some 90 s). On a mount with `nolock` they hold within one machine only.
     """
     try:
         import fcntl

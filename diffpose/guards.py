@@ -8,7 +8,7 @@ __all__ = []
 # %% ../notebooks/api/001_guards.ipynb #7c885e2c
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def exactly(function: _F) -> _F:
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             return function(*args, **kwargs)
 
-    return call
+    return cast(_F, call)
 
 
 def widened(x):

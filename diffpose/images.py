@@ -6,6 +6,8 @@
 __all__ = ['resize_image', 'open_field']
 
 # %% ../notebooks/api/014_images.ipynb #5488ad46
+from typing import overload
+
 import torch
 from beartype import beartype
 from jaxtyping import Float, Shaped, jaxtyped
@@ -30,6 +32,12 @@ def _shares(old: int, new: int, device: torch.device) -> Float[Tensor, "new old"
     return (1 - (middle - j).abs()).clamp(min=0)
 
 
+@overload
+def resize_image(image: Tensor, height: int, width: int, mask: None = None) -> Tensor: ...
+@overload
+def resize_image(
+    image: Tensor, height: int, width: int, mask: Tensor
+) -> tuple[Tensor, Tensor]: ...
 @jaxtyped(typechecker=beartype)
 def resize_image(
     image: Float[Tensor, "b c h w"],

@@ -210,7 +210,8 @@ def _read_back(path: Path) -> None:
     elif kind.endswith(".nii"):
         import nibabel
 
-        _ = nibabel.Nifti1Image.from_filename(path).dataobj[0]  # maps the whole file, if it is there
+        # maps the whole file, if it is there
+        _ = nibabel.Nifti1Image.from_filename(path).dataobj[0]
     elif kind.endswith((".png", ".tif", ".tiff")):
         from PIL import Image
 

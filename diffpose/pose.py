@@ -12,7 +12,7 @@ __all__ = ['PARAMETERIZATIONS', 'RigidTransform', 'convert', 'random_rigid_trans
 # %% ../notebooks/api/004_pose.ipynb #e3f45935
 import builtins
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -272,7 +272,7 @@ torch.serialization.add_safe_globals([RigidTransform])
 # %% ../notebooks/api/004_pose.ipynb #a774e71f
 # name: (numbers, rotation from numbers, numbers from rotation); Euler angles also take the
 # convention
-_ROTATIONS = {
+_ROTATIONS: dict[str, tuple[int, Callable[..., Tensor], Callable[..., Tensor]]] = {
     "axis_angle": (3, so3_exp, so3_log),
     "so3_log_map": (3, so3_exp, so3_log),
     "euler_angles": (3, euler_angles_to_matrix, matrix_to_euler_angles),
@@ -282,7 +282,7 @@ _ROTATIONS = {
     "rotation_10d": (10, rotation_10d_to_matrix, matrix_to_rotation_10d),
     "quaternion_adjugate": (10, quaternion_adjugate_to_matrix, matrix_to_quaternion_adjugate),
     "matrix": (9, lambda R: R, lambda R: R),
-    "se3_log_map": (3, None, None),
+    "se3_log_map": (3, so3_exp, so3_log),  # of its rotation part, which `se3_exp` couples
 }
 _ANGLES = ("axis_angle", "so3_log_map", "euler_angles", "se3_log_map")
 # name -> how many numbers hold the rotation

@@ -8,7 +8,7 @@ __all__ = []
 # %% ../notebooks/api/000_predecessors.ipynb #4169e959
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from . import _PAGE
 
@@ -248,6 +248,6 @@ def asked_first(refuse: Callable[[tuple, dict], None]) -> Callable[[_F], _F]:
             refuse(args, kwargs)
             return function(*args, **kwargs)
 
-        return call
+        return cast(_F, call)
 
     return decorate

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from beartype import beartype
@@ -195,7 +195,7 @@ class _Underived(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
         raise RuntimeError(
             "the gradient of a DRR has no derivative of its own (create_graph=True):"
             " drr.jacobian(pose) gives the image's derivative, whose squares make the Gauss-Newton"
@@ -301,7 +301,7 @@ class _LineIntegral(_Kernel):
         *rays, jacobian = ctx.saved_tensors
         kernels, by_volume, by_source, by_target = _kernels(ctx.backend), None, None, None
         if any(ctx.needs_input_grad[1:3]):
-            ends, weight = _by_ends(kernels, jacobian, rays, grad, ctx.request)
+            ends, weight = _by_ends(kernels, jacobian, tuple(rays), grad, ctx.request)
             ends = ends * weight[..., None]
             by_source, by_target = ends[..., :3].to(rays[1].dtype), ends[..., 3:].to(rays[2].dtype)
             by_source = by_source.sum(1, keepdim=True) if ctx.shared_source else by_source
@@ -348,7 +348,7 @@ class _Projection(_Kernel):
             None,
         )
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            ends, weight = _by_ends(kernels, jacobian, rays, grad, ctx.request, **geometry)
+            ends, weight = _by_ends(kernels, jacobian, tuple(rays), grad, ctx.request, **geometry)
         if ctx.needs_input_grad[1]:
             by_pose = (frame[:3].mT @ kernels.frame_gradient(ends, weight, pixels)).to(pose.dtype)
         if ctx.needs_input_grad[3]:
@@ -451,7 +451,7 @@ def project_with_ends(
 class _Renderer(torch.nn.Module):
     "A rule with its options."
 
-    rule = None
+    rule: str  # "siddon" or "trilinear"
 
     def __init__(
         self, voxel_shift: float, reducefn: str | Callable, backend: str, n_points: int | None
@@ -491,6 +491,31 @@ class _Renderer(torch.nn.Module):
             self.backend,
         )
 
+    @overload
+    def project(
+        self,
+        volume: Tensor,
+        view: View,
+        mask: Tensor | None = None,
+        n_channels: int | None = None,
+        pieces: Tensor | None = None,
+        occupied: Tensor | None = None,
+        with_ends: Literal[False] = False,
+        **options,
+    ) -> Tensor: ...
+    @overload
+    def project(
+        self,
+        volume: Tensor,
+        view: View,
+        mask: Tensor | None = None,
+        n_channels: int | None = None,
+        pieces: Tensor | None = None,
+        occupied: Tensor | None = None,
+        *,
+        with_ends: Literal[True],
+        **options,
+    ) -> tuple[Tensor, Tensor]: ...
     def project(
         self,
         volume: Tensor,  # X Y Z density
@@ -527,14 +552,10 @@ class _Renderer(torch.nn.Module):
             raise ValueError(f"renderer must be 'siddon' or 'trilinear', not {rule!r}")
         if mask is not None and n_channels is None:
             n_channels = int(mask.max()) + 1
-        chosen = (
-            {"n_points": self.n_points if rule == self.rule else None, "reducefn": self.reducefn}
-            | options
-            | {"renderer": rule}
-        )
         return Request(
-            chosen.pop("renderer"),
-            **chosen,
+            rule,
+            options.get("n_points", self.n_points if rule == self.rule else None),
+            options.get("reducefn", self.reducefn),
             labels=mask,
             n_channels=n_channels or 1,
             pieces=pieces,

@@ -48,7 +48,8 @@ def _axes(convention: str | None) -> tuple[int, int, int]:
             f"convention={convention!r} is no Euler convention: three capital letters of X, Y, Z,"
             f" neighbours different, such as 'ZXY'.{hint}"
         )
-    return tuple("XYZ".index(c) for c in convention)
+    first, second, third = ("XYZ".index(c) for c in convention)
+    return first, second, third
 
 
 def _turn(axis: int, c: Tensor, s: Tensor) -> Tensor:

@@ -6,8 +6,11 @@
 __all__ = ['WATER_HU', 'BONE_PER_HU', 'materials', 'Physics', 'simulate_xray']
 
 # %% ../notebooks/api/046_simulation.ipynb #57ae8237
+import functools
 import math
+import operator
 from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 import torchio
@@ -46,7 +49,8 @@ def transmit(
     bone: Tensor,  # the same for bone mineral
 ) -> Tensor:  # fraction of the signal that arrives, in (0, 1]
     "Polychromatic Beer-Lambert law."
-    return sum(share * torch.exp(-w * water - b * bone) for share, w, b in SPECTRUM)
+    arrived = (share * torch.exp(-w * water - b * bone) for share, w, b in SPECTRUM)
+    return functools.reduce(operator.add, arrived)
 
 # %% ../notebooks/api/046_simulation.ipynb #eff0dfe5
 @dataclass(frozen=True)
@@ -131,6 +135,25 @@ def _detect(
     return gain * counts / physics.photons, pool(field) == 1
 
 # %% ../notebooks/api/046_simulation.ipynb #ec6c501b
+@overload
+def simulate_xray(
+    subject: torchio.Subject,
+    camera: Camera,
+    pose: RigidTransform,
+    seed: int = 0,
+    physics: Physics | None = None,
+    return_mask: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def simulate_xray(
+    subject: torchio.Subject,
+    camera: Camera,
+    pose: RigidTransform,
+    seed: int = 0,
+    physics: Physics | None = None,
+    *,
+    return_mask: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 def simulate_xray(
     subject: torchio.Subject,  # the patient, with a `volume` in HU
     camera: Camera,  # of the X-ray
@@ -138,7 +161,7 @@ def simulate_xray(
     seed: int = 0,  # image k draws from seed + k
     physics: Physics | None = None,
     return_mask: bool = False,  # also return the field of view, B 1 H W bool
-) -> Tensor:  # B 1 H W line integrals, as read_xray returns them
+) -> Tensor | tuple[Tensor, Tensor]:  # B 1 H W line integrals, as read_xray returns them
     """X-rays that are not DRRs: two materials, a spectrum, scatter, blur, noise, blades, gain,
     perhaps a tool.
     """

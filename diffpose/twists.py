@@ -7,6 +7,7 @@ __all__ = ['se3_exp', 'se3_log']
 
 # %% ../notebooks/api/003_twists.ipynb #8d657d9f
 import math
+from collections.abc import Callable
 
 import torch
 from beartype import beartype
@@ -28,7 +29,7 @@ _D = [
 ]
 
 
-def _smooth(x: Tensor, *functions: tuple[list[float], object]) -> list[Tensor]:
+def _smooth(x: Tensor, *functions: tuple[list[float], Callable[[Tensor], Tensor]]) -> list[Tensor]:
     """Each (series in x, closed form in sqrt(x)) at x = t²: the series below t = 1, the closed form
     above.
     """

@@ -19,6 +19,8 @@ from tools.notebook import body, directives, dumps, load, notebooks, source
 
 BUDGET_KB = {"api": 300, "tutorials": 1000}
 LINES_PER_FUNCTION = 60
+COLUMNS = 100  # as wide as the site shows code
+WIDE = ("kernels_cpu", "kernels_cuda", "cli")  # kernels keep what belongs together on a line; cli is to be a package of parts
 OPTIONAL = {"triton"}  # imported where it is there, never required
 DISTRIBUTION = {"PIL": "pillow", "SimpleITK": "simpleitk"}  # where the import's name is not the distribution's
 ANNOUNCED = {"pyvista", "seaborn", "tensorboard"}  # 3D scenes and tables of results are part of the package's fixed set; torch.utils.tensorboard needs its namesake
@@ -166,6 +168,16 @@ def functions_are_short(root):
 
 
 @rule
+def lines_are_short(root):
+    "Of the cells: the head that nbdev writes above them is its own."
+    bad = []
+    for where, path, cell in cells(root):
+        if is_export(cell) and not re.sub(r"^\d+_", "", path.stem).startswith(WIDE):
+            bad += [f"{where}: a line of {len(line)} columns, of {COLUMNS}: {line.strip()[:40]}..." for line in body(cell).splitlines() if len(line) > COLUMNS]
+    return bad
+
+
+@rule
 def classes_are_whole(root):
     "No class is cut into a chain: a private base serves two classes at least."
     users = {}
@@ -239,7 +251,8 @@ def public_names_have_docstrings(root):
     for path, tree in exported(root):
         public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-        nodes = [n for n in tree.body if isinstance(n, kinds) and n.name in public]
+        forms = lambda n: [ast.unparse(d) for d in getattr(n, "decorator_list", [])]  # an overload has the docstring of what it is one of
+        nodes = [n for n in tree.body if isinstance(n, kinds) and n.name in public and "overload" not in forms(n)]
         bad += [f"{path.relative_to(root).as_posix()}: {n.name} has no docstring" for n in nodes if not ast.get_docstring(n)]
     return bad
 

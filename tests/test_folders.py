@@ -489,7 +489,7 @@ def test_numbers_that_no_c_arm_has_are_refused_by_their_option(ct, tmp_path):
     deep, far, long = (tmp_path / f"{name}.json" for name in ("deep", "far", "long"))
     deep.write_text("[" * 10_000 + "]" * 10_000)
     far.write_text('{"sdd_mm": 1e300, "height_px": 16, "width_px": 16, "delx_mm": 9, "dely_mm": 9}')
-    long.write_text('{"rotation_zxy_deg": [0, 0, %s], "translation_mm": [0, 850, 0]}' % digits)
+    long.write_text(f'{{"rotation_zxy_deg": [0, 0, {digits}], "translation_mm": [0, 850, 0]}}')
     cases = [
         (("--height", 0), "--height"),
         (("--width", 0), "--width"),

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.contract import LINES_PER_FUNCTION, RULES
+from tests.contract import COLUMNS, LINES_PER_FUNCTION, RULES
 from tools import modules, readme
 from tools.notebook import ROOT, dumps
 
@@ -180,6 +180,7 @@ FAULTS = [
     ("api_notebooks_run_every_cell", "00_a", in_notebook(A, add(markdown("- skip_exec: true")))),
     ("functions_are_short", f"long has {LINES_PER_FUNCTION + 2} lines", in_notebook(A, add(code("#| export\n" + LONG)))),
     ("functions_are_short", f"long has {LINES_PER_FUNCTION + 2} lines", in_notebook(A, add(code(METHOD)))),
+    ("lines_are_short", f"a line of {COLUMNS + 5} columns", in_notebook(A, add(code("#| export\n" + "x" * COLUMNS + " = 1 ")))),
     ("classes_are_whole", "diffpose/a.py: Whole is cut in two, and _Half is its other half", append("diffpose/a.py", "\nclass _Half: ...\nclass Whole(_Half): ...\n")),
     ("api_notebooks_claim_something", "2 cells export, 0 claim", in_notebook(A, edit_source(4, "one()"))),
     ("notebooks_open_with_name_and_question", "00_a", in_notebook(A, edit_source(0, "# a"))),
@@ -254,6 +255,14 @@ def test_the_table_puts_a_page_above_its_parts(sound):
     assert [row.split("]")[0] for row in modules.rows(sound)] == ["| [a", "| [b", "| [p", "| [p.part"]
     lines = len((sound / "diffpose/p/part.py").read_text(encoding="utf-8").splitlines())
     assert f"| [p.part](notebooks/api/02_p_part.ipynb) | What is a package made of? | {lines} |\n" in page
+
+
+def test_an_overload_needs_no_docstring_of_its_own(sound, tmp_path):
+    root = tmp_path / "repo"
+    shutil.copytree(sound, root)
+    module = root / "diffpose/a.py"
+    module.write_text(module.read_text() + "\nfrom typing import overload\n@overload\ndef one(x: int) -> int: ...\n")
+    assert RULES["public_names_have_docstrings"](root) == []
 
 
 def test_every_rule_is_broken_once():

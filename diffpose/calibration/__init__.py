@@ -52,4 +52,6 @@ _all_ = [
 ]
 
 # %% ../../notebooks/api/012_calibration.ipynb #b1b149fc
-__getattr__ = former_names(__name__, random_rigid_transform="diffpose.pose.random_rigid_transform(n)")
+__getattr__ = former_names(
+    __name__, random_rigid_transform="diffpose.pose.random_rigid_transform(n)"
+)

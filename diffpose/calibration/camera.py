@@ -9,7 +9,7 @@ __all__ = ['Camera']
 import json
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -22,7 +22,11 @@ from ..pose import RigidTransform
 _MOST = 1e7  # mm, pixels or degrees: beyond lies no C-arm, and arithmetic overflows
 
 
-def _number(value, name: str, positive: bool, whole: bool) -> float | int:
+@overload
+def _number(value, name: str, positive: bool, whole: Literal[True]) -> int: ...
+@overload
+def _number(value, name: str, positive: bool, whole: bool) -> float: ...
+def _number(value, name: str, positive: bool, whole: bool) -> float:
     "A number of a C-arm's size as a plain float or int, or the reason why not."
     kind = "whole number of pixels" if whole else "number"
     try:
@@ -185,7 +189,7 @@ class Camera:
     def from_dict(
         cls,
         data: Any,  # what `to_dict` gives, or what a camera file holds
-        path: object = "the camera",  # where it is from, for messages
+        path: str | Path = "the camera",  # where it is from, for messages
     ) -> "Camera":
         "The camera that a dict describes. Raises ValueError where it describes none."
         if not isinstance(data, dict):
@@ -245,18 +249,19 @@ class Camera:
                 f"this camera does not know its {', '.join(missing)}, so it says nothing of the"
                 " pose; set them with dataclasses.replace, or give a pose."
             )
-        return carm_pose(
-            *(
-                torch.tensor(x, dtype=dtype)
-                for x in (self.primary_angle, self.secondary_angle, self.sid or self.sdd)
-            ),
-            orientation,
+        primary, secondary, sid = (
+            torch.tensor(x, dtype=dtype)
+            for x in (self.primary_angle, self.secondary_angle, self.sid or self.sdd)
         )
+        return carm_pose(primary, secondary, sid, orientation)
 
     def __repr__(self) -> str:
-        return (
-            f"Camera({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields(self) if f.name != 'parallel' or self.parallel)})"
+        values = (
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if f.name != "parallel" or self.parallel
         )
+        return f"Camera({', '.join(values)})"
 
     @property
     def K(self) -> Tensor:  # 3 3, float64

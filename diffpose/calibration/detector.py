@@ -212,13 +212,13 @@ class Detector(torch.nn.Module):
         """
         version = None if self._index is None else self._index._version
         if calibration is None and self._kept is not None:
-            camera, index, versions, *kept = self._kept
+            camera, index, versions, centres, distances = self._kept
             if (
                 camera is self.camera
                 and index is self._index
-                and versions == (version, *(x._version for x in kept))
+                and versions == (version, centres._version, distances._version)
             ):
-                return tuple(kept)
+                return centres, distances
         K, camera = _intrinsics(self.camera, calibration)
         K = _signed(K.to(self._reorient.device, torch.float64), camera)
         right, up, ahead = self._exact[None, None, :3, :3].unbind(-1)  # 1 1 3 each
@@ -284,8 +284,8 @@ class Detector(torch.nn.Module):
         self._exact, self._kept = self._exact.to(self._reorient.device), None
         return self
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if (self._reorient.double() - self._exact).abs().max() > 1e-6:
             self._exact, self._kept = self._reorient.double(), None
             self._mirrored = bool(torch.linalg.det(self._exact[:3, :3]) < 0)

@@ -193,6 +193,7 @@ def _check_hdf5_links(path, file):
     names = []
     external = lambda name, info: (
         names.append(os.fsdecode(file.id.links.get_val(name)[0]))
+        # ty: ignore[missing-attribute] a compiled part of h5py
         if info.type == h5py.h5l.TYPE_EXTERNAL
         else None
     )
@@ -251,9 +252,11 @@ def _check_hdf5(path, file):
     _check_hdf5_links(path, file)
     look = lambda name, info: (
         _check_hdf5_storage(path, h5py.h5d.open(file.id, name))
+        # ty: ignore[missing-attribute] a compiled part of h5py
         if info.type == h5py.h5o.TYPE_DATASET
         else None
     )
+    # ty: ignore[missing-attribute] a compiled part of h5py
     h5py.h5o.visit(file.id, look, info=True)
 
 

@@ -258,6 +258,7 @@ def _dicom_pixels(path):
     plugin for.
     """
     import pydicom
+    from pydicom.errors import InvalidDicomError
 
     try:
         _check_deflated(path)
@@ -271,7 +272,7 @@ def _dicom_pixels(path):
             int(header.get("BitsAllocated") or 16) // 8,
         )
         stored = header.pixel_array  # of every frame
-    except pydicom.errors.InvalidDicomError as error:
+    except InvalidDicomError as error:
         raise ValueError(
             f"cannot read {path}: no DICOM file, or damaged: it has not the mark DICM behind its"
             " first 128 bytes"

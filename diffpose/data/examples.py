@@ -13,7 +13,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torchio as tio
 
@@ -102,7 +102,7 @@ def load_example_ct(
     bone_attenuation_multiplier: float = 1.0,  # contrast of bone, >= 0
     # passed to `read`; hu_max is HU_MAX if not given: what is denser than bone sets the scale, as
     # in the DRRs of this CT that others show
-    **kwargs,
+    **kwargs: Any,
 ) -> tio.Subject:  # with `mask` and `structures` (columns group, original_idx, structure, id)
     "A real chest CT with 118 labelled structures."
     folder = _example_folder()

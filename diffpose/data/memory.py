@@ -61,7 +61,8 @@ _UNITS = {
     "b": 1,
     **{f"{p}ib": 1024 ** (k + 1) for k, p in enumerate("kmgt")},
 }
-_ALLOWED = contextvars.ContextVar("allowed", default=None)  # bytes; None: what is free
+# bytes; None: what is free
+_ALLOWED: contextvars.ContextVar[float | None] = contextvars.ContextVar("allowed", default=None)
 
 
 def bytes_of(
@@ -98,8 +99,9 @@ def memory_limit() -> tuple[float, str]:  # bytes, and whence
     """How much memory a file may ask for: as `max_memory` says, else DIFFPOSE_MAX_MEMORY, else what
     is free.
     """
-    if _ALLOWED.get() is not None:
-        return _ALLOWED.get(), "max_memory= allows"
+    allowed = _ALLOWED.get()
+    if allowed is not None:
+        return allowed, "max_memory= allows"
     if os.environ.get(MEMORY_VARIABLE, "").strip():
         return bytes_of(os.environ[MEMORY_VARIABLE], MEMORY_VARIABLE), f"{MEMORY_VARIABLE} allows"
     return _free_memory(), ""

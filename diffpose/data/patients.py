@@ -162,7 +162,7 @@ def read(
     contrast = Contrast.measure(hu, bone_attenuation_multiplier, density, hu_max)
     _doubt_bone(hu, contrast, hu_max)
     rho = contrast.density(hu)
-    if ids is not None:
+    if ids is not None and mask is not None:  # labels are refused without a label map
         outside = ~_select(mask, ids, structures)
         hu, mask = hu.masked_fill(outside, AIR_HU), mask.masked_fill(outside, 0)
         rho.masked_fill_(outside, 0)

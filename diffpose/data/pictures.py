@@ -366,8 +366,9 @@ def _check_strips(path):
 
     with Image.open(path, formats=_PICTURES) as picture, open(path, "rb") as file:
         for frame in ImageSequence.Iterator(picture) if picture.format == "TIFF" else ():
-            if frame.tag_v2.get(259) in (8, 32946):  # deflate, by either number
-                for offset in frame.tag_v2.get(273) or frame.tag_v2.get(324) or ():
+            tags = getattr(frame, "tag_v2", {})  # a TIFF's frames have them
+            if tags.get(259) in (8, 32946):  # deflate, by either number
+                for offset in tags.get(273) or tags.get(324) or ():
                     file.seek(offset)
                     _check_zlib(file, path, 16 * math.prod(frame.size) + _SLACK)
 

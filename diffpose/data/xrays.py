@@ -9,10 +9,11 @@ __all__ = ['PLANE_MM', 'read_xray']
 import math
 import os
 import warnings
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..calibration.camera import Camera
 from .pictures import _pixel_meaning, _xray_pixels, to_line_integrals
@@ -147,6 +148,33 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
     return Camera(height=int(shape[0]), width=int(shape[1]), **said)
 
 # %% ../../notebooks/api/025_data_xrays.ipynb #804409d4
+@overload
+def read_xray(
+    image,
+    camera: Camera | None = None,
+    polarity: Literal["bone_dark", "bone_bright"] | None = None,
+    already_line_integral: bool | None = None,
+    frame: int | Literal["mean"] | None = None,
+    i0: float | None = None,
+    sdd: float | None = None,
+    spacing=None,
+    return_mask: Literal[False] = False,
+    parallel: bool = False,
+) -> tuple[Tensor, Camera | None]: ...
+@overload
+def read_xray(
+    image,
+    camera: Camera | None = None,
+    polarity: Literal["bone_dark", "bone_bright"] | None = None,
+    already_line_integral: bool | None = None,
+    frame: int | Literal["mean"] | None = None,
+    i0: float | None = None,
+    sdd: float | None = None,
+    spacing=None,
+    *,
+    return_mask: Literal[True, "file"],
+    parallel: bool = False,
+) -> tuple[Tensor, Camera | None, Tensor]: ...
 def read_xray(
     image,  # path (DICOM, PNG, TIFF, NPY, NIfTI, ...), array or tensor [H W], [F H W] or [1 1 H W]
     camera: Camera | None = None,  # the geometry, if known; overrules the file
@@ -161,8 +189,8 @@ def read_xray(
     # also return which pixels can be trusted; "file": by the file alone
     return_mask: bool | Literal["file"] = False,
     parallel: bool = False,  # taken with a parallel beam: spacing, and no sdd
-):  # (xray [1 1 H W], Camera or None) or (xray, camera, mask [1 1 H W])
-    """An X-ray as line integrals (bone bright, float32), and what is known of the C-arm that took it.
+) -> tuple:  # (xray [1 1 H W], Camera or None) or (xray, camera, mask [1 1 H W])
+    """An X-ray as line integrals (bone bright, float32), and what is known of its C-arm.
 
     The mask is True where a pixel has counts, is neither saturated nor behind a shutter, and,
     unless it is the file's alone, in what `find_field` trusts: inside the collimator, not on a
@@ -177,10 +205,12 @@ def read_xray(
             " read with Camera.from_json(path)"
         )
     if parallel and (sdd is not None or camera is not None):
-        raise ValueError(
-            "parallel=True is a beam without a source:"
-            f" {'leave out sdd=' if camera is None else 'leave it out here, and make the camera with parallel=True'}"
+        fix = (
+            "leave out sdd="
+            if camera is None
+            else "leave it out here, and make the camera with parallel=True"
         )
+        raise ValueError(f"parallel=True is a beam without a source: {fix}")
     pixels, header, pitch, top = _xray_pixels(
         image, frame, not (camera is None and sdd is None and spacing is None and not parallel)
     )

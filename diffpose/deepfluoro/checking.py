@@ -164,7 +164,7 @@ def _check_params(found: _Findings, file) -> tuple | None:
     found.rigid(params, "extrinsic")
     K = found.array(params, "intrinsic", (3, 3))
     rows, cols, dely, delx = (found.array(params, name, ()) for name in _PARAMS[2:])
-    if any(x is None for x in (K, rows, cols, dely, delx)):
+    if K is None or rows is None or cols is None or dely is None or delx is None:
         return None
     try:
         camera_of_file(torch.from_numpy(K), int(rows), int(cols), float(delx), float(dely))

@@ -168,11 +168,7 @@ class DeepFluoroDataset(_Stored):
             raise ValueError(f"height is a positive number of rows, not {height!r}")
         check_layout(self.file, (id_number,))
         self.preprocess, self.initial_energy = preprocess, initial_energy
-        self._reading = {
-            "bone_attenuation_multiplier": bone_attenuation_multiplier,
-            "labels": labels,
-            "density": density,
-        }
+        self._reading = bone_attenuation_multiplier, labels, density
         crop = (
             crop
             if crop is not None
@@ -220,13 +216,13 @@ class DeepFluoroDataset(_Stored):
         )
         self.isocenter_pose = isocenter_pose(self.camera.sdd)
 
-    def __getitem__(self, idx: int) -> tuple[Tensor, RigidTransform]:
-        image = self._upright(idx, "image")[None, None].float()
+    def __getitem__(self, index: int) -> tuple[Tensor, RigidTransform]:
+        image = self._upright(index, "image")[None, None].float()
         size = (self.camera.height, self.camera.width)
         lit = bool((image > 0).any())
         if not lit or not image.isfinite().all():
             raise ValueError(
-                f"{self.filename}: {self._group(idx).name.strip('/')}/image/pixels"
+                f"{self.filename}: {self._group(index).name.strip('/')}/image/pixels"
                 f" {'hold NaN or infinity' if lit else 'have no positive intensity'}: leave this"
                 " X-ray out, or fetch the file again"
             )
@@ -235,7 +231,7 @@ class DeepFluoroDataset(_Stored):
             if self.preprocess
             else resize_image(self._cut(image), *size)
         )
-        return image, self.pose(idx)
+        return image, self.pose(index)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -254,6 +250,7 @@ class DeepFluoroDataset(_Stored):
         "CT, labels and landmarks; orientation PA."
         import pandas as pd
 
+        multiplier, chosen, density = self._reading
         specimen = self.file[self.specimen]
         _, affine = _grid(specimen["vol"])
         hu, labels = (_voxels(specimen[name]) for name in ("vol", "vol-seg/image"))
@@ -268,8 +265,10 @@ class DeepFluoroDataset(_Stored):
             structures=table,
             fiducials=self._ras,
             orientation="PA",
+            bone_attenuation_multiplier=multiplier,
+            labels=chosen,
+            density=density,
             specimen=self.specimen,
-            **self._reading,
         )
 
     def pose(

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import NamedTuple
@@ -179,16 +180,12 @@ def _persist(
         try:
             _download(address, part, size, tell)
         except (OSError, http.client.HTTPException) as problem:
+            number = getattr(problem, "errno", None)
             # trying again makes no room
-            if getattr(problem, "errno", None) in (
-                errno.ENOSPC,
-                errno.EDQUOT,
-                errno.EFBIG,
-                errno.EROFS,
-            ):
+            if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
                 raise OSError(
-                    problem.errno,
-                    f"cannot be written ({os.strerror(problem.errno)}): make room; what has arrived"
+                    number,
+                    f"cannot be written ({os.strerror(number)}): make room; what has arrived"
                     " is kept, and the same command goes on from there",
                     str(part),
                 ) from problem

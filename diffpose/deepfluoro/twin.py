@@ -167,11 +167,15 @@ def _silhouettes(drr: DRR, pose: RigidTransform, camera: Camera) -> np.ndarray:
         torch.where(longest > 0, label + 1, 0)
         .reshape(drr.detector.height, drr.detector.width)
         .to(torch.uint8)
+        .numpy()
     )
 
 # %% ../../notebooks/api/053_deepfluoro_twin.ipynb #5dd281c4
 def _write_image(
-    group, pixels: np.ndarray, origin: Sequence[float], spacing: Sequence[float]
+    group,
+    pixels: np.ndarray,
+    origin: Sequence[float] | np.ndarray,
+    spacing: Sequence[float] | np.ndarray,
 ) -> None:
     "An image group of the file."
     n = pixels.ndim
@@ -287,7 +291,9 @@ def _write_specimen(
     for k, image in enumerate(_intensities(person, cameras, poses, how, 100_000 * (seed + 1))):
         labels = _silhouettes(drr, poses[k], cameras[k])
         labels = torch.nn.functional.interpolate(
-            labels[None, None], (camera.height, camera.width), mode="nearest-exact"
+            torch.from_numpy(labels)[None, None],
+            (camera.height, camera.width),
+            mode="nearest-exact",
         )[0, 0].numpy()
         to_volume = pose_to_file(poses[k], _EXTRINSIC, person.ct.scan_from_world, upside[k])
         _write_frame(

@@ -8,12 +8,15 @@ __all__ = []
 # %% ../../notebooks/api/043_drr_calls.ipynb #2450de6f
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Protocol, cast, overload
 
 import torch
 import torchio
+from torch import Tensor
 
+from ..calibration import Camera
 from ..pose import RigidTransform, convert
 from ..predecessors import new_call
 
@@ -124,7 +127,7 @@ def _parameters(*functions: Callable) -> set[str]:
     }
 
 
-def _check_options(owner: str, options: dict, known: set[str]) -> None:
+def _check_options(owner: str, options: Iterable[str], known: set[str]) -> None:
     "Refuse what is no option of something, by name."
     wrong = sorted(set(options) - known)
     if wrong:
@@ -133,3 +136,45 @@ def _check_options(owner: str, options: dict, known: set[str]) -> None:
             f"{owner} has no argument {', '.join(map(repr, wrong))}"
             + (f": did you mean {near[0]!r}?" if near else f". It takes {', '.join(sorted(known))}")
         )
+
+# %% ../../notebooks/api/043_drr_calls.ipynb #c0de7e02
+class _Calls(Protocol):
+    "The two ways to call a DRR, for editors: with a pose, or with what makes one."
+
+    @overload
+    def __call__(
+        self,
+        pose: RigidTransform,
+        /,
+        *,
+        calibration: Camera | Tensor | None = None,
+        mask_to_channels: bool = False,
+        bone_attenuation_multiplier: float | Sequence[float] | Tensor | None = None,
+        beer_lambert: bool | float = False,
+        renderer: str | None = None,
+        n_points: int | None = ...,
+        reducefn: str | Callable = ...,
+    ) -> Tensor: ...
+    @overload
+    def __call__(
+        self,
+        rotation: Tensor,
+        translation: Tensor,
+        /,
+        *,
+        parameterization: str,
+        convention: str | None = None,
+        degrees: bool = False,
+        calibration: Camera | Tensor | None = None,
+        mask_to_channels: bool = False,
+        bone_attenuation_multiplier: float | Sequence[float] | Tensor | None = None,
+        beer_lambert: bool | float = False,
+        renderer: str | None = None,
+        n_points: int | None = ...,
+        reducefn: str | Callable = ...,
+    ) -> Tensor: ...
+
+
+def _called(forward: Callable) -> _Calls:
+    "Decorator of `DRR.forward`: says how it is called, and changes nothing."
+    return cast(_Calls, forward)

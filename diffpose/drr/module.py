@@ -20,6 +20,8 @@ from ..data import Contrast
 from diffpose.drr.calls import (
     _SINGLE_ANGLES,
     _as_pose,
+    _called,
+    _Calls,
     _check_options,
     _check_subject,
     _parameters,
@@ -53,7 +55,7 @@ def _check_call(args: tuple, options: dict) -> None:
         )
     if options.keys() - _ONE_CALL:
         _check_options(
-            "a call of a DRR", options.keys(), _parameters(DRR.forward) - {"self"} | _ONE_CALL
+            "a call of a DRR", options, _parameters(DRR.forward) - {"self"} | _ONE_CALL
         )
 
 # %% ../../notebooks/api/044_drr_module.ipynb #1d49e075
@@ -61,6 +63,8 @@ class DRR(torch.nn.Module):
     """Digitally reconstructed radiographs of a subject: a pose in, an image B C H W out, exactly
     differentiable. Units: mm, and mm x density for pixels.
     """
+
+    __call__: _Calls
 
     @asked_first(_refuse_old)
     def __init__(
@@ -234,6 +238,7 @@ class DRR(torch.nn.Module):
         size = self.detector.height * self.detector.width
         return 1 if self.patch_size is None else max(1, size // self.patch_size**2)
 
+    @_called
     @exactly
     def forward(
         self,
@@ -403,6 +408,7 @@ class DRR(torch.nn.Module):
     def _volume(self) -> Tensor:
         "`density`, without noting that somebody outside has it."
         own = self._buffers.get("density")
+        # ty: ignore[invalid-explicit-return] a parameter, where somebody made the buffer one
         return self._parameters["density"] if own is None else own
 
     def __getattr__(self, name: str):
@@ -433,9 +439,9 @@ class DRR(torch.nn.Module):
         self._air.lent = True
         return super().named_buffers(*args, **kwargs)
 
-    def _save_to_state_dict(self, *args):
+    def _save_to_state_dict(self, *args, **kwargs):
         self._air.lent = True
-        super()._save_to_state_dict(*args)
+        super()._save_to_state_dict(*args, **kwargs)
 
     def get_extra_state(self) -> dict:
         "What decides the image beside the voxels, for the state dict: geometry, rule, contrast."
@@ -458,7 +464,7 @@ class DRR(torch.nn.Module):
         "The contrast of a state dict; the rest has to be the same."
         self.contrast = None if state["contrast"] is None else Contrast(**state["contrast"])
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args):
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs):
         "Refuse a state of other geometry before anything is loaded."
         theirs, own = state_dict.get(prefix + "_extra_state"), self.get_extra_state()
         if theirs is None:
@@ -481,7 +487,7 @@ class DRR(torch.nn.Module):
                     " images here: load it into a DRR of the same subject, camera and rule, or"
                     " copy its voxels alone with drr.density.copy_(state['density'])"
                 )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn, recurse=True):
         if fn(self._volume.new_zeros(())).device.type == "mps":
@@ -549,7 +555,7 @@ class DRR(torch.nn.Module):
                 "mask_to_channels needs a label map, and this subject has none: read(...,"
                 " labelmap=...)"
             )
-        if mask_to_channels and self.n_channels > _LABELS_MAX:
+        if mask_to_channels and self.n_channels is not None and self.n_channels > _LABELS_MAX:
             raise ValueError(
                 "mask_to_channels makes a channel of every number up to the largest label, which"
                 f" is {self.n_channels - 1}: number the structures anew, 1, 2, 3, ..."

@@ -903,7 +903,8 @@ class _Rays:
         self.bricks = (np.zeros(1, np.uint8), (0, 0, 0)) if occupied is None else (occupied.permute(2, 1, 0).reshape(-1).numpy(), tuple(occupied.shape))
         self.unit = () if rule == "siddon" else (None,) if self.stride[0] == 1 else (self.stride[0],)
         if not _FORKED:
-            nb.set_num_threads(max(1, min(torch.get_num_threads(), nb.config.NUMBA_NUM_THREADS)))
+            most = nb.config.NUMBA_NUM_THREADS  # ty: ignore[missing-attribute] set when numba starts
+            nb.set_num_threads(max(1, min(torch.get_num_threads(), most)))
 
     @property
     def args(self):

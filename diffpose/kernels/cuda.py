@@ -8,10 +8,11 @@ __all__ = ['integrate', 'channel_jacobian', 'volume_gradient', 'frame_gradient']
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #6f94869b
 import os
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import triton
-import triton.language as tl
+import triton.language
 from beartype import beartype
 from jaxtyping import Float, Integer, jaxtyped
 from torch import Tensor
@@ -19,6 +20,15 @@ from torch import Tensor
 from .reference import check_rays
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #01e3b1cc
+# Triton reads a kernel as text, and Python never runs it: what is in one has no type
+tl: Any = triton.language
+
+
+def _jit(*args, **options) -> Any:
+    "As `triton.jit`; what comes of it Triton alone can call."
+    return triton.jit(*args, **options)
+
+
 _FAR = tl.constexpr(1e12)  # voxels: what is farther away has no place
 _GRID = tl.constexpr(8)  # columns of a tile
 # arguments that a kernel is not compiled anew for: other images, volumes and cameras run on the same code
@@ -26,7 +36,7 @@ _NUMBERS = ["n0", "n1", "n2", "n_rays", "source_rays", "point_sets", "length_set
 _STEPS = ["step0", "step1", "step2"]
 
 
-@triton.jit
+@_jit
 def _lanes(n_rays, columns, tiles, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
     "Each lane's ray, whether there is such a ray, and which part of it the lane takes."
     lane = tl.arange(0, RAYS * PARTS)
@@ -42,7 +52,7 @@ def _lanes(n_rays, columns, tiles, RAYS: tl.constexpr, PARTS: tl.constexpr, TILE
     return q, ok, lane // RAYS
 
 
-@triton.jit
+@_jit
 def _entry(pose, frame, b, K: tl.constexpr, C: tl.constexpr):
     "Row K and column C of frame @ pose, for image b."
     p, f = pose + b * 16 + C, frame + 4 * K
@@ -50,7 +60,7 @@ def _entry(pose, frame, b, K: tl.constexpr, C: tl.constexpr):
     return left + tl.load(f + 2) * tl.load(p + 8).to(tl.float64) + tl.load(f + 3) * tl.load(p + 12).to(tl.float64)
 
 
-@triton.jit
+@_jit
 def _axis(geometry, b, q, ok, x, y, z, K: tl.constexpr, LIFT: tl.constexpr):
     "Start and direction of rays on axis K, in walking coordinates."
     source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays = geometry
@@ -63,13 +73,13 @@ def _axis(geometry, b, q, ok, x, y, z, K: tl.constexpr, LIFT: tl.constexpr):
     return s, d
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #fdb30328
-@triton.jit
+@_jit
 def _near(x):
     "Which lanes hold a number of a sensible size."
     return (x > -_FAR) & (x < _FAR)
 
 
-@triton.jit
+@_jit
 def _ray(geometry, b, q, ok, LIFT: tl.constexpr):
     "Start and direction of each lane's ray; one that is not a number, or has no end, is replaced by one that misses."
     n_rays, point_sets = geometry[5], geometry[7]
@@ -83,14 +93,14 @@ def _ray(geometry, b, q, ok, LIFT: tl.constexpr):
     return s, (tl.where(good, d0, 0.0), tl.where(good, d1, 0.0), tl.where(good, d2, 0.0))
 
 
-@triton.jit
+@_jit
 def _length(geometry, b, q, ok):
     "What each ray's integral is multiplied by."
     length, length_sets, length_rays = geometry[4], geometry[8], geometry[9]
     return tl.load(length + tl.minimum(b, length_sets - 1) * length_rays + tl.minimum(q, length_rays - 1), mask=ok, other=1.0)
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #cdfbc169
-@triton.jit
+@_jit
 def _bounds(box, n, extra, piece, pieces):
     "Corners of the cells that hold something: of all n, plus extra, if no box is given, or if the contrast map makes something of nothing."
     low, high = (0.0, 0.0, 0.0), (n[0] + extra, n[1] + extra, n[2] + extra)
@@ -104,7 +114,7 @@ def _bounds(box, n, extra, piece, pieces):
     return low, high
 
 
-@triton.jit
+@_jit
 def _clip(s, d, low, high, AXIS: tl.constexpr, lo, hi, enter, leave):
     "Narrow (lo, hi) to where low <= s + alpha d < high; remember which axis cut it."
     parallel = d == 0.0
@@ -117,7 +127,7 @@ def _clip(s, d, low, high, AXIS: tl.constexpr, lo, hi, enter, leave):
     return tl.maximum(near, lo), tl.minimum(far, hi), enter, leave
 
 
-@triton.jit
+@_jit
 def _stretch(s, d, low, high):
     "The part of [0, 1] in which each ray is between the corners of a box."
     lo, hi = s[0] * 0.0, s[0] * 0.0 + 1.0
@@ -129,7 +139,7 @@ def _stretch(s, d, low, high):
     return tl.where(hit, lo, 0.0), tl.where(hit, hi, 0.0), tl.where(hit, enter, -1), tl.where(hit, leave, -1)
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #bdda4095
-@triton.jit
+@_jit
 def _part(lo, hi, enter, leave, part, PARTS: tl.constexpr):
     "The lane's own part of its ray's stretch. One number where a part ends and the next begins."
     width = (hi - lo) / PARTS
@@ -137,7 +147,7 @@ def _part(lo, hi, enter, leave, part, PARTS: tl.constexpr):
     return lo + part * width, tl.where(last, hi, lo + (part + 1) * width), tl.where(part == 0, enter, -1), tl.where(last, leave, -1)
 
 
-@triton.jit
+@_jit
 def _begin(s, d, lo, hi, low, high, REAL: tl.constexpr, WIDE: tl.constexpr):
     "On one axis: the cell at lo, the first crossing after it and the step to the next (lo to hi being 0 to 1), how many there are until hi, and which way."
     width = tl.where(lo < hi, hi - lo, 1.0)
@@ -153,13 +163,13 @@ def _begin(s, d, lo, hi, low, high, REAL: tl.constexpr, WIDE: tl.constexpr):
         return i.to(tl.int32), first.to(REAL), (1.0 / (tl.abs(step) * width)).to(REAL), count, way
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #c9877f94
-@triton.jit
+@_jit
 def _next(m, axis):
     "Where the crossing number m of an axis is; nowhere, if the stretch ends before."
     return tl.where(m < axis[3], axis[1] + m.to(axis[1].dtype) * axis[2], float("inf"))
 
 
-@triton.jit
+@_jit
 def _cross(m0, m1, m2, axes):
     "Where the lanes' next crossings are, at most 1, and in which of them it is a plane of axis 0, 1, 2."
     b0 = _next(m0, axes[0])
@@ -172,7 +182,7 @@ def _cross(m0, m1, m2, axes):
     return tl.minimum(b, 1.0), first, second, some & (b0 != b) & (b1 != b)
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #b7759e27
-@triton.jit
+@_jit
 def _pieces(pieces, b, REAL: tl.constexpr):
     "The contrast map of an image: threshold, scale and offset below, scale and offset above."
     if pieces is None:
@@ -182,7 +192,7 @@ def _pieces(pieces, b, REAL: tl.constexpr):
         return tl.load(p).to(REAL), tl.load(p + 1).to(REAL), tl.load(p + 2).to(REAL), tl.load(p + 3).to(REAL), tl.load(p + 4).to(REAL)
 
 
-@triton.jit
+@_jit
 def _channel(labels, p, inside, n_channels):
     "The channel of voxels p, and which of them have one."
     if labels is None:
@@ -192,7 +202,7 @@ def _channel(labels, p, inside, n_channels):
         return label, inside & (label >= 0) & (label < n_channels)
 
 
-@triton.jit
+@_jit
 def _voxel(flat, labels, weight, pieces, piece, p, inside, n_rays, n_channels, REAL: tl.constexpr):
     "Density of voxels p as an image counts it: after its contrast map, and times the weight of its label's channel (weight points to channel 0); 0 outside."
     v = tl.load(flat + p, mask=inside, other=0.0).to(REAL)
@@ -204,7 +214,7 @@ def _voxel(flat, labels, weight, pieces, piece, p, inside, n_rays, n_channels, R
     return v
 
 
-@triton.jit
+@_jit
 def _save(place, x, mask):
     "Store in the type of the place; to half precision by way of single."
     kind = place.dtype.element_ty
@@ -213,7 +223,7 @@ def _save(place, x, mask):
     tl.store(place, x.to(kind), mask=mask)
 
 
-@triton.jit
+@_jit
 def _total(x, RAYS: tl.constexpr, PARTS: tl.constexpr):
     "Sums over the parts of each ray."
     if PARTS == 1:
@@ -222,27 +232,27 @@ def _total(x, RAYS: tl.constexpr, PARTS: tl.constexpr):
         return tl.sum(tl.reshape(x, [PARTS, RAYS]), 0)
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #9671d30d
-@triton.jit
+@_jit
 def _credit(A, axis, change):
     "Add a change to the sum of its axis."
     return A[0] + tl.where(axis == 0, change, 0.0), A[1] + tl.where(axis == 1, change, 0.0), A[2] + tl.where(axis == 2, change, 0.0)
 
 
-@triton.jit
+@_jit
 def _save_jacobian(jacobian, row, ok, K: tl.constexpr, by_source, by_target, RAYS: tl.constexpr, PARTS: tl.constexpr):
     "Derivatives by axis K of both ends, summed over the parts of each ray."
     _save(jacobian + row * 6 + K, _total(by_source, RAYS, PARTS), ok)
     _save(jacobian + row * 6 + 3 + K, _total(by_target, RAYS, PARTS), ok)
 
 
-@triton.jit
+@_jit
 def _moved_end(by, axis, alpha, d, change, K: tl.constexpr):
     "The effect of an end of a stretch moving along the ray, on the derivatives by axis K: change = dI / d(alpha of that end)."
     along = tl.where((axis == K) & (d[K] != 0.0), change / tl.where(d[K] == 0.0, 1.0, d[K]), 0.0)
     return by[0] + along * (alpha - 1.0), by[1] - along * alpha
 
 
-@triton.jit
+@_jit
 def _scatter(grad, fixed, p, x, mask):
     "Add to voxels. Floating-point sums depend on their order, which no GPU promises; sums of integers, in units of 1 / fixed, do not."
     if fixed is None:
@@ -251,7 +261,7 @@ def _scatter(grad, fixed, p, x, mask):
         tl.atomic_add(grad + p, tl.floor(x.to(tl.float64) * tl.load(fixed) + 0.5).to(tl.int64), mask=mask, sem="relaxed")
 
 
-@triton.jit
+@_jit
 def _slope(flat, p, pieces, piece, inside, REAL: tl.constexpr):
     "Derivative of the contrast map at voxels p."
     if pieces is None:
@@ -260,7 +270,7 @@ def _slope(flat, p, pieces, piece, inside, REAL: tl.constexpr):
         return tl.where(tl.load(flat + p, mask=inside, other=0.0).to(REAL) > piece[0], piece[3], piece[1])
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #e024ca8e
-@triton.jit
+@_jit
 def _visit_voxel(state, MODE: tl.constexpr, voxels, p, live, a, e, axis, after, scale, out, jacobian, fixed, REAL: tl.constexpr):
     "What one piece of the rays, from a to e in voxel p, adds to the state of a walk."
     flat, labels, weight, pieces, piece, n_rays, n_channels = voxels
@@ -288,7 +298,7 @@ def _visit_voxel(state, MODE: tl.constexpr, voxels, p, live, a, e, axis, after, 
     return state
 
 
-@triton.jit
+@_jit
 def _save_siddon(state, MODE: tl.constexpr, out, jacobian, row, kept, hit, length, d, lo, width, leave, a, RAYS: tl.constexpr, PARTS: tl.constexpr):
     "Value, and derivatives by both ends, from the state at the end of a walk."
     scale = tl.where(hit, length, 0.0)
@@ -309,7 +319,7 @@ def _save_siddon(state, MODE: tl.constexpr, out, jacobian, row, kept, hit, lengt
             _save_jacobian(jacobian, row, kept, K, by[0], by[1], RAYS, PARTS)
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #683c7ea6
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STEPS)
+@_jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STEPS)
 def _siddon(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
     n, strides, b = (n0, n1, n2), (step0, step1, step2), (tl.program_id(0) // tiles).to(tl.int64)
     geometry = source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays
@@ -345,13 +355,13 @@ def _siddon(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, 
         _save_siddon(state, MODE, out, jacobian, b * n_rays + r, kept, hit, scale, d, lo, width, leave, a, RAYS, PARTS)
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #08396090
-@triton.jit
+@_jit
 def _within(i, n):
     "Whether the lower and the upper voxel of a cell exist on one axis."
     return (i >= 1) & (i <= n), (i >= 0) & (i < n)
 
 
-@triton.jit
+@_jit
 def _corner(voxels, p, inside, strides, DX: tl.constexpr, DY: tl.constexpr, DZ: tl.constexpr, REAL: tl.constexpr):
     "One voxel of each cell; p is the place of the upper corner."
     flat, labels, weight, pieces, piece, n_rays, n_channels = voxels
@@ -359,13 +369,13 @@ def _corner(voxels, p, inside, strides, DX: tl.constexpr, DY: tl.constexpr, DZ: 
     return _voxel(flat, labels, weight, pieces, piece, p, inside, n_rays, n_channels, REAL)
 
 
-@triton.jit
+@_jit
 def _edge(voxels, p, inside, xs, strides, DY: tl.constexpr, DZ: tl.constexpr, REAL: tl.constexpr):
     "Two voxels of each cell that are neighbours on the first axis."
     return _corner(voxels, p, inside & xs[0], strides, 0, DY, DZ, REAL), _corner(voxels, p, inside & xs[1], strides, 1, DY, DZ, REAL)
 
 
-@triton.jit
+@_jit
 def _corners(voxels, cell, live, n, strides, REAL: tl.constexpr):
     "The eight voxels of cells, first axis fastest; zero outside the volume."
     p = cell[0] * strides[0] + cell[1] * strides[1] + cell[2] * strides[2]
@@ -378,7 +388,7 @@ def _corners(voxels, cell, live, n, strides, REAL: tl.constexpr):
     return c0, c1, c2, c3, c4, c5, c6, c7
 
 
-@triton.jit
+@_jit
 def _taylor(c, x, y, z):
     "Value and mixed derivatives of the trilinear form with corners c at (x, y, z)."
     dx0, dx1, dx2, dx3 = c[1] - c[0], c[3] - c[2], c[5] - c[4], c[7] - c[6]
@@ -392,7 +402,7 @@ def _taylor(c, x, y, z):
     return v0 + z * fz, x0 + z * fxz, y0 + z * fyz, fz, xy0 + z * fxyz, fxz, fyz, fxyz
 
 
-@triton.jit
+@_jit
 def _shares(x, y, z, h, d, spread):
     "Weights of the eight corners of a cell in the integral over a piece of length h about (x, y, z)."
     h3 = h * h * h * spread
@@ -403,7 +413,7 @@ def _shares(x, y, z, h, d, spread):
     return h - w1 - w2 - w3 - w4 - w5 - w6 - w7, w1, w2, w3, w4, w5, w6, w7
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #81fa6201
-@triton.jit
+@_jit
 def _add_cell(sums, c, x, y, z, t, h, d, spread, JAC: tl.constexpr):
     "Add the integrals of f, of its gradient and of alpha times its gradient over pieces of length h about alpha = t."
     acc, p0, p1, p2, q0, q1, q2 = sums
@@ -420,7 +430,7 @@ def _add_cell(sums, c, x, y, z, t, h, d, spread, JAC: tl.constexpr):
     return acc, p0, p1, p2, q0, q1, q2
 
 
-@triton.jit
+@_jit
 def _share_cell(voxels, c, w, whole, cell, live, n, strides, MODE: tl.constexpr, out, fixed, REAL: tl.constexpr):
     "Add the corners' shares to the channels of their labels (out points to channel 0), or to the voxels."
     flat, labels, weight, pieces, piece, n_rays, n_channels = voxels
@@ -437,7 +447,7 @@ def _share_cell(voxels, c, w, whole, cell, live, n, strides, MODE: tl.constexpr,
             _scatter(out, fixed, p, whole * (w[corner] * gain), wanted)
 
 
-@triton.jit
+@_jit
 def _best_sample(state, c, x, y, z, t, h, d, spread, share, live, cell, a, e, axis, after):
     "The larger of the two Gauss points of a cell (which fall together when spread is 0), if it beats the best so far."
     best, at, lo, hi, enter, leave, i, j, k = state
@@ -452,7 +462,7 @@ def _best_sample(state, c, x, y, z, t, h, d, spread, share, live, cell, a, e, ax
     return best, at, lo, hi, enter, leave, tl.where(more, cell[0], i), tl.where(more, cell[1], j), tl.where(more, cell[2], k)
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #8909bf3d
-@triton.jit
+@_jit
 def _save_sums(sums, out, jacobian, row, kept, hit, length, d, low, high, entry, exit, EXACT: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr):
     "Value, and derivatives by both ends, from a walk's sums."
     acc = tl.where(hit, sums[0].to(tl.float64) * length, 0.0)
@@ -471,7 +481,7 @@ def _save_sums(sums, out, jacobian, row, kept, hit, length, d, low, high, entry,
             _save_jacobian(jacobian, row, kept, K, by[0], by[1], RAYS, PARTS)
 
 
-@triton.jit
+@_jit
 def _save_best(state, voxels, out, jacobian, row, kept, n, strides, length, s, d, low, high, entry, exit, n_points, REAL: tl.constexpr):
     "The largest sample, and its derivatives by both ends."
     best, at, lo, hi, enter, leave, i, j, k = state
@@ -497,7 +507,7 @@ def _save_best(state, voxels, out, jacobian, row, kept, n, strides, length, s, d
             _save_jacobian(jacobian, row, kept, K, by[0], by[1], 1, 1)
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #6db125a1
-@triton.jit
+@_jit
 def _piece(m0, m1, m2, a, axes, begin, e, d, step, start, width, n_points):
     "The next piece of each lane, in a cell: its middle and length in alpha, the cell and the place in it, where it ends (in parts of the walk), the planes there."
     if n_points is None:
@@ -513,7 +523,7 @@ def _piece(m0, m1, m2, a, axes, begin, e, d, step, start, width, n_points):
     return middle, h, (begin[0] + j0, begin[1] + j1, begin[2] + j2), at, end, first, second, third
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #dd44d1e0
-@triton.jit
+@_jit
 def _filled(s, d, low, high, corners, n_points):
     "The first of the n_points samples from low to high that can be between two corners, and how many they are."
     begin, end, _, _ = _stretch(s, d, corners[0], corners[1])
@@ -522,7 +532,7 @@ def _filled(s, d, low, high, corners, n_points):
     return first.to(tl.int32), tl.maximum(tl.minimum(tl.ceil((end - low) * per + 1.0), n_points * 1.0) - first, 0.0).to(tl.int32)
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #f21802df
-@triton.jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STEPS)
+@_jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STEPS)
 def _trilinear(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, n_points, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
     n, strides, b = (n0, n1, n2), (step0, step1, step2), (tl.program_id(0) // tiles).to(tl.int64)
     geometry = source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays
@@ -577,7 +587,7 @@ def _trilinear(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, point
         _save_best(state, voxels, out, jacobian, b * n_rays + r, kept, n, strides, scale, s, d, low, high, entry, exit, n_points, REAL)
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #c4b31177
-@triton.jit(do_not_specialize=["n_rays", "point_sets", "weight_image", "weight_ray", "blocks"])
+@_jit(do_not_specialize=["n_rays", "point_sets", "weight_image", "weight_ray", "blocks"])
 def _contract(jacobian, weight, points, out, n_rays, point_sets, weight_image, weight_ray, blocks, BLOCK: tl.constexpr):
     b, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     q = block * BLOCK + tl.arange(0, BLOCK)
@@ -602,21 +612,34 @@ def _beside(tensor: Tensor):
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+def _blocks(n: int, size: int) -> int:
+    "How many blocks of a size hold n."
+    return -(-n // size)
+
+
+def _batch(source: Tensor | None, pose: Tensor | None) -> int:
+    "How many images there are: their rays start at a source, or at the origin of a pose."
+    start = source if pose is None else pose
+    return 0 if start is None else len(start)
+
+
 def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, weight: Tensor | None, n_channels: int, out: Tensor, jacobian: Tensor | None = None, fixed: Tensor | None = None):
     "Run a kernel on rays (source, target, pose, frame, length, columns), with a look (box, pieces, labels) and a rule (name, n_points, voxel_shift)."
     (source, target, pose, frame, length, columns), (box, pieces, labels), (name, n_points, shift) = rays, look, rule
     n = target.shape[1]
-    batch = len(source if pose is None else pose)
+    batch = _batch(source, pose)
     if batch * n == 0:
         return
     wide = sum((size - 1) * step for size, step in zip(volume.shape, volume.stride())) >= 2**31
     parts = 4 if mode == "sum" and n < _BUSY else 1  # not by the batch: an image is the same in any company
     count = 128 // parts
-    tiles = triton.cdiv(n, count) if not columns else triton.cdiv(columns, _GRID.value) * triton.cdiv(triton.cdiv(n, columns), count // _GRID.value)
+    tiles = _blocks(n, count) if not columns else _blocks(columns, _GRID.value) * _blocks(_blocks(n, columns), count // _GRID.value)
     exact = lambda x: None if x is None else x.detach().double().contiguous()
-    points, length = exact(target), torch.ones(1, 1, dtype=torch.float64, device=volume.device) if length is None else exact(length)
+    if length is None:
+        length = torch.ones(1, 1, dtype=torch.float64, device=volume.device)
     pose = None if pose is None else pose.detach().contiguous()
-    geometry = exact(source) if pose is None else None, pose, exact(frame), points, length, n, 1 if pose is not None else source.shape[1], len(points), len(length), length.shape[1]
+    starts = (exact(source), None, source.shape[1]) if pose is None else (None, pose, 1)
+    geometry = *starts[:2], exact(frame), exact(target), exact(length), n, starts[2], len(target), len(length), length.shape[1]
     if labels is not None and labels.stride() != volume.stride():
         labels = torch.empty_like(volume, dtype=labels.dtype).copy_(labels)
     arguments = (volume.detach(), *volume.shape, *volume.stride(), *geometry, columns, tiles, exact(box), exact(pieces), labels, weight, n_channels, out, jacobian, fixed)
@@ -633,21 +656,21 @@ def _integrate(
     volume: Tensor, source: Tensor | None, target: Tensor, pose: Tensor | None, frame: Tensor | None, length: Tensor | None, columns: int, box: Tensor | None, pieces: Tensor | None,
     labels: Tensor | None, rule: str, n_points: int, voxel_shift: float, reducefn: str, n_channels: int, jacobian: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    batch, n, work = len(source if pose is None else pose), target.shape[1], _WORKS_IN[volume.dtype][0]
-    rays, rule = (source, target, pose, frame, length, columns), (rule, n_points, voxel_shift)
+    batch, n, work = _batch(source, pose), target.shape[1], _WORKS_IN[volume.dtype][0]
+    rays, how = (source, target, pose, frame, length, columns), (rule, n_points, voxel_shift)
     by_ends = volume.new_empty((batch, n, 6) if jacobian else (0, 0, 6), dtype=work)
     if labels is None:
         out = volume.new_empty(batch, 1, n)
-        _launch(reducefn, volume, rays, (box, pieces, None), rule, None, 1, out, by_ends if jacobian else None)
+        _launch(reducefn, volume, rays, (box, pieces, None), how, None, 1, out, by_ends if jacobian else None)
         return out, by_ends
     out = volume.new_zeros(batch, n_channels, n, dtype=work)
-    _launch("channels", volume, rays, (box, pieces, labels), rule, None, n_channels, out)
+    _launch("channels", volume, rays, (box, pieces, labels), how, None, n_channels, out)
     return out.to(volume.dtype, copy=False), by_ends
 
 
 @_integrate.register_fake
 def _(volume, source, target, pose, frame, length, columns, box, pieces, labels, rule, n_points, voxel_shift, reducefn, n_channels, jacobian):
-    batch, n = len(source if pose is None else pose), target.shape[1]
+    batch, n = _batch(source, pose), target.shape[1]
     return volume.new_empty(batch, 1 if labels is None else n_channels, n), volume.new_empty((batch, n, 6) if jacobian else (0, 0, 6), dtype=_WORKS_IN[volume.dtype][0])
 
 
@@ -689,7 +712,7 @@ def _(volume, source, target, pose, frame, length, columns, pieces, labels, weig
 
 @torch.library.custom_op("diffpose::frame_gradient", mutates_args=())
 def _frame_gradient(jacobian: Tensor, weight: Tensor, points: Tensor) -> Tensor:
-    blocks = triton.cdiv(jacobian.shape[1], 512)
+    blocks = _blocks(jacobian.shape[1], 512)
     out = jacobian.new_zeros(len(jacobian), blocks, 3, 4, dtype=torch.float64)
     if out.numel():
         with _beside(jacobian):

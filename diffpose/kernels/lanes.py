@@ -7,16 +7,23 @@ __all__ = []
 
 # %% ../../notebooks/api/036_kernels_lanes.ipynb #cae2535d
 import operator
+from collections.abc import Callable
 
 from llvmlite import ir
 from numba.core import types
 from numba.core.cgutils import get_or_insert_function
 from numba.core.datamodel import models
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, register_model
+from numba.extending import intrinsic as _intrinsic
+from numba.extending import lower_builtin, register_model
 from numba.np.arrayobj import make_array
 
 # %% ../../notebooks/api/036_kernels_lanes.ipynb #d2f7cc88
+def intrinsic(function: Callable) -> Callable:
+    "As numba's. Compiled code calls it without its first argument, which numba fills in."
+    return _intrinsic(function)
+
+
 LANES = 8  # rays that advance together
 
 _ELEMENTS = {

@@ -6,7 +6,9 @@
 __all__ = ['BRICK', 'integrate', 'occupancy', 'bounding_box']
 
 # %% ../../notebooks/api/035_kernels_reference.ipynb #7e33826f
+import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -96,7 +98,8 @@ def siddon_samples(
     """
     s = source.expand_as(target)
     d = target - s
-    alpha = cuts(s, d, -voxel_shift, tuple(volume.shape))
+    nx, ny, nz = volume.shape
+    alpha = cuts(s, d, -voxel_shift, (nx, ny, nz))
     middle = (alpha[..., 1:] + alpha[..., :-1]) / 2
     index = (
         (s[..., None, :] + middle[..., None] * d[..., None, :] + voxel_shift)
@@ -127,9 +130,9 @@ def trilinear_samples(
     s = source.expand_as(target) + (voxel_shift - 0.5)
     d = target - source.expand_as(target)
     # the interpolant reaches one voxel beyond the outer centres
-    cells = tuple(n + 1 for n in volume.shape)
+    nx, ny, nz = volume.shape
     if n_points is None:
-        alpha = cuts(s, d, -1.0, cells)
+        alpha = cuts(s, d, -1.0, (nx + 1, ny + 1, nz + 1))
         middle, width = (alpha[..., 1:] + alpha[..., :-1]) / 2, alpha.diff()
         alpha = torch.cat([middle - GAUSS * width, middle + GAUSS * width], -1)
         weight = torch.cat([width, width], -1) / 2
@@ -179,7 +182,7 @@ def reduce_samples(
         out = weighted.new_zeros(*weighted.shape[:2], n_channels)
         return out.scatter_add(2, channel, weighted.flatten(2)).mT
     weighted = weighted.sum(-1)
-    if callable(reducefn):
+    if not isinstance(reducefn, str):
         return reducefn(weighted)[:, None]
     if reducefn == "sum":
         return weighted.sum(-1)[:, None]
@@ -195,7 +198,8 @@ def compose(
 ) -> Float[Tensor, "b 4 4"]:  # in the precision of the frame
     "Index coordinates from those of the pixels."
     columns = pose.to(frame.dtype)
-    return sum(frame[:, k, None] * columns[:, None, k] for k in range(4))
+    terms = (frame[:, k, None] * columns[:, None, k] for k in range(4))
+    return functools.reduce(operator.add, terms)
 
 # %% ../../notebooks/api/035_kernels_reference.ipynb #e5ffe372
 def check_rays(
@@ -209,14 +213,15 @@ def check_rays(
     """Raise a ValueError if rays are not as many as the kernels will take them for: source b 1|n 3,
     or pose b 4 4 and frame; target 1|b n 3; length 1|b 1|n; n in whole rows.
     """
-    if (pose is None) != (frame is None) or (pose is None) == (source is None):
+    start = source if pose is None else pose
+    if start is None or (pose is None) != (frame is None) or (pose is None) == (source is None):
         raise ValueError(
             "rays start at a source, or at the origin of a pose, which then needs its frame: give"
             " source alone, or pose and frame"
         )
-    b, n = len(source if pose is None else pose), target.shape[1]
+    b, n = len(start), target.shape[1]
     if len(target) not in (1, b) or (source is not None and source.shape[1] not in (1, n)):
-        given = f"source {tuple(source.shape)}" if pose is None else f"pose {tuple(pose.shape)}"
+        given = f"{'source' if pose is None else 'pose'} {tuple(start.shape)}"
         raise ValueError(
             f"{given} and target {tuple(target.shape)} do not fit: for b images of n rays they are"
             " b 1 3 or b n 3 (a pose: b 4 4), and 1 n 3 or b n 3"

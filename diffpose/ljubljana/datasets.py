@@ -165,8 +165,8 @@ class LjubljanaDataset(_Stored):
             self.detector_of(idx), self.fiducials, self.pose(idx, torch.float64), pose
         )
 
-    def __getitem__(self, idx: int) -> tuple[Tensor, RigidTransform]:
-        k = self._of(idx)
+    def __getitem__(self, index: int) -> tuple[Tensor, RigidTransform]:
+        k = self._of(index)
         pixels = _hdf5_value(self.file[f"{self.name}/proj-{self.views[k]}/pixels"])
         image, camera = (
             torch.from_numpy(pixels.astype(np.float32))[None, None],

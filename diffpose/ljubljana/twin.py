@@ -353,12 +353,14 @@ def _check_view(found: _Findings, subject, view: str) -> None:
             f"{pixels.name.strip('/')}: holds {pixels.dtype} of shape {pixels.shape}, expected are"
             " numbers of two axes"
         )
-    elif not any(x is None for x in (pixels, K, delx, dely)):
+    elif pixels is not None and K is not None and delx is not None and dely is not None:
+        height, width = pixels.shape
         try:
             view_of_file(
                 torch.from_numpy(K),
                 torch.eye(4, dtype=torch.float64),
-                *pixels.shape,
+                height,
+                width,
                 float(delx),
                 float(dely),
                 RigidTransform.identity(),

@@ -7,6 +7,8 @@ __all__ = ['ncc', 'multiscale_ncc', 'sobel', 'gradient_ncc', 'mutual_information
            'MultiscaleNormalizedCrossCorrelation2d', 'GradientNormalizedCrossCorrelation2d', 'MutualInformation']
 
 # %% ../../notebooks/api/047_metrics_images.ipynb #cad83c00
+import functools
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -99,7 +101,8 @@ class _MeanCorrelation(torch.autograd.Function):
         return c.mean((1, 2, 3))
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, *grads):
+        (grad,) = grads
         a, b, floor_a, floor_b, c, scale, by_a, by_b, mean_a, mean_b = ctx.saved_tensors
         nothing = (None,) * 4
         # the derivative is to be differentiated: only autograd's own will do
@@ -187,7 +190,8 @@ def multiscale_ncc(
 ) -> Float[Tensor, "b"]:  # at most the sum of the weights
     "Weighted sum of normalised cross-correlations at several patch sizes."
     _check_scales(patch_sizes, patch_weights)
-    return sum(w * ncc(x1, x2, p, eps) for p, w in zip(patch_sizes, patch_weights))
+    found = (w * ncc(x1, x2, p, eps) for p, w in zip(patch_sizes, patch_weights))
+    return functools.reduce(operator.add, found)
 
 
 def _check_scales(patch_sizes: Sequence, patch_weights: Sequence) -> None:

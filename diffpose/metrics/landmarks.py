@@ -7,7 +7,7 @@ __all__ = ['mtre', 'mpe', 'mrpe', 'dgeo', 'RegistrationErrors', 'registration_er
 
 # %% ../../notebooks/api/049_metrics_landmarks.ipynb #b0f34a79
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from beartype import beartype
@@ -17,6 +17,14 @@ from torch import Tensor
 from ..guards import exactly
 from .poses import _batch, _pair, double_geodesic_se3
 from ..pose import RigidTransform
+
+if TYPE_CHECKING:
+    from diffpose.calibration import Detector
+    from diffpose.drr import DRR
+
+    _Camera = DRR | Detector | Callable[[RigidTransform, Tensor], Tensor]
+else:
+    _Camera = Any  # what is no camera is refused by the functions, which say what to give
 
 # %% ../../notebooks/api/049_metrics_landmarks.ipynb #cc0f5778
 @exactly
@@ -61,7 +69,7 @@ def mpe(
     pose_true: RigidTransform,  # B poses, or 1
     pose_pred: RigidTransform,  # B poses, or 1
     points: Float[Tensor, "_ n 3"],  # world frame [mm], for each pose or, as a batch of 1, for all
-    camera: object,  # DRR, Detector, or a function (pose, points B N 3) -> pixels B N 2
+    camera: _Camera,  # DRR, Detector, or a function (pose, points B N 3) -> pixels B N 2
 ) -> Float[Tensor, "_"]:  # [pixel]
     "Mean projection error: distance between the images of the points, in pixels."
     pose_true, pose_pred, points = _targets("mpe", pose_true, pose_pred, points)
@@ -69,7 +77,7 @@ def mpe(
 
 
 def _image_shift(
-    pose_true: RigidTransform, pose_pred: RigidTransform, points: Tensor, camera: object
+    pose_true: RigidTransform, pose_pred: RigidTransform, points: Tensor, camera: _Camera
 ) -> Tensor:
     "Difference of the points' pixels (column, row) under the two poses, B N 2."
     project = _projection(camera)
@@ -81,7 +89,7 @@ def _image_shift(
     return pred - true
 
 
-def _projection(camera: object) -> Callable:
+def _projection(camera: _Camera) -> Callable:
     "The projection of a DRR, a Detector, or a plain function."
     for name in ("perspective_projection", "project"):
         if callable(getattr(camera, name, None)):
@@ -100,7 +108,7 @@ def mrpe(
     pose_true: RigidTransform,  # B poses, or 1
     pose_pred: RigidTransform,  # B poses, or 1
     points: Float[Tensor, "_ n 3"],  # world frame [mm], for each pose or, as a batch of 1, for all
-    camera: object,  # DRR, Detector, or a function (pose, points B N 3) -> pixels B N 2
+    camera: _Camera,  # DRR, Detector, or a function (pose, points B N 3) -> pixels B N 2
     # (delx, dely) [mm]; None asks the camera
     pixel_size: tuple[float | int, float | int] | None = None,
 ) -> Float[Tensor, "_"]:  # [mm] on the detector
@@ -114,15 +122,16 @@ def mrpe(
     return (_image_shift(pose_true, pose_pred, points, camera) * spacing).norm(dim=-1).mean(-1)
 
 
-def _pixel_size(camera: object) -> tuple[float, float]:
+def _pixel_size(camera: _Camera) -> tuple[float, float]:
     "(delx, dely) [mm] of a DRR or a Detector."
     detector = getattr(camera, "detector", camera)
-    if not (hasattr(detector, "delx") and hasattr(detector, "dely")):
+    delx, dely = getattr(detector, "delx", None), getattr(detector, "dely", None)
+    if delx is None or dely is None:
         raise ValueError(
             "a function does not say how large a pixel is: pass pixel_size=(delx, dely) in mm, or a"
             " DRR or Detector as camera"
         )
-    return float(detector.delx), float(detector.dely)
+    return float(delx), float(dely)
 
 # %% ../../notebooks/api/049_metrics_landmarks.ipynb #68fa3cff
 @exactly
@@ -150,7 +159,7 @@ def registration_errors(
     pose_true: RigidTransform,  # B poses, or 1
     pose_pred: RigidTransform,  # B poses, or 1
     points: Float[Tensor, "_ n 3"],  # world frame [mm]
-    camera: object,  # DRR or Detector: projection, pixel size and sdd
+    camera: _Camera,  # DRR or Detector: projection, pixel size and sdd
 ) -> RegistrationErrors:
     "mPE, mRPE, mTRE and dGeo of a pose, for a table of results."
     sdd = getattr(getattr(camera, "detector", camera), "sdd", None)

@@ -42,8 +42,10 @@ class Registration(torch.nn.Module):
         super().__init__()
         self.drr, self.parameterization, self.convention = drr, parameterization, convention
         self.renderer = renderer
-        how = {"parameterization": parameterization, "convention": convention}
-        convert(rotation, translation, **how)  # raises what is wrong
+        # raises what is wrong
+        convert(
+            rotation, translation, parameterization=parameterization, convention=convention
+        )
         self._rotation = torch.nn.Parameter(rotation.detach().clone())
         self._translation = torch.nn.Parameter(translation.detach().clone())
 
@@ -74,7 +76,7 @@ class Registration(torch.nn.Module):
         if isinstance(self.drr, DRR):
             reducefn = options.get("reducefn", self.drr.renderer.reducefn)
             rule = self.renderer if reducefn == "sum" else None
-            options = {"renderer": rule, **options}
+            options.setdefault("renderer", rule)
         return self.drr(self.pose, **options)
 
 

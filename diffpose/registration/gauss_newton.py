@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import reduce
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +96,10 @@ def check_xray(
     return xray, _shrink(trusted).to(xray)
 
 
+@overload
+def check_poses(init: RigidTransform) -> RigidTransform: ...
+@overload
+def check_poses(init: RigidTransform | PosePrior) -> RigidTransform | PosePrior: ...
 def check_poses(init: RigidTransform | PosePrior) -> RigidTransform | PosePrior:
     "Rigid poses on the CPU in double precision, or a prior."
     mean = init.mean if isinstance(init, PosePrior) else init
@@ -213,8 +218,8 @@ class GaussNewton:
         stages = self.stages or default_stages(min(drr.detector.height, drr.detector.width))
         levels = []
         for stage in stages:
-            key = (stage, pooling(drr, stage, distance), self.renderer, self.multiplier)
-            levels.append(self._made(state, key, lambda: make_level(drr, *key)))
+            how = (stage, pooling(drr, stage, distance), self.renderer, self.multiplier)
+            levels.append(self._made(state, how, lambda: make_level(drr, *how)))
         # a coarse level may look at the outline of what is overexposed, and has little else in
         # noise; the last may not
         targets = [level.aim(xray, masks[level is levels[-1]]) for level in levels]
@@ -251,7 +256,7 @@ class GaussNewton:
         callback: Callable | None = None,  # after each stage: (stage, stages, best pose, cost)
         more: RigidTransform | None = None,  # further starts, tried where the first do not convince
         find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
-    ) -> Result | list[Result]:  # a list for several X-rays
+    ) -> Result | Any:  # of several X-rays: a list of Results, which no type can tell from one
         "Find the pose of an X-ray, or of several at once."
         handed = xray, mask, find_field
         xray, mask = check_xray(self.drr, *handed)
@@ -261,9 +266,9 @@ class GaussNewton:
             raise ValueError(
                 f"{n} X-rays need {n} starts, one each, or a PosePrior, not {len(init)} poses"
             )
-        drawn = isinstance(init, PosePrior)
-        starts = init.sample(n_starts, torch.Generator().manual_seed(seed)) if drawn else init
-        shared = n == 1 or drawn
+        shared, starts = n == 1, init
+        if isinstance(starts, PosePrior):
+            shared, starts = True, starts.sample(n_starts, torch.Generator().manual_seed(seed))
         # all answers to one X-ray have the depth of its first start
         depth = depth_of(self.drr, starts.matrix)
         level = lambda matrix, k: matrix if depth is None else at_depth(self.drr, matrix, depth[k])
@@ -331,7 +336,8 @@ class GaussNewton:
             rest = torch.arange(len(pool.given))
             pool = pool[torch.cat([given, rest[rest != given]])]  # others must be clearly better
         pool, newton = self._refined(job, pool, still)
-        evidence = self._evidence(job, pool, others) | {"newton_mm": newton}
+        evidence = self._evidence(job, pool, others)
+        evidence["newton_mm"] = newton
         verdict, reasons = judge(evidence, self.thresholds)
         covariance, beam = evidence.pop("covariance"), self._beam(pool.fit)
         far = job.apart(pool.fit.matrix[0], others.fit.matrix) > self.thresholds.distance_mm

@@ -7,6 +7,7 @@ __all__ = ['PoseRegressor']
 
 # %% ../../notebooks/api/073_registration_network.ipynb #1a3b10d3
 import difflib
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +28,11 @@ def _backbone(
         raise ValueError(f"timm has no model {name!r}{meant}: timm.list_models() names all")
     map_ = {} if pooling else {"global_pool": ""}
     options = {"in_chans": 1, "num_classes": 0, "pretrained": pretrained, **map_, **options}
+    why = None
     for extra in ({}, {"img_size": size}):  # some must be told the size
+        told: dict[str, Any] = {**extra, **options}  # whatever timm's models take
         try:
-            backbone = timm.create_model(name, **{**extra, **options})
+            backbone = timm.create_model(name, **told)
             with torch.no_grad():
                 return backbone, backbone.eval()(torch.zeros(1, 1, *size)).flatten(1).shape[1]
         except (AssertionError, TypeError, RuntimeError, ValueError) as error:
@@ -45,6 +48,10 @@ def _backbone(
 # %% ../../notebooks/api/073_registration_network.ipynb #0b985e6b
 class PoseRegressor(torch.nn.Module):
     "X-rays B 1 H W in, poses out: a backbone of timm, and linear heads for rotation and shift."
+
+    backbone: Any  # of timm, whose models have more than a torch.nn.Module
+    reference_rotation: Tensor  # 1 3 3
+    reference_translation: Tensor  # 1 3 1 [mm]
 
     def __init__(
         self,
@@ -109,9 +116,11 @@ class PoseRegressor(torch.nn.Module):
         features = self.backbone(x).flatten(1)
         with torch.autocast(x.device.type, enabled=False):  # poses need all their digits
             features = features.float()
-            how = {"parameterization": self.parameterization, "convention": self.convention}
             change = convert(
-                self.rot_regression(features), self.unit_mm * self.xyz_regression(features), **how
+                self.rot_regression(features),
+                self.unit_mm * self.xyz_regression(features),
+                parameterization=self.parameterization,
+                convention=self.convention,
             )
             R = self.reference_rotation @ change.rotation
             t = (

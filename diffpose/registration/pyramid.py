@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -100,19 +101,23 @@ def default_stages(
     stages = [Stage(n, tolerance=2e-2, robust=0.5, max_steps=10) for n in sizes]
     if len(stages) > 1:
         stages[-2] = Stage(sizes[-2], tolerance=5e-3, robust=0.5)
-    last = {
-        "tolerance": 5e-4,
-        "max_steps": 20,
-        "curvature": 0.1,
-        "full_volume": True,
-        "refine": True,
-    }
-    stages[-1] = Stage(sizes[-1], robust=0.5, **last)
+    stages[-1] = Stage(
+        sizes[-1],
+        tolerance=5e-4,
+        max_steps=20,
+        robust=0.5,
+        curvature=0.1,
+        full_volume=True,
+        refine=True,
+    )
     if len(stages) > 1:
         stages.insert(0, Stage(max(8, sizes[0] // 2), "ncc", tolerance=5e-2, robust=0.5))
     return stages
 
 # %% ../../notebooks/api/065_registration_pyramid.ipynb #94d58898
+_Windows = tuple[Tensor, Tensor] | None
+
+
 @dataclass(frozen=True)
 class Target:
     "X-rays as a level compares them."
@@ -121,11 +126,11 @@ class Target:
     weight: Tensor  # N 1 H W, 1 where they can be trusted
     support: Tensor  # N 1 H W, 1 where residuals count
     y: Tensor  # N C H W, standardised
-    windows: tuple[Tensor, Tensor] | None = None  # N 1 H W and N 2 H W, of the band's filters
+    windows: _Windows = None  # N 1 H W and N 2 H W, of the band's filters
 
     def __getitem__(self, index: Tensor | slice) -> "Target":
         "Some of the X-rays."
-        windows = self.windows and tuple(part[index] for part in self.windows)
+        windows = self.windows and (self.windows[0][index], self.windows[1][index])
         return Target(
             *(part[index] for part in (self.image, self.weight, self.support, self.y)), windows
         )
@@ -148,12 +153,20 @@ class Level:
         "Rows and columns."
         return self.drr.detector.height, self.drr.detector.width
 
+    @overload
+    def standardise(
+        self, image: Tensor, weight: Tensor, jacobian: None = None, windows: _Windows = None
+    ) -> tuple[Tensor, None]: ...
+    @overload
+    def standardise(
+        self, image: Tensor, weight: Tensor, jacobian: Tensor, windows: _Windows = None
+    ) -> tuple[Tensor, Tensor]: ...
     def standardise(
         self,
         image: Tensor,  # B 1 H W
         weight: Tensor,  # 1|B 1 H W, 0 or 1
         jacobian: Tensor | None = None,  # B H W P
-        windows: tuple[Tensor, Tensor] | None = None,  # of a target
+        windows: _Windows = None,  # of a target
     ) -> tuple[Tensor, Tensor | None]:  # B C H W, B C H W P
         "Make images comparable, as the stage says."
         if self.stage.residual == "band":

@@ -146,16 +146,18 @@ def at_depth(
     matrix: Tensor,  # B 4 4 poses
     depth: Tensor,  # B or one [mm]
 ) -> Tensor:  # B 4 4
-    "Poses that show the same image, with their origins at a depth."
-    moved = matrix.clone()
-    axis = unseen_axis(drr, matrix)
-    moved[:, :3, 3] += (depth - depth_of(drr, matrix))[:, None] * axis
+    "Poses that show the same image, with their origins at a depth; as they are, with a source."
+    moved, axis = matrix.clone(), unseen_axis(drr, matrix)
+    if axis is not None:
+        moved[:, :3, 3] += (depth - (matrix[:, :3, 3] * axis).sum(-1))[:, None] * axis
     return moved
 
 
-def _pinned(H: Tensor, axis: Tensor) -> Tensor:  # B 6 6
-    "What is added to the curvatures B 6 6 so that no step goes along an axis B 3."
+def _pinned(H: Tensor, axis: Tensor | None) -> Tensor:  # B 6 6
+    "What is added to the curvatures B 6 6 so that no step goes along an axis B 3, if there is one."
     pin = torch.zeros_like(H)
+    if axis is None:
+        return pin
     stiff = 1e3 * H.diagonal(dim1=1, dim2=2)[:, 3:].amax(1).clamp(min=1e-12)
     pin[:, 3:, 3:] = stiff[:, None, None] * axis[:, :, None] * axis[:, None, :]
     return pin
@@ -197,8 +199,8 @@ def descend(
     stage, fit = level.stage, look(level, target, matrix.clone(), which.clone())
     record = record or (lambda *_: None)
     together = matrix.is_cuda if together is None else together
-    arrived, one = _Arrival(matrix.device), {"dtype": torch.float64, "device": matrix.device}
-    lam, steps, rejected, renders = (torch.full((len(matrix),), x, **one) for x in (1e-2, 0, 0, 1))
+    arrived, one = _Arrival(matrix.device), torch.ones_like(matrix[:, 0, 0], dtype=torch.float64)
+    lam, steps, rejected, renders = 1e-2 * one, 0 * one, 0 * one, one.clone()
     depth = depth_of(level.drr, matrix)
     settled, away = fit.cost < ROUNDING, matrix.clone()
     away[:, :3, 3] = 1e7  # whose rays miss everything: nothing is rendered for who stays
@@ -218,7 +220,7 @@ def descend(
         idle = moving & (promise < 0.5 * stage.tolerance * fit.cost[now]) & (rejected[now] == 0)
         settled[now] = settled[now] | idle
         moving = moving & ~idle
-        if not together:
+        if isinstance(now, Tensor):
             now, step, moving = now[moving], step[moving], moving[moving]
             if not len(now):
                 continue

@@ -118,6 +118,7 @@ class SparseRegistration(Registration):
             self.drr.device
         )
 
+    # ty: ignore[incompatible-method-override] nobody calls it for the other: it draws, too
     def forward(
         self,
         n_patches: int | None = None,  # None: as constructed
@@ -227,7 +228,11 @@ class SparseAdam:
         self.steps, self.lr, self.decay, self.decay_every = steps, lr, decay, decay_every
         self.parameterization, self.convention = parameterization, convention
         self.options = {"bone_attenuation_multiplier": bone_attenuation_multiplier}
-        self.judge = GaussNewton(drr, thresholds=thresholds, **self.options)
+        self.judge = GaussNewton(
+            drr,
+            thresholds=thresholds,
+            bone_attenuation_multiplier=bone_attenuation_multiplier,
+        )
         self._whole = MultiscaleNormalizedCrossCorrelation2d(
             [None, patch_size], [0.5, 0.5], eps=1e-4
         )

@@ -390,11 +390,12 @@ def widen(
     fine = job.levels[job.local]
     coarse = next((level for level in job.levels if min(level.size) >= COARSE), fine)
     look = lambda level, **how: survey(level, xray, mask, around, *spread, **how)[0]
-    sources = [
-        (more is not None, CONVINCING, lambda: more, COARSE),
+    sources: list[tuple[bool, float, Callable[[], Tensor], int]] = [
         (n > 0, CONVINCING, lambda: look(coarse, n=n), COARSE),
         (n > 0 and finer, LOST, lambda: look(fine, n=2 * n, step_deg=7.5, size=48), 30),
     ]
+    if more is not None:
+        sources.insert(0, (True, CONVINCING, lambda: more, COARSE))
     for there, enough, poses, least in sources:
         if not there or _convincing(job, pool, x, enough):
             continue

@@ -6,7 +6,7 @@
 __all__ = ['FRUSTUM', 'ImageMesh', 'img_to_mesh', 'FiducialMesh', 'fiducials_to_mesh', 'trajectory_to_mesh']
 
 # %% ../../notebooks/api/088_scenes_carm.ipynb #9554a76e
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from ..drr import DRR
 from ..pose import RigidTransform
 from ..predecessors import asked_first, new_call
 
+if TYPE_CHECKING:
+    import pyvista
+
 # %% ../../notebooks/api/088_scenes_carm.ipynb #3db8a6e3
 FRUSTUM = 0.125  # length of the pyramid at the source, of the distance to the detector
 
@@ -26,10 +29,12 @@ FRUSTUM = 0.125  # length of the pyramid at the source, of the distance to the d
 class ImageMesh(NamedTuple):
     "A C-arm in space."
 
-    camera: object  # PolyData: pyramid at the source; of a parallel beam: a frame, where it begins
-    detector: object  # StructuredGrid with texture coordinates; field data `height` and `width`
-    texture: object  # pyvista.Texture: the image
-    principal_ray: object  # PolyData: from the source to the detector, along the viewing axis
+    # pyramid at the source; of a parallel beam: a frame, where it begins
+    camera: "pyvista.PolyData"
+    # with texture coordinates; field data `height` and `width`
+    detector: "pyvista.StructuredGrid"
+    texture: "pyvista.Texture"  # the image
+    principal_ray: "pyvista.PolyData"  # from the source to the detector, along the viewing axis
 
 
 def _one_pose(pose: RigidTransform) -> None:
@@ -153,11 +158,11 @@ def img_to_mesh(
 class FiducialMesh(NamedTuple):
     "Landmarks in space."
 
-    fiducials: object  # PolyData: a ball for each
-    # PolyData: a ball where its ray meets the detector, smaller; None without a pose
-    shadows: object
-    # PolyData: from the source through the landmark to its shadow; None without a pose
-    lines: object
+    fiducials: "pyvista.PolyData"  # a ball for each
+    # a ball where its ray meets the detector, smaller; None without a pose
+    shadows: "pyvista.PolyData | None"
+    # from the source through the landmark to its shadow; None without a pose
+    lines: "pyvista.PolyData | None"
 
 
 def _balls(points: np.ndarray, radius: float) -> "pyvista.PolyData":
@@ -213,7 +218,7 @@ def fiducials_to_mesh(
     balls = _balls(points.detach().cpu().numpy(), radius)
     if (drr is None) != (pose is None):
         raise ValueError("shadows need both a DRR and a pose: got one of them")
-    if pose is None:
+    if pose is None or drr is None:
         return FiducialMesh(balls, None, None)
     _one_pose(pose)
     source, _ = _corners(drr, pose, calibration)

@@ -12,9 +12,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from beartype import beartype
@@ -35,6 +35,9 @@ from diffpose.scenes.carm import (
     trajectory_to_mesh,
 )
 from .surfaces import drr_to_mesh, labelmap_to_mesh
+
+if TYPE_CHECKING:
+    import pyvista
 
 # %% ../../notebooks/api/089_scenes_drawing.ipynb #9d48cfee
 ADVICE = (
@@ -102,7 +105,13 @@ C_ARMS = (
 )
 
 
-def _add(plotter: object, mesh: object, *, name: str, **options) -> None:
+def _add(
+    plotter: "pyvista.Plotter",
+    mesh: "pyvista.DataSet | pyvista.MultiBlock",
+    *,
+    name: str,
+    **options,
+) -> None:
     "Add a part under a name of its own; PyVista would take others of that name away."
     if name in plotter.actors:
         raise ValueError(f"the scene already has a part {name!r}: give this one another name")
@@ -111,24 +120,26 @@ def _add(plotter: object, mesh: object, *, name: str, **options) -> None:
 
 @jaxtyped(typechecker=beartype)
 def add_image(
-    plotter: object,  # pyvista.Plotter
+    plotter: "pyvista.Plotter",
     drr: DRR,
     pose: RigidTransform,  # one pose
     # what the detector shows; None: the DRR of this pose
     img: Float[Tensor, "1 c h w"] | None = None,
     calibration: Camera | Tensor | None = None,  # other intrinsics
     name: str = "C-arm",  # what the parts are called
-    color: object = C_ARMS[0],  # of the pyramid and the rays, any matplotlib colour
+    # of the pyramid and the rays, any matplotlib colour
+    color: str | Sequence | np.ndarray = C_ARMS[0],
     # percentiles of the image that become black and white
     window: tuple[float | int, float | int] = (0, 100),
-) -> object:  # the plotter
+) -> "pyvista.Plotter":  # the plotter
     "Add a C-arm to a scene: source, cone of rays, detector with an image."
     import pyvista as pv
 
     mesh = img_to_mesh(drr, pose, calibration, img, window)
     source, corners = _corners(drr, pose, calibration)
     edges = np.stack(np.broadcast_arrays(source, corners), 2).reshape(-1, 3)
-    _add(plotter, mesh.camera, color=to_hex(color), name=f"{name}: source")
+    ink = to_hex(color)  # ty: ignore[invalid-argument-type] matplotlib's stubs know fewer colours
+    _add(plotter, mesh.camera, color=ink, name=f"{name}: source")
     _add(
         plotter,
         mesh.detector.extract_surface(algorithm=None).triangulate(),
@@ -139,21 +150,21 @@ def add_image(
     _add(
         plotter,
         mesh.detector.extract_feature_edges(),
-        color=to_hex(color),
+        color=ink,
         line_width=3,
         name=f"{name}: detector",
     )
     _add(
         plotter,
         pv.line_segments_from_points(edges),
-        color=to_hex(color),
+        color=ink,
         line_width=1,
         name=f"{name}: cone",
     )
     _add(
         plotter,
         mesh.principal_ray,
-        color=to_hex(color),
+        color=ink,
         line_width=3,
         name=f"{name}: principal ray",
     )
@@ -182,7 +193,7 @@ def visualize_scene(
     grid: bool = True,  # axes with millimetres
     resolution: float | int | None = 2.0,  # of the surfaces [mm]; None: the CT's own
     **mesh_kwargs,  # to `drr_to_mesh` or `labelmap_to_mesh`: threshold, faces, labels, ...
-) -> object:  # pyvista.Plotter, off screen
+) -> "pyvista.Plotter":  # off screen
     """The patient's bones, and the C-arm at one or several poses.
 
     Raises RuntimeError where nothing can be drawn.
@@ -195,7 +206,7 @@ def visualize_scene(
             f" images for {len(pose)} poses"
         )
     require_drawing()
-    plotter = pv.Plotter(off_screen=True, window_size=(800, 600))
+    plotter = pv.Plotter(off_screen=True, window_size=[800, 600])
     try:
         _add_bones(plotter, drr, labelmap, resolution, mesh_kwargs)
         for k in range(len(pose)):
@@ -226,7 +237,11 @@ def visualize_scene(
 
 # %% ../../notebooks/api/089_scenes_drawing.ipynb #a1568536
 def _add_bones(
-    plotter: object, drr: DRR, labelmap: bool, resolution: float | None, mesh_kwargs: dict
+    plotter: "pyvista.Plotter",
+    drr: DRR,
+    labelmap: bool,
+    resolution: float | None,
+    mesh_kwargs: dict,
 ) -> None:
     "All bone, or each structure in a colour of its own."
     if not labelmap:
@@ -239,7 +254,9 @@ def _add_bones(
         )
     blocks = labelmap_to_mesh(drr.subject, resolution=resolution, **mesh_kwargs)
     for name, color in zip(blocks.keys(), structure_colors(blocks.n_blocks)):
-        _add(plotter, blocks[name], color=color, name=name, **MATTE)
+        part = blocks[name]
+        if part is not None:
+            _add(plotter, part, color=color, name=name, **MATTE)
 
 
 def structure_colors(n: int) -> list[str]:
@@ -254,7 +271,7 @@ def structure_colors(n: int) -> list[str]:
     return [to_hex(colormaps["hsv"]((k * 0.618034) % 1)) for k in range(n)]
 
 
-def _add_fiducials(plotter: object, mesh: FiducialMesh, k: int) -> None:
+def _add_fiducials(plotter: "pyvista.Plotter", mesh: FiducialMesh, k: int) -> None:
     "Landmarks once, and for each C-arm the rays through them."
     for part, name, color in (
         (mesh.fiducials, "landmarks", "#e6007a"),
@@ -265,7 +282,7 @@ def _add_fiducials(plotter: object, mesh: FiducialMesh, k: int) -> None:
             _add(plotter, part, color=color, line_width=1, name=name)
 
 
-def _set_up(plotter: object, grid: bool) -> object:
+def _set_up(plotter: "pyvista.Plotter", grid: bool) -> "pyvista.Plotter":
     """The axes, and a first view that holds everything: from above, between the sources, or to one
     side of a single one.
     """
@@ -322,11 +339,16 @@ def from_source(
         source = middle - 20 * _axis(drr, pose, calibration)[1]
     up = corners[0].mean(0) - corners[1].mean(0)
     angle = 2 * math.degrees(math.atan(np.linalg.norm(up) / 2 / np.linalg.norm(middle - source)))
-    as_tuple = lambda v: tuple(float(x) for x in v)
-    return View(label, as_tuple(source), as_tuple(middle), as_tuple(up / np.linalg.norm(up)), angle)
+    up = up / np.linalg.norm(up)
+    return View(label, _triple(source), _triple(middle), _triple(up), angle)
 
 
-def look(plotter: object, view: View) -> object:  # the plotter
+def _triple(v: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    x, y, z = v
+    return float(x), float(y), float(z)
+
+
+def look(plotter: "pyvista.Plotter", view: View) -> "pyvista.Plotter":  # the plotter
     "Move a plotter's camera to a view."
     (
         plotter.camera.position,

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.colors import to_hex, to_rgb
@@ -27,13 +28,16 @@ from matplotlib.colors import to_hex, to_rgb
 from ..files import save_atomically
 from .drawing import View, require_drawing
 
+if TYPE_CHECKING:
+    import pyvista
+
 # %% ../../notebooks/api/090_scenes_pages.ipynb #c1294518
-def _linear(color: object) -> list[float]:
+def _linear(color: str) -> list[float]:
     "A screen's red, green and blue (sRGB) as glTF wants them."
     return [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(color)]
 
 
-def _exported(plotter: object) -> tuple[dict, bytes]:
+def _exported(plotter: "pyvista.Plotter") -> tuple[dict, bytes]:
     "VTK's glTF of a plotter, and all its buffers in one."
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that grids are drawn as surfaces
@@ -71,7 +75,7 @@ def _repacked(gltf: dict, buffers: list[bytes]) -> bytes:
     return bytes(data)
 
 # %% ../../notebooks/api/090_scenes_pages.ipynb #2bc5bff1
-def _named(gltf: dict, plotter: object, views: Sequence[View]) -> None:
+def _named(gltf: dict, plotter: "pyvista.Plotter", views: Sequence[View]) -> None:
     "Give the parts of a glTF their names, and its colours their meaning."
     import pyvista as pv
 
@@ -107,7 +111,7 @@ def _named(gltf: dict, plotter: object, views: Sequence[View]) -> None:
     gltf["scenes"][gltf["scene"]]["extras"] = {"views": [view._asdict() for view in views]}
 
 # %% ../../notebooks/api/090_scenes_pages.ipynb #74815b1e
-def _glb(plotter: object, views: Sequence[View]) -> bytes:
+def _glb(plotter: "pyvista.Plotter", views: Sequence[View]) -> bytes:
     "A plotter as binary glTF."
     gltf, data = _exported(plotter)
     _named(gltf, plotter, views)
@@ -125,10 +129,11 @@ def _glb(plotter: object, views: Sequence[View]) -> bytes:
 @lru_cache
 def _page() -> tuple[str, str]:
     "The page's frame and its viewer."
-    return tuple(
+    frame, viewer = (
         (files("diffpose") / name).read_text(encoding="utf-8")
         for name in ("viewer.html", "viewer.js")
     )
+    return frame, viewer
 
 
 def scene_html(
@@ -184,7 +189,7 @@ class Scene:
 
 
 def freeze(
-    plotter: object,  # pyvista.Plotter, as `visualize_scene` makes it; it is closed
+    plotter: "pyvista.Plotter",  # as `visualize_scene` makes it; it is closed
     title: str = "scene",
     # to choose from on the page, besides the first; None: from each source
     views: Sequence[View] | None = None,

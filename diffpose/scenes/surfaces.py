@@ -7,11 +7,16 @@ __all__ = ['drr_to_mesh', 'labelmap_to_mesh']
 
 # %% ../../notebooks/api/087_scenes_surfaces.ipynb #a667e1ba
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 import torchio
 from beartype import beartype
+
+if TYPE_CHECKING:
+    import pandas
+    import pyvista
 
 # %% ../../notebooks/api/087_scenes_surfaces.ipynb #5af68130
 def _grid(
@@ -102,9 +107,8 @@ def drr_to_mesh(
 ) -> "pyvista.PolyData":  # a closed surface in the world [mm], with normals outwards
     "The surface of bone, or of whatever is above a threshold. Raises ValueError where nothing is."
     _check_surface(method, faces)
-    hu, affine = _grid(
-        subject["volume"].data[0].numpy(), subject["volume"].affine, resolution, mean=True
-    )
+    volume = subject.get_images_dict(intensity_only=False)["volume"]
+    hu, affine = _grid(volume.data[0].numpy(), volume.affine, resolution, mean=True)
     if not hu.min() <= threshold < hu.max():
         raise ValueError(
             f"no surface at {threshold} HU: this"
@@ -135,16 +139,15 @@ def labelmap_to_mesh(
         raise ValueError(
             "labelmap_to_mesh needs a label map, and this subject has none: read(..., labelmap=...)"
         )
-    mask, affine = _grid(
-        subject["mask"].data[0].numpy(), subject["mask"].affine, resolution, mean=False
-    )
+    labelled = subject.get_images_dict(intensity_only=False)["mask"]
+    mask, affine = _grid(labelled.data[0].numpy(), labelled.affine, resolution, mean=False)
     boxes = find_objects(mask.astype(np.int32))
     here = [k for k, box in enumerate(boxes, 1) if box is not None]
     missing = sorted(set(labels or []) - set(here))
     if missing:
         raise ValueError(
-            f"the label map holds no {missing}, only"
-            f" {here[:20]}{' ...' if len(here) > 20 else ''}{'' if resolution is None else f' at {resolution} mm'}"
+            f"the label map holds no {missing}, only {here[:20]}{' ...' if len(here) > 20 else ''}"
+            f"{'' if resolution is None else f' at {resolution} mm'}"
         )
     names = _structure_names(subject)
     wanted = here if labels is None else list(labels)
@@ -175,7 +178,7 @@ def labelmap_to_mesh(
 
 def _structure_names(subject: torchio.Subject) -> dict[int, str]:
     "What the subject's table calls its labels."
-    table = subject.get("structures", None)
+    table = cast("pandas.DataFrame | None", subject.get("structures", None))
     names = (
         {} if table is None else dict(zip(table["id"].astype(int), table["structure"].astype(str)))
     )

@@ -120,30 +120,30 @@ class PoseEstimator:
                 f" orientation={self.orientation!r})"
             )
         camera = solver.drr.camera
-        guess, first_order = self.estimate(xray, camera, mask, find_field).cpu(), isinstance(
-            solver, SparseAdam
-        )
+        guess = self.estimate(xray, camera, mask, find_field).cpu()
+        first_order = isinstance(solver, SparseAdam)
         n_hypotheses = (0 if first_order else 7) if n_hypotheses is None else n_hypotheses
-        options = {"mask": mask, "landmarks": landmarks, "seed": seed, "progress": progress}
         drawn = self.hypotheses(guess, n_hypotheses + (0 if first_order else n_more // 2), seed)
         starts, around = drawn[: n_hypotheses + 1], drawn[n_hypotheses + 1 :]
         other = [antipode(guess, self.orientation)] if antipodal else []
-        if first_order:
+        if isinstance(solver, SparseAdam):
             starts = RigidTransform.cat([starts, *other])
-            result = solver.register(
-                xray, starts, features=self.features(xray, camera, mask, find_field), **options
-            )
+            seen = self.features(xray, camera, mask, find_field)
+            result = solver.register(xray, starts, seen, mask, landmarks, seed, progress)
         else:
-            anywhere = self.config.poses.sample(
+            anywhere = self.config.range.sample(
                 n_more - n_more // 2, torch.Generator().manual_seed(seed)
             )
             result = solver.register(
                 xray,
                 starts,
-                more=RigidTransform.cat([*other, around, anywhere]),
+                mask,
+                landmarks,
+                seed=seed,
+                progress=progress,
                 callback=callback,
+                more=RigidTransform.cat([*other, around, anywhere]),
                 find_field=find_field,
-                **options,
             )
         result.evidence["guess"] = guess.matrix[0].tolist()
         return result
@@ -187,9 +187,9 @@ class PoseEstimator:
                 .float()
                 .cpu()
             )
-        there = (
-            self.camera if camera is None else camera.resize(self.camera.height, self.camera.width)
-        )
+        if camera is None:
+            return found
+        there = camera.resize(self.camera.height, self.camera.width)
         flips = lambda c: (c.reverse_x_axis, c.reverse_y_axis)
         if flips(there) == flips(self.camera) and torch.allclose(there.K, self.camera.K, rtol=1e-6):
             return found

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torchio
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from ..calibration import Camera
 from ..data import check_memory
@@ -112,7 +113,7 @@ class _Learner:
     ):
         self.config = config
         self.rank, self.world, self.device = process
-        distance = config.poses.center.translation.norm().item()
+        distance = config.range.center.translation.norm().item()
         _check_labels(config.loss, all(getattr(s, "mask", None) is not None for s in subjects))
         drrs = [training_drr(s, camera, config.height, config.renderer, distance) for s in subjects]
         self.camera = drrs[0].camera
@@ -133,7 +134,7 @@ class _Learner:
         self.network = (
             self.model
             if self.world == 1
-            else torch.nn.parallel.DistributedDataParallel(
+            else DistributedDataParallel(
                 self.model, [self.device.index] if self.device.type == "cuda" else None
             )
         )
@@ -180,8 +181,9 @@ class _Learner:
             first = (part * self.world + self.rank) * c.batch_size
             batch = self.views.batch(iteration, range(first, first + c.batch_size))
             batch = Batch(batch.images.to(self.device), batch.poses.to(self.device), batch.patients)
-            waits = self.world > 1 and part < c.accumulate - 1
-            with self.network.no_sync() if waits else nullcontext():
+            together = self.network  # of several processes, which exchange the last part's sum
+            waits = isinstance(together, DistributedDataParallel) and part < c.accumulate - 1
+            with together.no_sync() if waits else nullcontext():
                 guess = self.ask(batch.images, batch)
                 terms = self._terms(batch, guess)
                 loss = sum(getattr(c.loss, name) * value.mean() for name, value in terms.items())

@@ -189,7 +189,7 @@ def make_model(
         camera.height,
         camera.width,
         pooling=config.pooling,
-        reference=config.poses.center,
+        reference=config.range.center,
         **config.model_options
     )
 

@@ -7,7 +7,6 @@ __all__ = ['PoseRange', 'NormalPoses', 'UniformPoses']
 
 # %% ../../notebooks/api/075_training_poses.ipynb #3173a2d6
 from dataclasses import asdict, dataclass
-from typing import Union
 
 import torch
 from torch import Tensor
@@ -124,4 +123,4 @@ class UniformPoses:
         return self.at(torch.full((1, 6), 0.5))
 
 
-PoseRange = Union[NormalPoses, UniformPoses]
+PoseRange = NormalPoses | UniformPoses

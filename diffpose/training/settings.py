@@ -7,6 +7,7 @@ __all__ = ['RECIPES', 'TrainConfig']
 
 # %% ../../notebooks/api/078_training_settings.ipynb #838198b4
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -114,12 +115,22 @@ class TrainConfig:
             else replace(self, poses=NormalPoses.of_view(orientation))
         )
 
+    @property
+    def range(self) -> PoseRange:
+        "The poses, of settings that have some. Raises ValueError where they have none."
+        if self.poses is None:
+            raise ValueError(
+                "these settings have no poses: give a range as poses, or take those of a view with"
+                " of_view"
+            )
+        return self.poses
+
     @classmethod
     def paper(cls, **changes) -> "TrainConfig":
         """DiffPose [@gopalakrishnan2024]: 1000 epochs of 100 batches; only the contrast of bone
         varies; 48 GB of a GPU there.
         """
-        recipe = dict(
+        recipe: dict[str, Any] = dict(
             appearance=Appearance(probability=0.0, metal=0.0, blades=0.0),
             loss=LossWeights.paper(),
             model_options={"norm_layer": "groupnorm"},
@@ -133,12 +144,12 @@ class TrainConfig:
             warmup=500,
             clip=0.01,
         )
-        return cls(**{**recipe, **changes})
+        return cls(**recipe | changes)
 
     @classmethod
     def successor(cls, **changes) -> "TrainConfig":
         "xvr [@gopalakrishnan2025], one patient; give the range of poses, there a box, as `poses`."
-        recipe = dict(
+        recipe: dict[str, Any] = dict(
             loss=LossWeights.successor(),
             model_options={"norm_layer": "groupnorm"},
             pooling=True,
@@ -152,7 +163,7 @@ class TrainConfig:
             warmup=1000,
             clip=0.01,
         )
-        return cls(**{**recipe, **changes})
+        return cls(**recipe | changes)
 
     def to_dict(self) -> dict:
         "Plain values, for checkpoints and JSON."
@@ -169,11 +180,14 @@ class TrainConfig:
     def from_dict(cls, data: dict) -> "TrainConfig":
         "The settings that `to_dict` wrote."
         data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
-        thaw = lambda d: {
-            k: tuple(v) if isinstance(v, list) else v for k, v in d.items() if k != "kind"
-        }
+
+        def thaw(part: dict) -> dict[str, Any]:
+            return {
+                k: tuple(v) if isinstance(v, list) else v for k, v in part.items() if k != "kind"
+            }
+
         kinds = {"NormalPoses": NormalPoses, "UniformPoses": UniformPoses}
-        parts = {
+        parts: dict[str, Any] = {
             "poses": (
                 None
                 if data["poses"] is None
@@ -183,7 +197,7 @@ class TrainConfig:
             "loss": LossWeights(**data["loss"]),
             "model_options": thaw(data["model_options"]),
         }
-        return cls(**{**data, **parts})
+        return cls(**data | parts)
 
 
 # by name

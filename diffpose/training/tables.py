@@ -103,7 +103,7 @@ class _Log:
     def _all(self, path: Path, rows: list) -> None:
         with open(path, "w", newline="") as file:
             if rows:
-                writer = csv.DictWriter(file, self.names)
+                writer = csv.DictWriter(file, self.names or list(rows[0]))
                 writer.writeheader()
                 writer.writerows(rows)
 

@@ -173,7 +173,7 @@ class Trainer:
                 f"{name}_median": value.median().item(),
                 f"{name}_p90": value.quantile(0.9).item(),
             }
-        if self.rank == 0 and not again:
+        if self.tables is not None and not again:
             self.tables.validations.add(row)
         if self.rank == 0 and row["mtre_mm_median"] < self.best:
             self.best = row["mtre_mm_median"]
@@ -182,7 +182,7 @@ class Trainer:
 
     def save(self) -> None:
         "Write all that the next iteration depends on."
-        if self.rank == 0:
+        if self.tables is not None:
             self.tables.flush()
             numbers = {
                 name: getattr(self, name)
@@ -284,7 +284,7 @@ class Trainer:
         }
         if self.iteration % c.log_every == 0 or self.iteration == c.iterations:
             n = self.sums.pop("n")
-            if self.rank == 0:
+            if self.tables is not None:
                 images, lr = (
                     self.iteration * c.batch_size * c.accumulate * self.world,
                     self.learner.schedule.get_last_lr()[0],

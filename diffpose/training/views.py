@@ -96,7 +96,7 @@ class Views:
         bone = torch.tensor(
             [_between(torch.rand(1, generator=g), c.appearance.bone).item() for g in gens]
         )
-        draw = lambda generators: c.poses.at(
+        draw = lambda generators: c.range.at(
             torch.stack([torch.rand(6, generator=g) for g in generators])
         )
         poses = draw(gens)
@@ -119,7 +119,7 @@ class Views:
 
     def _render(self, who: Tensor, poses: RigidTransform, bone: Tensor) -> Tensor:
         "Each image of its own patient."
-        images = None
+        parts = []
         for k in who.unique().tolist():
             drr, mine = self.drrs[k], who == k
             with torch.no_grad():
@@ -127,6 +127,8 @@ class Views:
                     poses[mine].to(drr.device),
                     bone_attenuation_multiplier=bone[mine] if drr.contrast is not None else None,
                 )
-            images = out.new_zeros(len(who), *out.shape[1:]) if images is None else images
-            images[mine.to(out.device)] = out
+            parts.append((mine.to(out.device), out))
+        images = out.new_zeros(len(who), *out.shape[1:])
+        for mine, out in parts:
+            images[mine] = out
         return images

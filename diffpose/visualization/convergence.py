@@ -7,7 +7,8 @@ __all__ = ['ROTATION_COLUMNS', 'TRANSLATION_COLUMNS', 'history_poses', 'plot_con
 
 # %% ../../notebooks/api/093_visualization_convergence.ipynb #4e788830
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from matplotlib.axes import Axes
 from ..metrics import geodesic_so3, geodesic_translation
 from ..pose import PARAMETERIZATIONS, RigidTransform, convert
 from .images import _axes
+
+if TYPE_CHECKING:
+    import pandas
 
 # %% ../../notebooks/api/093_visualization_convergence.ipynb #1fd6fb0e
 ROTATION_COLUMNS = ["alpha", "beta", "gamma"]  # in the order that `convert` takes them [rad]
@@ -27,7 +31,7 @@ def history_poses(
     parameterization: str = "euler_angles",  # of the three rotation columns
     convention: str | None = "ZXY",  # of Euler angles
     dtype: torch.dtype = torch.float32,
-    device: object = None,
+    device: torch.device | str | int | None = None,
 ) -> RigidTransform:  # a pose per row
     "The poses of a registration's history."
     columns = ROTATION_COLUMNS + TRANSLATION_COLUMNS
@@ -68,11 +72,11 @@ def plot_convergence(
     parameterization: str = "euler_angles",  # of the rotation columns
     convention: str | None = "ZXY",  # of Euler angles
     # three Axes, or one for several runs without ground truth; None makes a figure
-    axs: object = None,
+    axs: Axes | Sequence | np.ndarray | None = None,
 ) -> list[Axes]:  # loss, rotation, translation
     "Plot how a registration, or several, converged."
     several = isinstance(history, Mapping)
-    runs = dict(history) if several else {None: history}
+    runs = dict(history) if isinstance(history, Mapping) else {"": history}
     poses = {
         name: history_poses(df, parameterization, convention, torch.float64)
         for name, df in runs.items()
@@ -82,7 +86,7 @@ def plot_convergence(
     axs = _axes(axs, 1 if several and ground_truth is None else 3, 0.8, 3.0)
     for name, df in runs.items():
         if "loss" in df.columns:
-            axs[0].plot(*_by_level(df), ".-", markersize=4, label=name)
+            axs[0].plot(*_by_level(df), ".-", markersize=4, label=name or None)
         if not several:
             _plot_components(axs[1:], df, ground_truth, parameterization, convention)
         elif ground_truth is not None:
@@ -97,15 +101,15 @@ def plot_convergence(
     )
     for ax in axs:
         ax.set(xlabel="step")
-        if not several and "level" in history.columns:
-            for step in np.flatnonzero(np.diff(history["level"])):
+        if not several and "level" in runs[""].columns:
+            for step in np.flatnonzero(np.diff(runs[""]["level"])):
                 ax.axvline(step + 0.5, color="0.8", linewidth=0.8, zorder=0)
         if ax is not axs[0] or several:
             ax.legend(fontsize="x-small")
     return axs
 
 
-def _by_level(df: object) -> tuple:
+def _by_level(df: "pandas.DataFrame") -> tuple:
     """Steps and losses, with a gap where the level changes: each level measures its loss in its own
     way.
     """
@@ -118,21 +122,20 @@ def _by_level(df: object) -> tuple:
 # %% ../../notebooks/api/093_visualization_convergence.ipynb #638da1ed
 def _plot_components(
     axs: list,
-    df: object,
+    df: "pandas.DataFrame",
     ground_truth: RigidTransform | None,
     parameterization: str,
     convention: str | None,
 ) -> None:
     "Rotation [°] and translation [mm] of each step, less the truth or else the last step."
     reference = "last step" if ground_truth is None else "truth"
-    end = (
-        df.iloc[-1]
+    columns = ROTATION_COLUMNS + TRANSLATION_COLUMNS
+    values = (
+        df[columns].iloc[-1].tolist()
         if ground_truth is None
         else torch.cat(ground_truth.convert(parameterization, convention), 1)[0].tolist()
     )
-    end = (
-        dict(zip(ROTATION_COLUMNS + TRANSLATION_COLUMNS, end)) if ground_truth is not None else end
-    )
+    end = dict(zip(columns, values))
     for column in ROTATION_COLUMNS:
         turn = df[column].to_numpy() - end[column]
         # the shorter way round

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +23,10 @@ from ..pose import RigidTransform
 from ..predecessors import new_call
 from .convergence import history_poses
 from .images import _gray
+
+if TYPE_CHECKING:
+    import pandas
+    from PIL import Image, ImageFont
 
 # %% ../../notebooks/api/094_visualization_films.ipynb #72a854e6
 def animate(
@@ -35,7 +40,7 @@ def animate(
     ground_truth: RigidTransform | Tensor | None = None,
     verbose: bool = True,  # show a progress bar
     dtype: torch.dtype = torch.float32,  # of the poses
-    device: object = None,  # of the poses; None asks the renderer
+    device: torch.device | str | int | None = None,  # of the poses; None asks the renderer
     # X-ray 1 C H W, shown on the left instead, in a grey scale of its own
     fixed: Tensor | None = None,
     height: int = 300,  # of each panel [px]
@@ -83,7 +88,7 @@ def animate(
     save_atomically(out, lambda part: part.write_bytes(content))
 
 
-def _beside(ground_truth: object, fixed: object) -> tuple:
+def _beside(ground_truth: RigidTransform | Tensor | None, fixed: Tensor | None) -> tuple:
     "What a film shows on the left, one pose or one image or nothing, and its caption."
     if ground_truth is not None and fixed is not None:
         raise ValueError(
@@ -107,14 +112,14 @@ def _beside(ground_truth: object, fixed: object) -> tuple:
     return still, "X-ray" if argument == "fixed" else "Fixed DRR"
 
 
-def _device_of(drr: object) -> torch.device | None:
+def _device_of(drr: Callable) -> torch.device | None:
     "Where a module's tensors live."
     tensors = [*drr.parameters(), *drr.buffers()] if isinstance(drr, torch.nn.Module) else []
     return tensors[0].device if tensors else None
 
 # %% ../../notebooks/api/094_visualization_films.ipynb #a92373c2
 def _frames(
-    df: object,
+    df: "pandas.DataFrame",
     poses: RigidTransform,
     drr: Callable,
     left: Tensor | None,
@@ -133,7 +138,7 @@ def _frames(
             moving = drr(poses[k : k + batch_size])
             # one window for the whole film: a pose's brightness can be compared with another's
             if limits is None:
-                limits = _limits(left if name == "Fixed DRR" else moving)
+                limits = _limits(moving if left is None or name != "Fixed DRR" else left)
             for loss, gray in zip(losses[k : k + batch_size], _gray(moving, limits=limits)):
                 panel = _panel(gray, height)
                 if template is None:
@@ -160,7 +165,7 @@ def _limits(img: Tensor) -> tuple[float, float]:
     return (values.min(), values.max()) if values.size else (0.0, 1.0)
 
 
-def _panel(gray: np.ndarray, height: int) -> object:
+def _panel(gray: np.ndarray, height: int) -> "Image.Image":
     "A grey picture at the height of a panel."
     from PIL import Image
 
@@ -171,7 +176,9 @@ def _panel(gray: np.ndarray, height: int) -> object:
 _GAP = 8  # between panels and around them [px]
 
 
-def _template(still: object, name: str, width: int, height: int) -> tuple:
+def _template(
+    still: "Image.Image | None", name: str, width: int, height: int
+) -> "tuple[Image.Image, int]":
     """An empty frame with the fixed panel on it, and the column where a moving panel of that size
     goes.
     """
@@ -189,7 +196,7 @@ def _text_size(height: int) -> int:
     return max(9, min(16, height // 16))
 
 
-def _paste(frame: object, x: int, panel: object, caption: str) -> None:
+def _paste(frame: "Image.Image", x: int, panel: "Image.Image", caption: str) -> None:
     "Put a panel on a frame, with a caption under it."
     from PIL import ImageDraw
 
@@ -205,7 +212,7 @@ def _paste(frame: object, x: int, panel: object, caption: str) -> None:
 
 # %% ../../notebooks/api/094_visualization_films.ipynb #0ebda945
 @lru_cache
-def _font(size: int) -> object:
+def _font(size: int) -> "ImageFont.FreeTypeFont":
     "matplotlib's own font, which is there wherever matplotlib is."
     from matplotlib import get_data_path
     from PIL import ImageFont
@@ -233,9 +240,8 @@ def _encode(frames: Iterator, extension: str, duration: float, save_kwargs: dict
     pictures = np.stack([np.asarray(f.convert("RGB")) for f in frames])
     rest = [-n % 16 for n in pictures.shape[1:3]]  # encoders cut an image into blocks
     pictures = np.pad(pictures, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)), constant_values=255)
-    return iio.imwrite(
-        "<bytes>", pictures, extension=extension, **{"fps": 1000 / duration, **save_kwargs}
-    )
+    options: dict[str, Any] = {"fps": 1000 / duration, **save_kwargs}  # as the encoder takes them
+    return iio.imwrite("<bytes>", pictures, extension=extension, **options)
 
 
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi")

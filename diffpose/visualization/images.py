@@ -25,9 +25,11 @@ from ..metrics import sobel
 @jaxtyped(typechecker=beartype)
 def plot_drr(
     img: Shaped[Tensor, "b c h w"],  # images, one panel each
-    title: object = None,  # below the panels: one for all, or a list with one for each
+    # below the panels: one for all, or a list with one for each
+    title: str | float | int | Sequence | np.ndarray | None = None,
     ticks: bool | None = True,  # number the corner pixels
-    axs: object = None,  # Axes to draw on, or a list or array of them; None makes a figure
+    # Axes to draw on, or a list or array of them; None makes a figure
+    axs: Axes | Sequence | np.ndarray | None = None,
     cmap: str | Colormap = "gray",  # matplotlib's colour map, or its name
     **imshow_kwargs,  # to `Axes.imshow`: vmin, vmax, interpolation, ...
 ) -> list[Axes]:  # the axes, one for each image
@@ -54,7 +56,9 @@ def plot_drr(
     return axs
 
 
-def _axes(axs: object, n: int, aspect: float = 1.0, width: float = 2.8) -> list[Axes]:
+def _axes(
+    axs: Axes | Sequence | np.ndarray | None, n: int, aspect: float = 1.0, width: float = 2.8
+) -> list[Axes]:
     "n axes: those given, or those of a new figure."
     if axs is None:
         _, axs = plt.subplots(
@@ -83,7 +87,7 @@ SET2 = (
 @jaxtyped(typechecker=beartype)
 def plot_mask(
     img: Shaped[Tensor, "b c h w"],  # a channel per structure; positive pixels are coloured
-    axs: object,  # Axes, or a list or array of them, one for each image
+    axs: Axes | Sequence | np.ndarray,  # Axes, or a list or array of them, one for each image
     # matplotlib colours, or "rgb(r,g,b)" up to 255; one for each channel, in turns
     colors: Sequence = SET2,
     alpha: float = 0.5,  # opacity of one channel
@@ -117,10 +121,14 @@ def plot_mask(
     return axs
 
 
-def _rgb(color: object) -> tuple[float, float, float]:
+def _rgb(color: str | Sequence | np.ndarray) -> tuple[float, float, float]:
     "Red, green, blue in [0, 1] of a matplotlib colour, or of one written rgb(r,g,b)."
     match = re.fullmatch(r"rgb\((\d+), *(\d+), *(\d+)\)", color) if isinstance(color, str) else None
-    return tuple(int(v) / 255 for v in match.groups()) if match else to_rgb(color)
+    if match is None:
+        # ty: ignore[invalid-argument-type] matplotlib's stubs know fewer colours
+        return to_rgb(color)
+    red, green, blue = (int(v) / 255 for v in match.groups())
+    return red, green, blue
 
 # %% ../../notebooks/api/092_visualization_images.ipynb #d8c004a0
 @jaxtyped(typechecker=beartype)
@@ -178,7 +186,7 @@ def overlay_edges(
     xray: Float[Tensor, "#b c h w"],  # what the edges are drawn on
     drr_image: Float[Tensor, "#b c2 h w"],  # whose edges are drawn
     sigma: float | int = 1.5,  # deviation of the blur before the gradient [px]
-    color: object = "#00e676",  # any matplotlib colour
+    color: str | Sequence | np.ndarray = "#00e676",  # any matplotlib colour
     # percentiles of the X-ray that become black and white
     window: tuple[float | int, float | int] = (0.5, 99.5),
     mask: Bool[Tensor, "#b 1 h w"] | None = None,  # True where edges are drawn; None: everywhere
@@ -227,9 +235,11 @@ def plot_overlay(
     xray: Float[Tensor, "#b c h w"],  # X-ray
     drr_image: Float[Tensor, "#b c2 h w"],  # DRR at the pose to be judged
     style: str = "edges",  # "edges" or "checkerboard"
-    title: object = None,  # below the panels: one for all, or a list with one for each
+    # below the panels: one for all, or a list with one for each
+    title: str | float | int | Sequence | np.ndarray | None = None,
     ticks: bool = True,  # number the corner pixels
-    axs: object = None,  # Axes to draw on, or a list or array of them; None makes a figure
+    # Axes to draw on, or a list or array of them; None makes a figure
+    axs: Axes | Sequence | np.ndarray | None = None,
     **kwargs,  # to `overlay_edges` or `overlay_checkerboard`
 ) -> list[Axes]:  # the axes, one for each image
     "Show a DRR on top of an X-ray, to judge an alignment by eye."
