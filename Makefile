@@ -69,7 +69,7 @@ notebooks: $(installed)
 	@$(python) -m tools.wheel $(if $(QUICK),--quick) $(NB)
 
 export: $(installed)
-	@$(python) -c 'from nbdev.doclinks import nbdev_export; nbdev_export("notebooks")'
+	@$(python) -m tools.export
 
 refresh: $(installed)
 	@$(python) -m tools.refresh $(NB)

@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
@@ -92,6 +93,23 @@ def _without_triton() -> str | None:
 _NO_TRITON = _without_triton()
 
 
+_LOADED: dict[str, str | None] = {}  # backends that were tried, with what stands in the way
+_SAID: set[str] = set()  # what has been warned of
+
+
+def _unloadable(backend: str) -> str | None:
+    """Why the kernels of a backend cannot be loaded here, or None.
+
+    They use parts of numba that no release promises to keep.
+    """
+    if backend not in _LOADED and not torch.compiler.is_compiling():
+        try:
+            _LOADED[backend] = _kernels(backend) and None
+        except Exception as error:  # whatever another release makes of them
+            _LOADED[backend] = f"cannot be loaded ({type(error).__name__}: {error})"
+    return _LOADED.get(backend)
+
+
 def _obstacle(backend: str, volume: Tensor, request: Request, frame: Tensor | None) -> str | None:
     "Why a compiled backend cannot run a request, or None."
     if backend == "triton" and _NO_TRITON:
@@ -116,6 +134,7 @@ def _obstacle(backend: str, volume: Tensor, request: Request, frame: Tensor | No
         return "has no gradient with respect to the contrast map"
     if frame is not None and frame.requires_grad and torch.is_grad_enabled():
         return "has no gradient with respect to the frame of a view"
+    return _unloadable(backend)
 
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -136,6 +155,14 @@ def choose_backend(
     obstacle = _obstacle(asked, volume, request, frame)
     if backend != "auto" and obstacle:
         raise ValueError(f"backend={backend!r} {obstacle}; use backend='torch' or 'auto'")
+    if obstacle and obstacle == _LOADED.get(asked) and obstacle not in _SAID:
+        _SAID.add(obstacle)
+        warnings.warn(
+            f"the kernels of the backend {asked} cannot be used, and torch renders instead, which"
+            f" takes many times as long: it {obstacle}. Install the newest release of {asked} that"
+            " diffpose's requirements allow",
+            stacklevel=4,
+        )
     return "torch" if obstacle else asked
 
 

@@ -26,6 +26,34 @@ _READ_FIRST = (
     " diffpose.data.read"
 )
 _SINGLE_ANGLES = {"theta", "phi", "gamma", "bx", "by", "bz", "sdr"}
+# transforms of torchio that leave everything where it is in the world
+_STAYING = {
+    "Crop",
+    "CropOrPad",
+    "EnsureShapeMultiple",
+    "Pad",
+    "Resample",
+    "Resize",
+    "ToCanonical",
+    "ToOrientation",
+    "Transpose",
+}
+
+
+def _check_moves(subject: torchio.Subject) -> None:
+    """Refuse a subject whose images were moved after it was read: its landmarks, and the way back to
+    the scan, stayed behind.
+    """
+    for name, _ in getattr(subject, "applied_transforms", ()):
+        kind = getattr(torchio, name, None)
+        spatial = isinstance(kind, type) and issubclass(kind, torchio.SpatialTransform)
+        if spatial and name not in _STAYING:
+            raise ValueError(
+                f"torchio's {name} moved the images of this subject, and neither its landmarks"
+                " (fiducials) nor scan_from_world: transform the scan and its label map first, and"
+                " then read them (diffpose.data.read takes torchio's images), or move a patient with"
+                " read(..., transform=)"
+            )
 
 
 def _check_subject(subject, sdd, options: dict) -> None:
@@ -51,6 +79,7 @@ def _check_subject(subject, sdd, options: dict) -> None:
             f" {', '.join(subject) or 'nothing'}. Make it with diffpose.data.read(file, or tensor"
             " with spacing), which finds the densities, the isocentre and the view"
         )
+    _check_moves(subject)
     if "orthographic" in options:
         raise TypeError(new_call("DRR(..., orthographic=True)", "DRR(..., parallel=True)"))
     if "sdr" in options or "bone_attenuation_multiplier" in options:
