@@ -51,8 +51,8 @@ def _check_moves(subject: torchio.Subject) -> None:
             raise ValueError(
                 f"torchio's {name} moved the images of this subject, and neither its landmarks"
                 " (fiducials) nor scan_from_world: transform the scan and its label map first, and"
-                " then read them (diffpose.data.read takes torchio's images), or move a patient with"
-                " read(..., transform=)"
+                " then read them (diffpose.data.read takes torchio's images), or move a patient"
+                " with read(..., transform=)"
             )
 
 
