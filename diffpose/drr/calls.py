@@ -41,8 +41,8 @@ _STAYING = {
 
 
 def _check_moves(subject: torchio.Subject) -> None:
-    """Refuse a subject whose images were moved after it was read: its landmarks, and the way back to
-    the scan, stayed behind.
+    """Refuse a subject whose images were moved after it was read: its landmarks, and the way back
+    to the scan, stayed behind.
     """
     for name, _ in getattr(subject, "applied_transforms", ()):
         kind = getattr(torchio, name, None)

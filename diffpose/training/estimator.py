@@ -137,8 +137,8 @@ class PoseEstimator:
             result = solver.register(
                 xray,
                 starts,
-                mask,
-                landmarks,
+                mask=mask,
+                landmarks=landmarks,
                 seed=seed,
                 progress=progress,
                 callback=callback,
