@@ -74,12 +74,6 @@ def existing(
     raise FileNotFoundError(f"{path} does not exist{hint} ({what} is expected)")
 
 # %% ../notebooks/api/096_paths.ipynb #5a6e980a
-def _is_dicom(path: Path) -> bool:
-    "Has a file the mark of DICOM?"
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
 def _is_read(path: Path, given: Path) -> bool:
     """Is a file what was given to be read, a slice in the folder that was given, or what the header
     that was given names as its data?
@@ -87,9 +81,10 @@ def _is_read(path: Path, given: Path) -> bool:
     if not path.is_file() or not (given.is_file() or given.is_dir()):
         return False
     if given.is_dir():
-        return Path(os.path.realpath(given)) in Path(os.path.realpath(path)).parents and _is_dicom(
-            path
-        )
+        from pydicom.misc import is_dicom
+
+        inside = Path(os.path.realpath(given)) in Path(os.path.realpath(path)).parents
+        return inside and is_dicom(path)
     if given.suffix.lower() in (".nhdr", ".mhd", ".hdr", ".img"):
         from diffpose.data.containers import _data_files, _text_header
 

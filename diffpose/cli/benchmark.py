@@ -38,7 +38,9 @@ def deepfluoro(
     ] = None,
     debug: Debug = False,
 ):
-    """Say where the DeepFluoro benchmark comes from and whether it is here; with --yes, fetch it."""
+    """Say where the DeepFluoro benchmark comes from and whether it is here; with --yes,
+    fetch it.
+    """
     with reported(debug):
         from diffpose.deepfluoro import ARCHIVE, FILE_VARIABLE, check_layout, fetch
 

@@ -39,7 +39,14 @@ DEMO_VIEWS = (  # name, primary and secondary angle of the C-arm [deg]
     ("lao20_cranial15", 20, 15),
 )
 # mm, pixels
-DEMO_CAMERA: dict[str, Any] = {"sdd": 1020.0, "sid": 850.0, "height": 256, "width": 256, "delx": 1.5, "dely": 1.5}
+DEMO_CAMERA: dict[str, Any] = {
+    "sdd": 1020.0,
+    "sid": 850.0,
+    "height": 256,
+    "width": 256,
+    "delx": 1.5,
+    "dely": 1.5,
+}
 # a start is wrong by up to this many degrees and mm in each of the six numbers
 DEMO_OFF = (20.0, 30.0)
 # what the network learns: low and high, degrees and mm

@@ -206,12 +206,8 @@ def animated(
     camera = camera.rescale(min(1.0, film.px / camera.height))
     n = film.frames if len(poses) == 2 else len(wanted)
     wide = max(1, round(film.px * camera.width / camera.height)) * (1 if image is None else 2)
-    check_memory(
-        "the film",
-        (n, film.px, wide),
-        16,
-        "choose fewer --frames or --px, or allow more with --max-memory",
-    )
+    fix = "choose fewer --frames or --px, or allow more with --max-memory"
+    check_memory("the film", (n, film.px, wide), 16, fix)
     step("reading the CT")
     subject = load_ct(ct, patient)
     way = _way(subject, camera, poses, wanted, n)
@@ -219,9 +215,9 @@ def animated(
     drr = DRR.from_camera(subject, camera, persistent=False)
     with torch.no_grad():
         images = torch.cat([drr(way[k : k + 16]) for k in range(0, n, 16)])
-    options: dict[str, Any] = {"fixed": image, "height": film.px, "extension": kind, "verbose": False}
-    options |= {"batch_size": n, "duration": 1000 * film.seconds / n}
     # all images at a time, so that one grey scale fits all of them
+    options: dict[str, Any] = {"fixed": image, "batch_size": n, "verbose": False}
+    options |= {"height": film.px, "extension": kind, "duration": 1000 * film.seconds / n}
     with written_together(folder, force) as inside:
         write_film(
             inside / out.name, _history(way), lambda _: images, "euler_angles", "ZXY", **options

@@ -92,7 +92,13 @@ def chosen_camera(
         return load_camera(path)
     height = said.get("height", 256)
     delx = said.get("delx", 400 / said.get("width", height))
-    usual: dict[str, Any] = {"sdd": 1020.0, "height": height, "width": height, "delx": delx, "dely": delx}
+    usual: dict[str, Any] = {
+        "sdd": 1020.0,
+        "height": height,
+        "width": height,
+        "delx": delx,
+        "dely": delx,
+    }
     return Camera(**{**usual, **said})
 
 # %% ../../notebooks/api/102_cli_inputs.ipynb #15134db8
@@ -107,11 +113,9 @@ def load_xray(
     taken = taken or Taken()
     given, sdd, pitch = _stated(taken)
     which = taken.frame
-    # what is neither a number nor "mean" is refused by `read_xray`
+    # what they may be is for `read_xray` to say
     frame: Any = int(which) if which is not None and which.lstrip("-").isdigit() else which
-    polarity = None
-    if taken.polarity is not None:
-        polarity = "bone_dark" if taken.polarity == "bone-dark" else "bone_bright"
+    polarity: Any = taken.polarity and taken.polarity.replace("-", "_")
     with in_options(path, spacing="--spacing"):
         xray, own, mask = read_xray(
             path,

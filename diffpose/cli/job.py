@@ -200,5 +200,4 @@ def solve(
         result = estimator.register(
             xray, solver, n_more=start.restarts, antipodal=start.antipodal, **given
         )
-    result = result[0] if isinstance(result, list) else result  # of one X-ray
     return result, drr, time.perf_counter() - began

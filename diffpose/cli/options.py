@@ -127,7 +127,7 @@ Tolerance = Annotated[
 
 @dataclass(frozen=True)
 class Patient:
-    """How a CT is read."""
+    "How a CT is read."
 
     orientation: View = Orientation.AP
     labelmap: Annotated[Path | None, option("Segmentation of the CT, on any grid.", PATIENT)] = None
@@ -150,7 +150,7 @@ class Patient:
 
 @dataclass(frozen=True)
 class Patients:
-    """How the CTs of several patients are read."""
+    "How the CTs of several patients are read."
 
     orientation: View = Orientation.AP
     labelmap: Annotated[
@@ -167,8 +167,11 @@ class Patients:
     series: Series = None
     slice_tolerance: Tolerance = None
 
-    def each(self, n: int) -> list[Patient]:
-        """How each CT is read. Raises ValueError where there is not one label map for each."""
+    def each(
+        self,
+        n: int,  # CTs
+    ) -> list[Patient]:
+        "How each CT is read. Raises ValueError where there is not one label map for each."
         maps = self.labelmap or []
         if maps and len(maps) != n:
             raise ValueError(
@@ -217,7 +220,7 @@ Parallel = Annotated[
 
 @dataclass(frozen=True)
 class Geometry:
-    """A camera, from a file or from numbers."""
+    "A camera, from a file or from numbers."
 
     camera: CameraFile = None
     sdd: Sdd = None
@@ -228,7 +231,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class FullGeometry:
-    """A camera, with all that it may have."""
+    "A camera, with all that it may have."
 
     camera: CameraFile = None
     sdd: Sdd = None
@@ -269,7 +272,7 @@ FrameNumber = Annotated[
 
 @dataclass(frozen=True)
 class Taken:
-    """How an X-ray was taken, and what its file holds."""
+    "How an X-ray was taken, and what its file holds."
 
     camera: CameraFile = None
     sdd: Annotated[float | None, option("Distance from source to detector in mm.", GEOMETRY)] = None
@@ -282,7 +285,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Beside:
-    """An X-ray that is shown beside a film."""
+    "An X-ray that is shown beside a film."
 
     xray: Annotated[Path | None, option("X-ray to show beside it.", IMAGE)] = None
     spacing: Spacing = None
@@ -293,7 +296,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class Counted:
-    """Which pixels of an X-ray are compared."""
+    "Which pixels of an X-ray are compared."
 
     mask: Annotated[
         Path | None,
@@ -310,7 +313,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Targets:
-    """Where the expected error is stated."""
+    "Where the expected error is stated."
 
     landmarks: Annotated[
         Path | None,
@@ -327,7 +330,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a registration begins, and where else it looks."""
+    "Where a registration begins, and where else it looks."
 
     init: Annotated[
         str,
@@ -368,7 +371,7 @@ class Start:
 
     @property
     def file(self) -> str | None:
-        """The pose file that `init` names; None where it names none."""
+        "The pose file that `init` names; None where it names none."
         return None if ";" in self.init or self.init == "carm" else self.init
 
 
@@ -377,7 +380,7 @@ Debug = Annotated[bool, option("Show the traceback of an error.", RESULT, "--deb
 
 @dataclass(frozen=True)
 class Run:
-    """How a command runs."""
+    "How a command runs."
 
     max_memory: Annotated[
         str | None,

@@ -34,7 +34,7 @@ from diffpose.cli.options import (
 )
 from .progress import Steps, steps
 from .words import NOT_CONVERGED, explained, reported
-from ..paths import _is_dicom, alone, check_writable, existing, kind_of, written_together
+from ..paths import alone, check_writable, existing, kind_of, written_together
 from ..report import RESULT_FILES, report
 from ..results import CONVENTIONS, _columns, write_json
 
@@ -74,7 +74,9 @@ def _is_image(path: Path) -> bool:
     "May a file be an X-ray? By its ending; without one, by the mark of DICOM."
     if path.name.startswith(".") or not path.is_file():
         return False
-    return path.name.lower().endswith(IMAGE_SUFFIXES) or _is_dicom(path)
+    from pydicom.misc import is_dicom
+
+    return path.name.lower().endswith(IMAGE_SUFFIXES) or is_dicom(path)
 
 
 def found_xrays(
@@ -343,12 +345,11 @@ def _summary_lines(out: Path, rows: list[dict]) -> list[str]:
         for row in rows
     ]
     good = sum(row["exit_code"] == 0 for row in rows)
-    told = [
-        f"{row['folder']}:"
-        f" {row['error'] if 'error' in row else 'not converged (' + row['verdict'] + '): ' + row['reasons']}"
-        for row in rows
-        if row["exit_code"]
-    ]
+    told = []
+    for row in rows:
+        if row["exit_code"]:
+            why = row.get("error", f"not converged ({row['verdict']}): {row.get('reasons')}")
+            told.append(f"{row['folder']}: {why}")
     return [
         "\n".join(
             [

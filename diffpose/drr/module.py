@@ -108,14 +108,14 @@ class DRR(torch.nn.Module):
         self._assemble(
             subject,
             camera,
-            p_subsample,
-            reshape,
-            patch_size,
-            renderer,
-            voxel_shift,
-            persistent,
-            generator,
             renderer_kwargs,
+            renderer=renderer,
+            voxel_shift=voxel_shift,
+            p_subsample=p_subsample,
+            reshape=reshape,
+            patch_size=patch_size,
+            persistent=persistent,
+            generator=generator,
         )
 
     @classmethod
@@ -139,14 +139,14 @@ class DRR(torch.nn.Module):
         self._assemble(
             subject,
             camera,
-            p_subsample,
-            reshape,
-            patch_size,
-            renderer,
-            voxel_shift,
-            persistent,
-            generator,
             renderer_kwargs,
+            renderer=renderer,
+            voxel_shift=voxel_shift,
+            p_subsample=p_subsample,
+            reshape=reshape,
+            patch_size=patch_size,
+            persistent=persistent,
+            generator=generator,
         )
         return self
 
@@ -168,31 +168,27 @@ class DRR(torch.nn.Module):
         self._assemble(
             subject,
             camera,
-            None,
-            True,
-            None,
-            renderer,
-            voxel_shift,
-            True,
-            None,
             renderer_kwargs,
             density,
+            renderer=renderer,
+            voxel_shift=voxel_shift,
         )
         return self
 
     def _assemble(
         self,
-        subject,
-        camera,
-        p_subsample,
-        reshape,
-        patch_size,
-        renderer,
-        voxel_shift,
-        persistent,
-        generator,
-        renderer_kwargs,
-        density: Tensor | None = None,
+        subject: torchio.Subject,
+        camera: Camera,
+        renderer_kwargs: dict,
+        density: Tensor | None = None,  # to keep; None: a copy of the subject's
+        *,
+        renderer: str,
+        voxel_shift: float,
+        p_subsample: float | None = None,
+        reshape: bool = True,
+        patch_size: int | None = None,
+        persistent: bool = True,
+        generator: torch.Generator | None = None,
     ) -> None:
         "Put volume, detector and renderer together."
         if p_subsample is not None and not 0 < p_subsample <= 1:

@@ -61,8 +61,7 @@ def _alone(tensors: dict[str, Tensor | None], name: str) -> bool:
         torch._C._storage_Use_Count(
             # ty: ignore[missing-union-attribute] none of the two is None, as seen above
             x[name].untyped_storage()._cdata
-        )
-        for x in (tensors, fresh)
+        ) for x in (tensors, fresh)
     ]
     return holders[0] == holders[1] and owners[0] == owners[1]
 
