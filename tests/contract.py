@@ -20,7 +20,7 @@ from tools.notebook import body, directives, dumps, load, notebooks, source
 BUDGET_KB = {"api": 300, "tutorials": 1000}
 LINES_PER_FUNCTION = 60
 COLUMNS = 100  # as wide as the site shows code
-WIDE = ("kernels_cpu", "kernels_cuda", "cli")  # kernels keep what belongs together on a line; cli is to be a package of parts
+WIDE = ("kernels_cpu", "kernels_cuda")  # they keep what belongs together on a line
 OPTIONAL = {"triton"}  # imported where it is there, never required
 DISTRIBUTION = {"PIL": "pillow", "SimpleITK": "simpleitk"}  # where the import's name is not the distribution's
 ANNOUNCED = {"pyvista", "seaborn", "tensorboard"}  # 3D scenes and tables of results are part of the package's fixed set; torch.utils.tensorboard needs its namesake
@@ -58,13 +58,8 @@ def is_export(cell):
 
 def modules(root):
     "`{dotted name: (notebook's number, path of the exported module)}`; what `p.__init__` exports is the module `diffpose.p`."
-    found = {}
-    for _, path, cell in cells(root):
-        name = directives(cell).get("default_exp")
-        if name:
-            number = re.match(r"\d+", path.name)
-            found[f"diffpose.{name}".removesuffix(".__init__")] = (int(number[0]) if number else None, root / "diffpose" / (name.replace(".", "/") + ".py"))
-    return found
+    number = lambda path: int(found[0]) if (found := re.match(r"\d+", path.name)) else None
+    return {f"diffpose.{name}": (number(notebook), module) for name, (notebook, _, module) in table.modules(root).items()}
 
 
 def exported(root):
