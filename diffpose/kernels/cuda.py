@@ -6,6 +6,7 @@
 __all__ = ['integrate', 'channel_jacobian', 'volume_gradient', 'frame_gradient']
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #6f94869b
+import math
 import os
 from contextlib import nullcontext
 from typing import Any
@@ -115,11 +116,16 @@ def _bounds(box, n, extra, piece, pieces):
 
 
 @_jit
-def _clip(s, d, low, high, AXIS: tl.constexpr, lo, hi, enter, leave):
+def _inverse(d):
+    "1 / d; 1 where d is 0."
+    return 1.0 / tl.where(d == 0.0, 1.0, d)
+
+
+@_jit
+def _clip(s, d, inverse, low, high, AXIS: tl.constexpr, lo, hi, enter, leave):
     "Narrow (lo, hi) to where low <= s + alpha d < high; remember which axis cut it."
     parallel = d == 0.0
-    step = tl.where(parallel, 1.0, d)
-    a, b = (low - s) / step, (high - s) / step
+    a, b = (low - s) * inverse, (high - s) * inverse
     inside = (s >= low) & (s < high)
     near = tl.where(parallel, tl.where(inside, float("-inf"), float("inf")), tl.minimum(a, b))
     far = tl.where(parallel, float("inf"), tl.maximum(a, b))
@@ -128,13 +134,13 @@ def _clip(s, d, low, high, AXIS: tl.constexpr, lo, hi, enter, leave):
 
 
 @_jit
-def _stretch(s, d, low, high):
+def _stretch(s, d, inverse, low, high):
     "The part of [0, 1] in which each ray is between the corners of a box."
     lo, hi = s[0] * 0.0, s[0] * 0.0 + 1.0
     none = tl.full(lo.shape, -1, tl.int32)
-    lo, hi, enter, leave = _clip(s[0], d[0], low[0], high[0], 0, lo, hi, none, none)
-    lo, hi, enter, leave = _clip(s[1], d[1], low[1], high[1], 1, lo, hi, enter, leave)
-    lo, hi, enter, leave = _clip(s[2], d[2], low[2], high[2], 2, lo, hi, enter, leave)
+    lo, hi, enter, leave = _clip(s[0], d[0], inverse[0], low[0], high[0], 0, lo, hi, none, none)
+    lo, hi, enter, leave = _clip(s[1], d[1], inverse[1], low[1], high[1], 1, lo, hi, enter, leave)
+    lo, hi, enter, leave = _clip(s[2], d[2], inverse[2], low[2], high[2], 2, lo, hi, enter, leave)
     hit = lo < hi
     return tl.where(hit, lo, 0.0), tl.where(hit, hi, 0.0), tl.where(hit, enter, -1), tl.where(hit, leave, -1)
 
@@ -148,38 +154,53 @@ def _part(lo, hi, enter, leave, part, PARTS: tl.constexpr):
 
 
 @_jit
-def _begin(s, d, lo, hi, low, high, REAL: tl.constexpr, WIDE: tl.constexpr):
-    "On one axis: the cell at lo, the first crossing after it and the step to the next (lo to hi being 0 to 1), how many there are until hi, and which way."
-    width = tl.where(lo < hi, hi - lo, 1.0)
+def _begin(s, d, inverse, lo, hi, low, high, per, REAL: tl.constexpr, WIDE: tl.constexpr):
+    "On one axis: the cell at lo, the first crossing after it and the step to the next (lo to hi being 0 to 1, per = 1 / (hi - lo)), how many there are until hi, and which way."
     i = tl.minimum(tl.maximum(tl.floor(s + lo * d), low), high - 1.0)
     last = tl.minimum(tl.maximum(tl.floor(s + hi * d), low), high - 1.0)
-    step = tl.where(d == 0.0, 1.0, d)
-    first = ((tl.where(d > 0.0, i + 1.0, i) - s) / step - lo) / width
-    count = tl.abs(last - i).to(tl.int32)
+    first = ((tl.where(d > 0.0, i + 1.0, i) - s) * inverse - lo) * per
     way = tl.where(d > 0.0, 1, -1).to(tl.int32)
-    if WIDE:  # places in a volume of more than 2^31 voxels
-        return i.to(tl.int64), first.to(REAL), (1.0 / (tl.abs(step) * width)).to(REAL), count, way.to(tl.int64)
-    else:
-        return i.to(tl.int32), first.to(REAL), (1.0 / (tl.abs(step) * width)).to(REAL), count, way
+    i, count = i.to(tl.int64) if WIDE else i.to(tl.int32), tl.abs(last - i).to(REAL)
+    return i, first.to(REAL), (tl.abs(inverse) * per).to(REAL), count, way.to(tl.int64) if WIDE else way
+
+
+@_jit
+def _axes(s, d, inverse, lo, hi, low, high, REAL: tl.constexpr, WIDE: tl.constexpr):
+    "How the walk from lo to hi begins on each axis."
+    per = 1.0 / tl.where(lo < hi, hi - lo, 1.0)
+    x = _begin(s[0], d[0], inverse[0], lo, hi, low[0], high[0], per, REAL, WIDE)
+    y = _begin(s[1], d[1], inverse[1], lo, hi, low[1], high[1], per, REAL, WIDE)
+    return x, y, _begin(s[2], d[2], inverse[2], lo, hi, low[2], high[2], per, REAL, WIDE)
+
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #c9877f94
 @_jit
 def _next(m, axis):
     "Where the crossing number m of an axis is; nowhere, if the stretch ends before."
-    return tl.where(m < axis[3], axis[1] + m.to(axis[1].dtype) * axis[2], float("inf"))
+    return tl.where(m < axis[3], axis[1] + m * axis[2], float("inf"))
 
 
 @_jit
-def _cross(m0, m1, m2, axes):
-    "Where the lanes' next crossings are, at most 1, and in which of them it is a plane of axis 0, 1, 2."
-    b0 = _next(m0, axes[0])
-    b1 = _next(m1, axes[1])
-    b2 = _next(m2, axes[2])
+def _cross(m, axes):
+    "Where the lanes' next crossings are, at most 1, and in which of them it is a plane of axis 0, 1, 2; of axis 0 where none is left."
+    b0, b1, b2 = _next(m[0], axes[0]), _next(m[1], axes[1]), _next(m[2], axes[2])
     b = tl.minimum(tl.minimum(b0, b1), b2)
-    some = b < float("inf")
-    first = some & (b0 == b)
-    second = some & (b1 == b) & (b0 != b)
-    return tl.minimum(b, 1.0), first, second, some & (b0 != b) & (b1 != b)
+    first = b0 == b
+    second = (b1 == b) & (b0 != b)
+    return tl.minimum(b, 1.0), first, second, (b0 != b) & (b1 != b)
+
+
+@_jit
+def _among(planes, x, y, z):
+    "x, y or z, by the axis whose plane each lane crosses."
+    return tl.where(planes[0], x, tl.where(planes[1], y, z))
+
+
+@_jit
+def _counted(m, planes):
+    "How many planes were crossed on each axis, with those that are crossed now."
+    return tl.where(planes[0], m[0] + 1.0, m[0]), tl.where(planes[1], m[1] + 1.0, m[1]), tl.where(planes[2], m[2] + 1.0, m[2])
+
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #b7759e27
 @_jit
@@ -203,11 +224,19 @@ def _channel(labels, p, inside, n_channels):
 
 
 @_jit
+def _remapped(v, pieces, piece):
+    "Densities after the contrast map."
+    if pieces is not None:
+        v = tl.where(v > piece[0], piece[3] * v + piece[4], piece[1] * v + piece[2])
+    return v
+
+
+@_jit
 def _voxel(flat, labels, weight, pieces, piece, p, inside, n_rays, n_channels, REAL: tl.constexpr):
     "Density of voxels p as an image counts it: after its contrast map, and times the weight of its label's channel (weight points to channel 0); 0 outside."
     v = tl.load(flat + p, mask=inside, other=0.0).to(REAL)
     if pieces is not None:
-        v = tl.where(inside, tl.where(v > piece[0], piece[3] * v + piece[4], piece[1] * v + piece[2]), 0.0)
+        v = tl.where(inside, _remapped(v, pieces, piece), 0.0)
     if weight is not None:
         label, known = _channel(labels, p, inside, n_channels)
         v = v * tl.load(weight + label * n_rays, mask=known, other=0.0).to(REAL)
@@ -271,23 +300,48 @@ def _slope(flat, p, pieces, piece, inside, REAL: tl.constexpr):
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #e024ca8e
 @_jit
-def _visit_voxel(state, MODE: tl.constexpr, voxels, p, live, a, e, axis, after, scale, out, jacobian, fixed, REAL: tl.constexpr):
-    "What one piece of the rays, from a to e in voxel p, adds to the state of a walk."
+def _chord(walk, axes, onward, step, last, leave):
+    "The next piece of each lane: its voxel, whether there is such a piece, from where to where it reaches, and the axes of the planes there; and the walk after it."
+    m, p, a, axis = walk
+    live = step <= last
+    e, first, second, third = _cross(m, axes)
+    planes = first, second, third
+    after = tl.where(step < last, _among(planes, 0, 1, 2), leave)
+    chord = p, live, a, e, axis, after
+    return chord, (_counted(m, planes), p + _among(planes, onward[0], onward[1], onward[2]), tl.where(live, e, a), tl.where(live, after, axis))
+
+
+@_jit
+def _density(voxels, chord, REAL: tl.constexpr):
+    "What a piece of each lane finds."
     flat, labels, weight, pieces, piece, n_rays, n_channels = voxels
+    return _voxel(flat, labels, weight, pieces, piece, chord[0], chord[1], n_rays, n_channels, REAL)
+
+
+@_jit
+def _add_chord(state, v, chord, JAC: tl.constexpr):
+    "Add pieces of density v to the integral, and the change at their beginning to its derivatives."
+    acc, before, A, B = state
+    p, live, a, e, axis, after = chord
+    acc += tl.where(live, (e - a) * v, 0.0)
+    if JAC:
+        change = tl.where(live, before - v, 0.0)
+        A, B, before = _credit(A, axis, change), _credit(B, axis, change * a), tl.where(live, v, before)
+    return acc, before, A, B
+
+
+@_jit
+def _visit_voxel(state, MODE: tl.constexpr, voxels, chord, scale, out, fixed, REAL: tl.constexpr):
+    "What pieces of the rays add to the voxels, to the channels of their labels, or to the largest."
+    flat, labels, weight, pieces, piece, n_rays, n_channels = voxels
+    p, live, a, e, axis, after = chord
     if MODE == "voxels":
         gain = (e - a).to(tl.float64) * scale * _slope(flat, p, pieces, piece, live, REAL)
         label, known = _channel(labels, p, live, n_channels)
         _scatter(out, fixed, p, gain * tl.load(weight + label * n_rays, mask=known, other=0.0), known)
     else:
-        v = _voxel(flat, labels, weight, pieces, piece, p, live, n_rays, n_channels, REAL)
-        if MODE == "sum":
-            acc, before, A, B = state
-            acc += tl.where(live, (e - a) * v, 0.0)
-            if jacobian is not None:
-                change = tl.where(live, before - v, 0.0)
-                A, B, before = _credit(A, axis, change), _credit(B, axis, change * a), tl.where(live, v, before)
-            state = acc, before, A, B
-        elif MODE == "max":
+        v = _density(voxels, chord, REAL)
+        if MODE == "max":
             best, density, lo, hi, enter, leave = state
             more = live & ((e - a) * v > best)
             best, density, lo, hi = tl.where(more, (e - a) * v, best), tl.where(more, v, density), tl.where(more, a, lo), tl.where(more, e, hi)
@@ -327,32 +381,42 @@ def _siddon(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, 
     s, d = _ray(geometry, b, q, ok, LIFT)
     piece = _pieces(pieces, b, REAL)
     low, high = _bounds(box, n, 0.0, piece, pieces)
-    lo, hi, entry, exit = _stretch(s, d, low, high)
+    inverse = _inverse(d[0]), _inverse(d[1]), _inverse(d[2])
+    lo, hi, entry, exit = _stretch(s, d, inverse, low, high)
     lo, hi, axis, leave = _part(lo, hi, entry, exit, part, PARTS)
     hit, scale, width = lo < hi, _length(geometry, b, q, ok), hi - lo
-    axes = _begin(s[0], d[0], lo, hi, low[0], high[0], REAL, WIDE), _begin(s[1], d[1], lo, hi, low[1], high[1], REAL, WIDE), _begin(s[2], d[2], lo, hi, low[2], high[2], REAL, WIDE)
-    total = tl.where(hit, axes[0][3] + axes[1][3] + axes[2][3], -1)
+    axes = _axes(s, d, inverse, lo, hi, low, high, REAL, WIDE)
+    last = tl.where(hit, (axes[0][3] + axes[1][3] + axes[2][3]).to(tl.int32), -1)
     p = axes[0][0] * strides[0] + axes[1][0] * strides[1] + axes[2][0] * strides[2]
+    onward = axes[0][4] * strides[0], axes[1][4] * strides[1], axes[2][4] * strides[2]
     voxels = flat, labels, None if weight is None else weight + b * n_channels * n_rays + q, pieces, piece, n_rays, n_channels
     place = out if MODE == "voxels" else out + b * n_channels * n_rays + q
     a = tl.zeros([RAYS * PARTS], REAL)
-    none = tl.full([RAYS * PARTS], -1, tl.int32)
-    m0, m1, m2 = none + 1, none + 1, none + 1
+    none, m = tl.full([RAYS * PARTS], -1, tl.int32), (a, a, a)
     if MODE == "max":
         state = a, a, a, a, none, none
     else:
         state = a, a, (a, a, a), (a, a, a)
-    for step in range(tl.max(total) + 1):
-        live = step <= total
-        e, first, second, third = _cross(m0, m1, m2, axes)
-        after = tl.where(first, 0, tl.where(second, 1, tl.where(third, 2, leave)))
-        state = _visit_voxel(state, MODE, voxels, p, live, a, e, axis, after, width * scale, place, jacobian, fixed, REAL)
-        a, axis = tl.where(live, e, a), tl.where(live, after, axis)
-        m0, m1, m2 = m0 + first.to(tl.int32), m1 + second.to(tl.int32), m2 + third.to(tl.int32)
-        p += tl.where(first, axes[0][4] * strides[0], tl.where(second, axes[1][4] * strides[1], tl.where(third, axes[2][4] * strides[2], 0)))
+    walk, scaled = (m, p, a, axis), width * scale
+    for step in range(0, tl.max(last) + 1, 4 if MODE == "sum" else 1):
+        one, walk = _chord(walk, axes, onward, step, last, leave)
+        if MODE == "sum":  # four voxels are asked for before the first has come
+            two, walk = _chord(walk, axes, onward, step + 1, last, leave)
+            three, walk = _chord(walk, axes, onward, step + 2, last, leave)
+            four, walk = _chord(walk, axes, onward, step + 3, last, leave)
+            v1, v2 = _density(voxels, one, REAL), _density(voxels, two, REAL)
+            v3, v4 = _density(voxels, three, REAL), _density(voxels, four, REAL)
+            state = _add_chord(state, v1, one, jacobian is not None)
+            state = _add_chord(state, v2, two, jacobian is not None)
+            state = _add_chord(state, v3, three, jacobian is not None)
+            state = _add_chord(state, v4, four, jacobian is not None)
+        else:
+            state = _visit_voxel(state, MODE, voxels, one, scaled, place, fixed, REAL)
+    a = walk[2]
     if MODE == "sum" or MODE == "max":
         r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED)
         _save_siddon(state, MODE, out, jacobian, b * n_rays + r, kept, hit, scale, d, lo, width, leave, a, RAYS, PARTS)
+
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #08396090
 @_jit
@@ -389,6 +453,20 @@ def _corners(voxels, cell, live, n, strides, REAL: tl.constexpr):
 
 
 @_jit
+def _inner(voxels, p, live, strides, REAL: tl.constexpr):
+    "The same where all eight are in the volume, and nothing has to be asked; p is the place of the upper corner. A lane that is not live reads voxels that are there."
+    flat, labels, weight, pieces, piece, n_rays, n_channels = voxels
+    x, y, z = strides
+    first = flat + tl.where(live, p - x - y - z, 0)
+    c0, c1 = _remapped(tl.load(first).to(REAL), pieces, piece), _remapped(tl.load(first + x).to(REAL), pieces, piece)
+    c2, c3 = _remapped(tl.load(first + y).to(REAL), pieces, piece), _remapped(tl.load(first + y + x).to(REAL), pieces, piece)
+    first += z
+    c4, c5 = _remapped(tl.load(first).to(REAL), pieces, piece), _remapped(tl.load(first + x).to(REAL), pieces, piece)
+    c6, c7 = _remapped(tl.load(first + y).to(REAL), pieces, piece), _remapped(tl.load(first + y + x).to(REAL), pieces, piece)
+    return c0, c1, c2, c3, c4, c5, c6, c7
+
+
+@_jit
 def _taylor(c, x, y, z):
     "Value and mixed derivatives of the trilinear form with corners c at (x, y, z)."
     dx0, dx1, dx2, dx3 = c[1] - c[0], c[3] - c[2], c[5] - c[4], c[7] - c[6]
@@ -414,19 +492,20 @@ def _shares(x, y, z, h, d, spread):
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #81fa6201
 @_jit
-def _add_cell(sums, c, x, y, z, t, h, d, spread, JAC: tl.constexpr):
-    "Add the integrals of f, of its gradient and of alpha times its gradient over pieces of length h about alpha = t."
+def _add_cell(sums, c, piece, live, t, d, spread, JAC: tl.constexpr):
+    "Add the integrals of f, of its gradient and of alpha times its gradient over the live lanes' pieces, about alpha = t."
     acc, p0, p1, p2, q0, q1, q2 = sums
-    f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, x, y, z)
+    h, at = piece[1], piece[3]
+    f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, at[0], at[1], at[2])
     d0, d1, d2 = h * d[0], h * d[1], h * d[2]
-    acc += h * (f + spread * (d0 * (fxy * d1 + fxz * d2) + d1 * d2 * fyz))
+    acc = tl.where(live, acc + h * (f + spread * (d0 * (fxy * d1 + fxz * d2) + d1 * d2 * fyz)), acc)
     if JAC:
         u = h * spread
         w0, w1, w2 = fx + spread * (d1 * d2) * fxyz, fy + spread * (d0 * d2) * fxyz, fz + spread * (d0 * d1) * fxyz
-        p0, p1, p2 = p0 + h * w0, p1 + h * w1, p2 + h * w2
-        q0 += h * (t * w0 + u * (fxy * d1 + fxz * d2))
-        q1 += h * (t * w1 + u * (fxy * d0 + fyz * d2))
-        q2 += h * (t * w2 + u * (fxz * d0 + fyz * d1))
+        p0, p1, p2 = tl.where(live, p0 + h * w0, p0), tl.where(live, p1 + h * w1, p1), tl.where(live, p2 + h * w2, p2)
+        q0 = tl.where(live, q0 + h * (t * w0 + u * (fxy * d1 + fxz * d2)), q0)
+        q1 = tl.where(live, q1 + h * (t * w1 + u * (fxy * d0 + fyz * d2)), q1)
+        q2 = tl.where(live, q2 + h * (t * w2 + u * (fxz * d0 + fyz * d1)), q2)
     return acc, p0, p1, p2, q0, q1, q2
 
 
@@ -508,28 +587,68 @@ def _save_best(state, voxels, out, jacobian, row, kept, n, strides, length, s, d
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #6db125a1
 @_jit
-def _piece(m0, m1, m2, a, axes, begin, e, d, step, start, width, n_points):
-    "The next piece of each lane, in a cell: its middle and length in alpha, the cell and the place in it, where it ends (in parts of the walk), the planes there."
+def _piece(walk, axes, ray, step, n_points):
+    "The next piece of each lane, in a cell: its middle and length in alpha, how many cells from the first, the place in it, where it ends (in parts of the walk), the planes there, and the place of the cell's upper corner in memory."
+    m, p, a, axis = walk
+    e, d, strides, start, width = ray
     if n_points is None:
-        end, first, second, third = _cross(m0, m1, m2, axes)
+        end, first, second, third = _cross(m, axes)
         middle, h = 0.5 * (a + end) * width, (end - a) * width
-        j0, j1, j2 = m0 * axes[0][4], m1 * axes[1][4], m2 * axes[2][4]
+        j = m[0] * axes[0][4], m[1] * axes[1][4], m[2] * axes[2][4]
     else:
-        end, first, second, third = a, m0 > 0, m0 > 0, m0 > 0
+        end, first, second, third = a, m[0] > 0.0, m[0] > 0.0, m[0] > 0.0
         h = width / n_points
         middle = (start + step + 0.5).to(a.dtype) * h
-        j0, j1, j2 = tl.floor(e[0] + middle * d[0]).to(tl.int32), tl.floor(e[1] + middle * d[1]).to(tl.int32), tl.floor(e[2] + middle * d[2]).to(tl.int32)
-    at = e[0] + middle * d[0] - j0, e[1] + middle * d[1] - j1, e[2] + middle * d[2] - j2
-    return middle, h, (begin[0] + j0, begin[1] + j1, begin[2] + j2), at, end, first, second, third
+        i = tl.floor(e[0] + middle * d[0]).to(tl.int32), tl.floor(e[1] + middle * d[1]).to(tl.int32), tl.floor(e[2] + middle * d[2]).to(tl.int32)
+        p += i[0] * strides[0] + i[1] * strides[1] + i[2] * strides[2]
+        j = i[0].to(a.dtype), i[1].to(a.dtype), i[2].to(a.dtype)
+    at = e[0] + middle * d[0] - j[0], e[1] + middle * d[1] - j[1], e[2] + middle * d[2] - j[2]
+    return middle, h, j, at, end, (first, second, third), p
+
+
+@_jit
+def _onward(walk, piece, live, after, ways, n_points):
+    "The walk after a piece."
+    m, p, a, axis = walk
+    if n_points is None:
+        m, p = _counted(m, piece[5]), p + _among(piece[5], ways[0], ways[1], ways[2])
+    return m, p, tl.where(live, piece[4], a), tl.where(live, after, axis)
+
+
+@_jit
+def _cell(begin, piece):
+    "The cell of each lane's piece, counted in the whole volume."
+    j = piece[2]
+    return begin[0] + j[0].to(begin[0].dtype), begin[1] + j[1].to(begin[1].dtype), begin[2] + j[2].to(begin[2].dtype)
+
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #dd44d1e0
 @_jit
-def _filled(s, d, low, high, corners, n_points):
-    "The first of the n_points samples from low to high that can be between two corners, and how many they are."
-    begin, end, _, _ = _stretch(s, d, corners[0], corners[1])
-    per = n_points / tl.where(low < high, high - low, 1.0)
+def _filled(s, d, inverse, low, per, corners, n_points):
+    "The first of the n_points samples from low on, per to a unit of alpha, that can be between two corners, and how many they are."
+    begin, end, _, _ = _stretch(s, d, inverse, corners[0], corners[1])
     first = tl.maximum(tl.floor((begin - low) * per - 1.0), 0.0)
     return first.to(tl.int32), tl.maximum(tl.minimum(tl.ceil((end - low) * per + 1.0), n_points * 1.0) - first, 0.0).to(tl.int32)
+
+
+@_jit
+def _planes(s, d, alpha, begin):
+    "How many planes lie between the cells at the beginning and those at alpha."
+    return tl.abs(tl.floor(s[0] + alpha * d[0]) - begin[0]) + tl.abs(tl.floor(s[1] + alpha * d[1]) - begin[1]) + tl.abs(tl.floor(s[2] + alpha * d[2]) - begin[2])
+
+
+@_jit
+def _free(s, d, inverse, lo, hi, n, begin, last, start, per, n_points):
+    "From which step on, and up to which, every lane that walks is in cells whose corners are all in the volume; with a margin for the rounding of places and of the order of planes."
+    a, b, _, _ = _stretch(s, d, inverse, (1.01, 1.01, 1.01), (n[0] - 0.01, n[1] - 0.01, n[2] - 0.01))
+    a, b = tl.maximum(a, lo), tl.minimum(b, hi)
+    if n_points is None:
+        first, after = _planes(s, d, a, begin) + 3.0, _planes(s, d, b, begin) - 3.0
+    else:
+        first, after = tl.ceil((a - lo) * per + 0.5) - start, tl.floor((b - lo) * per - 0.5) - start
+    first, after = tl.where(a > lo, first, 0.0), tl.where(b < hi, after, last + 1.0)
+    first, after = tl.where(last < 0, 0.0, tl.where(a < b, first, 1e9)), tl.where(last < 0, 1e9, after)
+    return tl.max(first).to(tl.int32), tl.min(after).to(tl.int32)
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #f21802df
 @_jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STEPS)
@@ -540,51 +659,70 @@ def _trilinear(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, point
     s, d = _ray(geometry, b, q, ok, LIFT)
     piece = _pieces(pieces, b, REAL)
     bottom, top = _bounds(box if n_points is None else None, n, 1.0, piece, pieces)  # equal pieces divide the whole volume's stretch
-    low, high, entry, exit = _stretch(s, d, bottom, top)
+    inverse = _inverse(d[0]), _inverse(d[1]), _inverse(d[2])
+    low, high, entry, exit = _stretch(s, d, inverse, bottom, top)
     scale, hit = _length(geometry, b, q, ok), low < high
     lo, hi, axis, leave = _part(low, high, entry, exit, part, PARTS)
     if n_points is None:
-        last, start, width, spread, share = hit, 0, (hi - lo).to(REAL), tl.full((), 1.0, REAL) / 12.0, 0.5
+        start, per, width, spread, share = 0, 1.0, (hi - lo).to(REAL), tl.full((), 1.0, REAL) / 12.0, 0.5
     else:
-        skipped, count = _filled(s, d, low, high, _bounds(box, n, 1.0, piece, pieces), n_points)
+        per = n_points / tl.where(low < high, high - low, 1.0)
+        skipped, count = _filled(s, d, inverse, low, per, _bounds(box, n, 1.0, piece, pieces), n_points)
         start = skipped + part * count // PARTS
         last, lo, hi, width, spread, share = skipped + (part + 1) * count // PARTS - start - 1, low, low, (high - low).to(REAL), 0.0, 1.0
-    axes = _begin(s[0], d[0], lo, hi, bottom[0], top[0], REAL, WIDE), _begin(s[1], d[1], lo, hi, bottom[1], top[1], REAL, WIDE), _begin(s[2], d[2], lo, hi, bottom[2], top[2], REAL, WIDE)
+    axes = _axes(s, d, inverse, lo, hi, bottom, top, REAL, WIDE)
     if n_points is None:
-        last = axes[0][3] + axes[1][3] + axes[2][3]
+        last = (axes[0][3] + axes[1][3] + axes[2][3]).to(tl.int32)
     last = tl.where(hit, last, -1)
     begin, dr, whole = (axes[0][0], axes[1][0], axes[2][0]), (d[0].to(REAL), d[1].to(REAL), d[2].to(REAL)), scale.to(REAL)
     origin = (s[0] + lo * d[0] - begin[0]).to(REAL), (s[1] + lo * d[1] - begin[1]).to(REAL), (s[2] + lo * d[2] - begin[2]).to(REAL)
     voxels = flat, labels, None if weight is None else weight + b * n_channels * n_rays + q, pieces, piece, n_rays, n_channels
     place, zero = out if MODE == "voxels" else out + b * n_channels * n_rays + q, tl.zeros([RAYS * PARTS], REAL)
-    none = tl.full([RAYS * PARTS], -1, tl.int32)
-    m0, m1, m2 = none + 1, none + 1, none + 1
-    a = zero
+    ways = axes[0][4] * strides[0], axes[1][4] * strides[1], axes[2][4] * strides[2]
+    walk = (zero, zero, zero), begin[0] * strides[0] + begin[1] * strides[1] + begin[2] * strides[2], zero, axis
+    ray, from_low = (origin, dr, strides, start, width), lo.to(REAL)
     if MODE == "max":
-        state = zero, lo, lo, lo, none, none, axes[0][0] * 0, axes[0][0] * 0, axes[0][0] * 0
+        none = tl.full([RAYS * PARTS], -1, tl.int32)
+        state = zero, lo, lo, lo, none, none, begin[0] * 0, begin[0] * 0, begin[0] * 0
     else:
         state = zero, zero, zero, zero, zero, zero, zero
-    for step in range(tl.max(last) + 1):
+    if MODE == "sum" and labels is None:
+        free = _free(s, d, inverse, lo, hi if n_points is None else high, n, begin, last, start, per, n_points)
+    for step in range(0, tl.max(last) + 1, 2 if MODE == "sum" else 1):
         live = step <= last
-        middle, h, cell, at, e, first, second, third = _piece(m0, m1, m2, a, axes, begin, origin, dr, step, start, width, n_points)
-        x, y, z = at
-        after, h, t = tl.where(first, 0, tl.where(second, 1, tl.where(third, 2, leave))), tl.where(live, h, 0.0), lo.to(REAL) + middle
-        if MODE == "channels" or MODE == "voxels":
-            c = _corners(voxels, cell, live, n, strides, REAL) if MODE == "channels" else (zero, zero, zero, zero, zero, zero, zero, zero)
-            _share_cell(voxels, c, _shares(x, y, z, h, dr, spread), whole, cell, live, n, strides, MODE, place, fixed, REAL)
-        else:
-            c = _corners(voxels, cell, live, n, strides, REAL)
-            if MODE == "max":
-                state = _best_sample(state, c, x, y, z, lo + middle, h, dr, spread, share, live, cell, lo + a * width, lo + e * width, axis, after)
+        one = _piece(walk, axes, ray, step, n_points)
+        after = tl.where(step < last, _among(one[5], 0, 1, 2), leave)
+        if MODE == "sum":
+            walk = _onward(walk, one, live, after, ways, n_points)
+            alive = step + 1 <= last
+            two = _piece(walk, axes, ray, step + 1, n_points)
+            walk = _onward(walk, two, alive, leave, ways, n_points)
+            clear = False
+            if labels is None:
+                clear = (step >= free[0]) & (step + 1 < free[1])
+            if clear:
+                c, f = _inner(voxels, one[6], live, strides, REAL), _inner(voxels, two[6], alive, strides, REAL)
             else:
-                state = _add_cell(state, c, x, y, z, t, h, dr, spread, jacobian is not None)
-        a, axis = tl.where(live, e, a), tl.where(live, after, axis)
-        m0, m1, m2 = m0 + first.to(tl.int32), m1 + second.to(tl.int32), m2 + third.to(tl.int32)
+                c, f = _corners(voxels, _cell(begin, one), live, n, strides, REAL), _corners(voxels, _cell(begin, two), alive, n, strides, REAL)
+            state = _add_cell(state, c, one, live, from_low + one[0], dr, spread, jacobian is not None)
+            state = _add_cell(state, f, two, alive, from_low + two[0], dr, spread, jacobian is not None)
+        else:
+            middle, h, at, cell = one[0], one[1], one[3], _cell(begin, one)
+            x, y, z = at
+            if MODE == "max":
+                begins, ends = lo + walk[2] * width, lo + one[4] * width
+                c = _corners(voxels, cell, live, n, strides, REAL)
+                state = _best_sample(state, c, x, y, z, lo + middle, tl.where(live, h, 0.0), dr, spread, share, live, cell, begins, ends, walk[3], after)
+            else:
+                c = _corners(voxels, cell, live, n, strides, REAL) if MODE == "channels" else (zero, zero, zero, zero, zero, zero, zero, zero)
+                _share_cell(voxels, c, _shares(x, y, z, tl.where(live, h, 0.0), dr, spread), whole, cell, live, n, strides, MODE, place, fixed, REAL)
+            walk = _onward(walk, one, live, after, ways, n_points)
     r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED)
     if MODE == "sum":
         _save_sums(state, out, jacobian, b * n_rays + r, kept, hit, scale, d, low, high, entry, exit, n_points is None, RAYS, PARTS)
     if MODE == "max":
         _save_best(state, voxels, out, jacobian, b * n_rays + r, kept, n, strides, scale, s, d, low, high, entry, exit, n_points, REAL)
+
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #c4b31177
 @_jit(do_not_specialize=["n_rays", "point_sets", "weight_image", "weight_ray", "blocks"])
@@ -604,7 +742,7 @@ def _contract(jacobian, weight, points, out, n_rays, point_sets, weight_image, w
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #539a08ca
 _WORKS_IN = {torch.float64: (torch.float64, tl.float64), torch.float32: (torch.float32, tl.float32), torch.float16: (torch.float32, tl.float32), torch.bfloat16: (torch.float32, tl.float32)}
-_BUSY = 2**18  # rays that keep a large GPU busy
+_PARTS = (2**14, 8), (2**17, 4), (math.inf, 1)  # below so many rays an image needs this many lanes for each, to keep a large GPU busy
 
 
 def _beside(tensor: Tensor):
@@ -631,8 +769,10 @@ def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, we
     if batch * n == 0:
         return
     wide = sum((size - 1) * step for size, step in zip(volume.shape, volume.stride())) >= 2**31
-    parts = 4 if mode == "sum" and n < _BUSY else 1  # not by the batch: an image is the same in any company
-    count = 128 // parts
+    parts = next(share for most, share in _PARTS if n < most) if mode == "sum" else 1  # not by the batch: an image is the same in any company
+    count = max(_GRID.value, 32 // parts)
+    if os.environ.get("TRITON_INTERPRET") == "1":  # it takes one program after the other: fewer, then
+        count *= 4
     tiles = _blocks(n, count) if not columns else _blocks(columns, _GRID.value) * _blocks(_blocks(n, columns), count // _GRID.value)
     exact = lambda x: None if x is None else x.detach().double().contiguous()
     if length is None:
@@ -643,7 +783,7 @@ def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, we
     if labels is not None and labels.stride() != volume.stride():
         labels = torch.empty_like(volume, dtype=labels.dtype).copy_(labels)
     arguments = (volume.detach(), *volume.shape, *volume.stride(), *geometry, columns, tiles, exact(box), exact(pieces), labels, weight, n_channels, out, jacobian, fixed)
-    options = {"MODE": mode, "REAL": _WORKS_IN[volume.dtype][1], "WIDE": wide, "RAYS": count, "PARTS": parts, "TILED": columns > 0, "num_warps": 4}
+    options = {"MODE": mode, "REAL": _WORKS_IN[volume.dtype][1], "WIDE": wide, "RAYS": count, "PARTS": parts, "TILED": columns > 0, "num_warps": count * parts // 32}
     with _beside(volume):
         if name == "siddon":
             _siddon[(tiles * batch,)](*arguments, LIFT=shift, **options)
