@@ -110,6 +110,12 @@ def _nothing() -> None:
     "Where no volume is known."
 
 
+@torch.compiler.disable
+def _occupied_bricks(volume: Tensor, backend: str) -> Tensor:
+    "By a kernel of numba, into which dynamo of some releases (2.11) looks, and fails."
+    return _kernels(backend).occupancy(volume)
+
+
 def _filled(volume: Tensor, backend: str) -> Tensor:
     "What of a volume is not empty, as the kernels of a backend take it."
-    return bounding_box(volume) if backend == "triton" else _kernels(backend).occupancy(volume)
+    return bounding_box(volume) if backend == "triton" else _occupied_bricks(volume, backend)

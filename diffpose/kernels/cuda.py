@@ -31,21 +31,20 @@ def _jit(*args, **options) -> Any:
 
 
 _FAR = tl.constexpr(1e12)  # voxels: what is farther away has no place
-_GRID = tl.constexpr(8)  # columns of a tile
 # arguments that a kernel is not compiled anew for: other images, volumes and cameras run on the same code
 _NUMBERS = ["n0", "n1", "n2", "n_rays", "source_rays", "point_sets", "length_sets", "length_rays", "columns", "tiles", "n_channels", "n_points"]
 _STEPS = ["step0", "step1", "step2"]
 
 
 @_jit
-def _lanes(n_rays, columns, tiles, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
+def _lanes(n_rays, columns, tiles, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr, GRID: tl.constexpr):
     "Each lane's ray, whether there is such a ray, and which part of it the lane takes."
     lane = tl.arange(0, RAYS * PARTS)
     r, tile = lane % RAYS, tl.program_id(0) % tiles
     if TILED:
-        across = (columns + _GRID - 1) // _GRID
-        column = (tile % across) * _GRID + r % _GRID
-        q = ((tile // across) * (RAYS // _GRID) + r // _GRID) * columns + column
+        across = (columns + GRID - 1) // GRID
+        column = (tile % across) * GRID + r % GRID
+        q = ((tile // across) * (RAYS // GRID) + r // GRID) * columns + column
         ok = (column < columns) & (q < n_rays)
     else:
         q = tile * RAYS + r
@@ -374,10 +373,10 @@ def _save_siddon(state, MODE: tl.constexpr, out, jacobian, row, kept, hit, lengt
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #683c7ea6
 @_jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STEPS)
-def _siddon(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
+def _siddon(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr, GRID: tl.constexpr):
     n, strides, b = (n0, n1, n2), (step0, step1, step2), (tl.program_id(0) // tiles).to(tl.int64)
     geometry = source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays
-    q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED)
+    q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED, GRID)
     s, d = _ray(geometry, b, q, ok, LIFT)
     piece = _pieces(pieces, b, REAL)
     low, high = _bounds(box, n, 0.0, piece, pieces)
@@ -414,7 +413,7 @@ def _siddon(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, 
             state = _visit_voxel(state, MODE, voxels, one, scaled, place, fixed, REAL)
     a = walk[2]
     if MODE == "sum" or MODE == "max":
-        r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED)
+        r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED, GRID)
         _save_siddon(state, MODE, out, jacobian, b * n_rays + r, kept, hit, scale, d, lo, width, leave, a, RAYS, PARTS)
 
 
@@ -624,6 +623,33 @@ def _cell(begin, piece):
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #dd44d1e0
 @_jit
+def _both(voxels, one, two, clear, begin, live, alive, n, strides, REAL: tl.constexpr):
+    "The corners of two cells of each lane: sixteen voxels are asked for before the first has come."
+    if clear:
+        c, f = _inner(voxels, one[6], live, strides, REAL), _inner(voxels, two[6], alive, strides, REAL)
+    else:
+        c, f = _corners(voxels, _cell(begin, one), live, n, strides, REAL), _corners(voxels, _cell(begin, two), alive, n, strides, REAL)
+    return c, f
+
+
+@_jit
+def _visit_cell(state, MODE: tl.constexpr, voxels, piece, begin, live, walk, after, stretch, d, n, strides, out, fixed, REAL: tl.constexpr):
+    "What the rays' pieces in a cell add to its voxels, to the channels of their labels, or to the largest sample."
+    lo, width, spread, share, whole = stretch
+    middle, h, at, cell = piece[0], tl.where(live, piece[1], 0.0), piece[3], _cell(begin, piece)
+    x, y, z = at
+    if MODE == "voxels":
+        c = (h, h, h, h, h, h, h, h)  # not asked for
+    else:
+        c = _corners(voxels, cell, live, n, strides, REAL)
+    if MODE == "max":
+        state = _best_sample(state, c, x, y, z, lo + middle, h, d, spread, share, live, cell, lo + walk[2] * width, lo + piece[4] * width, walk[3], after)
+    else:
+        _share_cell(voxels, c, _shares(x, y, z, h, d, spread), whole, cell, live, n, strides, MODE, out, fixed, REAL)
+    return state
+
+
+@_jit
 def _filled(s, d, inverse, low, per, corners, n_points):
     "The first of the n_points samples from low on, per to a unit of alpha, that can be between two corners, and how many they are."
     begin, end, _, _ = _stretch(s, d, inverse, corners[0], corners[1])
@@ -652,10 +678,10 @@ def _free(s, d, inverse, lo, hi, n, begin, last, start, per, n_points):
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #f21802df
 @_jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STEPS)
-def _trilinear(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, n_points, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
+def _trilinear(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, n_points, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr, GRID: tl.constexpr):
     n, strides, b = (n0, n1, n2), (step0, step1, step2), (tl.program_id(0) // tiles).to(tl.int64)
     geometry = source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays
-    q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED)
+    q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED, GRID)
     s, d = _ray(geometry, b, q, ok, LIFT)
     piece = _pieces(pieces, b, REAL)
     bottom, top = _bounds(box if n_points is None else None, n, 1.0, piece, pieces)  # equal pieces divide the whole volume's stretch
@@ -697,27 +723,14 @@ def _trilinear(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, point
             alive = step + 1 <= last
             two = _piece(walk, axes, ray, step + 1, n_points)
             walk = _onward(walk, two, alive, leave, ways, n_points)
-            clear = False
-            if labels is None:
-                clear = (step >= free[0]) & (step + 1 < free[1])
-            if clear:
-                c, f = _inner(voxels, one[6], live, strides, REAL), _inner(voxels, two[6], alive, strides, REAL)
-            else:
-                c, f = _corners(voxels, _cell(begin, one), live, n, strides, REAL), _corners(voxels, _cell(begin, two), alive, n, strides, REAL)
+            clear = (step >= free[0]) & (step + 1 < free[1]) if labels is None else False
+            c, f = _both(voxels, one, two, clear, begin, live, alive, n, strides, REAL)
             state = _add_cell(state, c, one, live, from_low + one[0], dr, spread, jacobian is not None)
             state = _add_cell(state, f, two, alive, from_low + two[0], dr, spread, jacobian is not None)
         else:
-            middle, h, at, cell = one[0], one[1], one[3], _cell(begin, one)
-            x, y, z = at
-            if MODE == "max":
-                begins, ends = lo + walk[2] * width, lo + one[4] * width
-                c = _corners(voxels, cell, live, n, strides, REAL)
-                state = _best_sample(state, c, x, y, z, lo + middle, tl.where(live, h, 0.0), dr, spread, share, live, cell, begins, ends, walk[3], after)
-            else:
-                c = _corners(voxels, cell, live, n, strides, REAL) if MODE == "channels" else (zero, zero, zero, zero, zero, zero, zero, zero)
-                _share_cell(voxels, c, _shares(x, y, z, tl.where(live, h, 0.0), dr, spread), whole, cell, live, n, strides, MODE, place, fixed, REAL)
+            state = _visit_cell(state, MODE, voxels, one, begin, live, walk, after, (lo, width, spread, share, whole), dr, n, strides, place, fixed, REAL)
             walk = _onward(walk, one, live, after, ways, n_points)
-    r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED)
+    r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED, GRID)
     if MODE == "sum":
         _save_sums(state, out, jacobian, b * n_rays + r, kept, hit, scale, d, low, high, entry, exit, n_points is None, RAYS, PARTS)
     if MODE == "max":
@@ -742,7 +755,8 @@ def _contract(jacobian, weight, points, out, n_rays, point_sets, weight_image, w
 
 # %% ../../notebooks/api/038_kernels_cuda.ipynb #539a08ca
 _WORKS_IN = {torch.float64: (torch.float64, tl.float64), torch.float32: (torch.float32, tl.float32), torch.float16: (torch.float32, tl.float32), torch.bfloat16: (torch.float32, tl.float32)}
-_PARTS = (2**14, 8), (2**17, 4), (math.inf, 1)  # below so many rays an image needs this many lanes for each, to keep a large GPU busy
+# below so many rays an image is walked by so many lanes for each, in tiles of so many columns; fastest of what was tried on an H200 (benchmarks/results/gpu_split.csv)
+_SPLIT = (2**14, 8, 8), (2**17, 4, 16), (math.inf, 2, 16)
 
 
 def _beside(tensor: Tensor):
@@ -769,11 +783,12 @@ def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, we
     if batch * n == 0:
         return
     wide = sum((size - 1) * step for size, step in zip(volume.shape, volume.stride())) >= 2**31
-    parts = next(share for most, share in _PARTS if n < most) if mode == "sum" else 1  # not by the batch: an image is the same in any company
-    count = max(_GRID.value, 32 // parts)
+    parts, grid = next(how for most, *how in _SPLIT if n < most)  # not by the batch: an image is the same in any company
+    parts = parts if mode == "sum" else 1
+    count = max(grid, 32 // parts)
     if os.environ.get("TRITON_INTERPRET") == "1":  # it takes one program after the other: fewer, then
         count *= 4
-    tiles = _blocks(n, count) if not columns else _blocks(columns, _GRID.value) * _blocks(_blocks(n, columns), count // _GRID.value)
+    tiles = _blocks(n, count) if not columns else _blocks(columns, grid) * _blocks(_blocks(n, columns), count // grid)
     exact = lambda x: None if x is None else x.detach().double().contiguous()
     if length is None:
         length = torch.ones(1, 1, dtype=torch.float64, device=volume.device)
@@ -783,7 +798,7 @@ def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, we
     if labels is not None and labels.stride() != volume.stride():
         labels = torch.empty_like(volume, dtype=labels.dtype).copy_(labels)
     arguments = (volume.detach(), *volume.shape, *volume.stride(), *geometry, columns, tiles, exact(box), exact(pieces), labels, weight, n_channels, out, jacobian, fixed)
-    options = {"MODE": mode, "REAL": _WORKS_IN[volume.dtype][1], "WIDE": wide, "RAYS": count, "PARTS": parts, "TILED": columns > 0, "num_warps": count * parts // 32}
+    options = {"MODE": mode, "REAL": _WORKS_IN[volume.dtype][1], "WIDE": wide, "RAYS": count, "PARTS": parts, "TILED": columns > 0, "GRID": grid, "num_warps": count * parts // 32}
     with _beside(volume):
         if name == "siddon":
             _siddon[(tiles * batch,)](*arguments, LIFT=shift, **options)
