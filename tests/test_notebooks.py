@@ -15,7 +15,7 @@ import pytest
 from tools.notebook import ROOT, directives, environment, flags_left_out, load, notebooks
 
 TIMEOUT_S = 900
-NEEDS = {"038_kernels_cuda.ipynb": "triton"}  # torch brings it on Linux only
+NEEDS = {"039_kernels_cuda.ipynb": "triton"}  # torch brings it on Linux only
 WHY = {"data": "no real scans: set DIFFPOSE_DATA", "slow": "not asked for: set DIFFPOSE_SLOW=1", "cuda": "no GPU"}
 
 
