@@ -12,10 +12,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from beartype import beartype
-from jaxtyping import Bool, Float, jaxtyped
+from jaxtyping import Bool, Float
 from scipy import ndimage
 from torch import Tensor
+
+from .guards import shaped
 
 # %% ../notebooks/api/014_field.ipynb #1d54f820
 @dataclass(frozen=True, eq=False)
@@ -682,7 +683,7 @@ _MIN_PX = 16  # smaller images are not searched
 _AREA_MIN = 0.1  # of the image: a smaller field is taken for anatomy
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def find_field(
     image: Float[Tensor, "h w"],  # line integrals (bone bright), any gain and offset
     burnt_out: bool = True,  # is the lowest value saturation? False for a DRR: its air
@@ -745,7 +746,7 @@ def _filled(fine, valid, work, factor):
     return fine
 
 # %% ../notebooks/api/014_field.ipynb #bc9bfe9c
-@jaxtyped(typechecker=beartype)
+@shaped
 def burnt_out(
     xray: Float[Tensor, "b 1 h w"],  # line integrals (bone bright)
     trusted: Bool[Tensor, "b 1 h w"],  # where the X-rays are looked at
@@ -759,7 +760,7 @@ def burnt_out(
     return found
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def open_field(
     xray: Float[Tensor, "b 1 h w"],  # line integrals (bone bright)
 ) -> Bool[Tensor, "b 1 h w"]:  # True where exposed

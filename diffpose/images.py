@@ -9,11 +9,11 @@ __all__ = ['resize_image', 'open_field']
 from typing import overload
 
 import torch
-from beartype import beartype
-from jaxtyping import Float, Shaped, jaxtyped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from .errors import UserError
+from .guards import shaped
 from .field import open_field
 
 # %% ../notebooks/api/015_images.ipynb #5a1d20f7
@@ -37,7 +37,7 @@ def _shares(old: int, new: int, device: torch.device) -> Float[Tensor, "new old"
 def resize_image(image: Tensor, height: int, width: int, mask: None = None) -> Tensor: ...
 @overload
 def resize_image(image: Tensor, height: int, width: int, mask: Tensor) -> tuple[Tensor, Tensor]: ...
-@jaxtyped(typechecker=beartype)
+@shaped
 def resize_image(
     image: Float[Tensor, "b c h w"],
     height: int,  # of the result [pixels]

@@ -11,15 +11,14 @@ __all__ = ['so3_exp', 'so3_log', 'euler_angles_to_matrix', 'matrix_to_euler_angl
 # %% ../notebooks/api/003_rotations.ipynb #f2cfc56b
 import roma
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from .errors import UserError
-from .guards import exactly, unseen
+from .guards import exactly, shaped, unseen
 
 # %% ../notebooks/api/003_rotations.ipynb #e7f37b51
-@jaxtyped(typechecker=beartype)
+@shaped
 def so3_exp(
     w: Float[Tensor, "*b 3"],  # rotation vectors [rad], any length
 ) -> Float[Tensor, "*b 3 3"]:  # rotation matrices
@@ -27,7 +26,7 @@ def so3_exp(
     return roma.unitquat_to_rotmat(roma.rotvec_to_unitquat(w))
 
 # %% ../notebooks/api/003_rotations.ipynb #3086d7fc
-@jaxtyped(typechecker=beartype)
+@shaped
 def so3_log(
     R: Float[Tensor, "*b 3 3"],  # rotation matrices
 ) -> Float[Tensor, "*b 3"]:  # rotation vectors [rad], |w| <= π
@@ -65,7 +64,7 @@ def _turn(axis: int, c: Tensor, s: Tensor) -> Tensor:
 
 # %% ../notebooks/api/003_rotations.ipynb #6c4cd43d
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def euler_angles_to_matrix(
     angles: Float[Tensor, "*b 3"],  # [rad]
     convention: str | None,  # such as "ZXY": intrinsic, in order of application
@@ -76,7 +75,7 @@ def euler_angles_to_matrix(
     return _turn(i, a, sa) @ _turn(j, b, sb) @ _turn(k, c, sc)
 
 # %% ../notebooks/api/003_rotations.ipynb #972ff46f
-@jaxtyped(typechecker=beartype)
+@shaped
 def matrix_to_euler_angles(
     R: Float[Tensor, "*b 3 3"],  # rotations
     convention: str | None,  # such as "ZXY": intrinsic, in order of application
@@ -103,7 +102,7 @@ def matrix_to_euler_angles(
     return torch.stack([first, middle, last], -1)
 
 # %% ../notebooks/api/003_rotations.ipynb #1c35acf6
-@jaxtyped(typechecker=beartype)
+@shaped
 def quaternion_to_matrix(
     q: Float[Tensor, "*b 4"],  # (w, x, y, z), of any length but zero
 ) -> Float[Tensor, "*b 3 3"]:
@@ -122,7 +121,7 @@ def _refuse(bad: Tensor, why: str) -> None:
         raise UserError(f"{why} (first at index {bad.nonzero()[0, :1].tolist()}).")
 
 # %% ../notebooks/api/003_rotations.ipynb #f5b4d769
-@jaxtyped(typechecker=beartype)
+@shaped
 def matrix_to_quaternion(
     R: Float[Tensor, "*b 3 3"],  # rotations
 ) -> Float[Tensor, "*b 4"]:  # (w, x, y, z), of length one, w >= 0
@@ -131,7 +130,7 @@ def matrix_to_quaternion(
     return torch.where(q[..., :1] < 0, -q, q)
 
 # %% ../notebooks/api/003_rotations.ipynb #144dd820
-@jaxtyped(typechecker=beartype)
+@shaped
 def rotation_6d_to_matrix(
     x: Float[Tensor, "*b 6"],  # two rows, not parallel
 ) -> Float[Tensor, "*b 3 3"]:
@@ -153,7 +152,7 @@ def _rank_tol(x: Tensor) -> float:
     return 16 * torch.finfo(x.dtype).eps
 
 # %% ../notebooks/api/003_rotations.ipynb #a921f566
-@jaxtyped(typechecker=beartype)
+@shaped
 def matrix_to_rotation_6d(
     R: Float[Tensor, "*b 3 3"],  # rotations
 ) -> Float[Tensor, "*b 6"]:
@@ -161,7 +160,7 @@ def matrix_to_rotation_6d(
     return R[..., :2, :].flatten(-2)
 
 # %% ../notebooks/api/003_rotations.ipynb #676a40ed
-@jaxtyped(typechecker=beartype)
+@shaped
 def rotation_9d_to_matrix(
     x: Float[Tensor, "*b 9"],  # a 3x3 matrix, row by row
 ) -> Float[Tensor, "*b 3 3"]:
@@ -180,7 +179,7 @@ def rotation_9d_to_matrix(
     return R
 
 # %% ../notebooks/api/003_rotations.ipynb #f5825dae
-@jaxtyped(typechecker=beartype)
+@shaped
 def matrix_to_rotation_9d(
     R: Float[Tensor, "*b 3 3"],  # rotations
 ) -> Float[Tensor, "*b 9"]:
@@ -188,7 +187,7 @@ def matrix_to_rotation_9d(
     return R.flatten(-2)
 
 # %% ../notebooks/api/003_rotations.ipynb #4fcae68f
-@jaxtyped(typechecker=beartype)
+@shaped
 def rotation_10d_to_matrix(
     x: Float[Tensor, "*b 10"],  # upper triangle, row by row, of a symmetric 4x4 matrix
 ) -> Float[Tensor, "*b 3 3"]:
@@ -220,7 +219,7 @@ def _upper(A: Tensor) -> Tensor:
     return A.flatten(-2)[..., [0, 1, 2, 3, 5, 6, 7, 10, 11, 15]]
 
 # %% ../notebooks/api/003_rotations.ipynb #4879cb8e
-@jaxtyped(typechecker=beartype)
+@shaped
 def matrix_to_rotation_10d(
     R: Float[Tensor, "*b 3 3"],  # rotations
 ) -> Float[Tensor, "*b 10"]:  # upper triangle of -q qᵀ
@@ -228,7 +227,7 @@ def matrix_to_rotation_10d(
     return -matrix_to_quaternion_adjugate(R)
 
 # %% ../notebooks/api/003_rotations.ipynb #d1df53e0
-@jaxtyped(typechecker=beartype)
+@shaped
 def quaternion_adjugate_to_matrix(
     # upper triangle, row by row, of a symmetric 4x4 matrix near a multiple of q qᵀ
     x: Float[Tensor, "*b 10"],
@@ -239,7 +238,7 @@ def quaternion_adjugate_to_matrix(
     return quaternion_to_matrix(torch.take_along_dim(A, longest[..., None, None], -1)[..., 0])
 
 # %% ../notebooks/api/003_rotations.ipynb #64cd672b
-@jaxtyped(typechecker=beartype)
+@shaped
 def matrix_to_quaternion_adjugate(
     R: Float[Tensor, "*b 3 3"],  # rotations
 ) -> Float[Tensor, "*b 10"]:  # upper triangle of q qᵀ

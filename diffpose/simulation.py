@@ -12,6 +12,7 @@ import operator
 from dataclasses import dataclass
 from typing import Literal, overload
 
+from jaxtyping import Float
 import torch
 import torchio
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from .calibration import Camera
 from .drr import DRR
 from .errors import UserError
+from .guards import shaped
 from .pose import RigidTransform
 
 # %% ../notebooks/api/047_simulation.ipynb #6e1ce63d
@@ -26,9 +28,11 @@ WATER_HU = 100.0  # up to here a voxel is water-like tissue
 BONE_PER_HU = 0.73e-3  # g/cm3 of cortical bone per HU above that
 
 
+@shaped
 def materials(
-    hu: Tensor,  # X Y Z
-) -> tuple[Tensor, Tensor]:  # densities of water-like tissue and of bone mineral [g/cm3], X Y Z
+    hu: Float[Tensor, "*voxels"],
+    # returns densities of water-like tissue and of bone mineral [g/cm3]
+) -> tuple[Float[Tensor, "*voxels"], Float[Tensor, "*voxels"]]:
     "Split CT numbers into two materials."
     water = (1 + hu.clamp(max=WATER_HU) / 1000).clamp_(min=0)
     return water, (hu - WATER_HU).clamp_(min=0).mul_(BONE_PER_HU)
@@ -45,10 +49,11 @@ SPECTRUM = (
 )
 
 
+@shaped
 def transmit(
-    water: Tensor,  # areal density along each ray [g/cm2], any shape
-    bone: Tensor,  # the same for bone mineral
-) -> Tensor:  # fraction of the signal that arrives, in (0, 1]
+    water: Float[Tensor, "*rays"],  # areal density along each ray [g/cm2]
+    bone: Float[Tensor, "*rays"],  # the same for bone mineral
+) -> Float[Tensor, "*rays"]:  # fraction of the signal that arrives, in (0, 1]
     "Polychromatic Beer-Lambert law."
     arrived = (share * torch.exp(-w * water - b * bone) for share, w, b in SPECTRUM)
     return functools.reduce(operator.add, arrived)

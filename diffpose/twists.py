@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
-from .guards import exactly
+from .guards import exactly, shaped
 from .rotations import so3_exp, so3_log
 
 # %% ../notebooks/api/004_twists.ipynb #7dc2789b
@@ -45,7 +44,7 @@ def _smooth(x: Tensor, *functions: tuple[list[float], Callable[[Tensor], Tensor]
 
 # %% ../notebooks/api/004_twists.ipynb #1c0a4fd1
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def se3_exp(
     twist: Float[Tensor, "*b 6"],  # [v, omega]: translation part [mm], then rotation part [rad]
 ) -> Float[Tensor, "*b 4 4"]:  # rigid transforms
@@ -69,7 +68,7 @@ def _assemble(R: Tensor, t: Tensor) -> Tensor:
 
 # %% ../notebooks/api/004_twists.ipynb #b896a408
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def se3_log(
     T: Float[Tensor, "*b 4 4"],  # rigid transforms
     # returns [v, omega]: translation part [mm], then rotation part [rad], |omega| <= π

@@ -253,6 +253,17 @@ def public_names_have_docstrings(root):
 
 
 @rule
+def mistakes_of_users_are_one_class(root):
+    "What the command answers with exit code 2: a ValueError of another kind is a fault of the package."
+    return [
+        f"{path.relative_to(root).as_posix()} line {node.lineno} raises ValueError: raise diffpose.errors.UserError"
+        for path, tree in exported(root)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "ValueError"
+    ]
+
+
+@rule
 def modules_need_no_developer_tool(root):
     "Nor postponed annotations, which jaxtyping could not check."
     return [

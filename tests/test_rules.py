@@ -197,6 +197,7 @@ FAULTS = [
     ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\nfrom diffpose import b\n")),
     ("modules_import_only_lower_numbers", "diffpose.b (1) imports diffpose.one, which", append("diffpose/b.py", "\nfrom . import one\n")),
     ("public_names_have_docstrings", "one has no docstring", replace("diffpose/a.py", '"The number one."', "pass")),
+    ("mistakes_of_users_are_one_class", "diffpose/a.py line", append("diffpose/a.py", "\ndef f():\n    raise ValueError('no')\n")),
     ("modules_need_no_developer_tool", "fastcore", append("diffpose/a.py", "\ndef f():\n    from fastcore.test import test_eq\n")),
     ("modules_need_no_developer_tool", "__future__", append("diffpose/a.py", "\nfrom __future__ import annotations\n")),
     ("requirements_are_what_the_modules_import", "yaml: imported", append("diffpose/a.py", "\nimport yaml\n")),

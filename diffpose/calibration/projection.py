@@ -7,15 +7,14 @@ __all__ = ['perspective_projection', 'parallel_projection', 'inverse_projection'
 
 # %% ../../notebooks/api/010_calibration_projection.ipynb #1f987d62
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
-from ..guards import exactly
+from ..guards import exactly, shaped
 
 # %% ../../notebooks/api/010_calibration_projection.ipynb #78f92bfb
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def perspective_projection(
     camera_from_world: Float[Tensor, "#b 4 4"],  # extrinsics
     K: Float[Tensor, "#b 3 3"],  # intrinsics [pixels]; negative focal lengths mirror
@@ -30,7 +29,7 @@ def perspective_projection(
 
 
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def parallel_projection(
     camera_from_world: Float[Tensor, "#b 4 4"],  # extrinsics
     # pixels per mm and principal point [pixels], as `Camera.K` of a parallel beam
@@ -43,7 +42,7 @@ def parallel_projection(
 
 # %% ../../notebooks/api/010_calibration_projection.ipynb #058b190c
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def inverse_projection(
     camera_from_world: Float[Tensor, "#b 4 4"],  # extrinsics, rigid or mirrored
     K: Float[Tensor, "#b 3 3"],  # intrinsics [pixels], without skew

@@ -42,7 +42,8 @@ OPTIONS = {  # of the command, by the argument in Python
     "iterations": "--iterations",
     "batch_size": "--batch-size",
     "seed": "--seed",
-    "filename": "--out",
+    "parallel": "--parallel",
+    "height": "--height",
 }
 # options by argument, of the file that is being read
 _NAMES: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar(

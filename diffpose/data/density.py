@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError, argument
+from ..guards import shaped
 
 # %% ../../notebooks/api/017_data_density.ipynb #e35f5707
 AIR_HU = -1000.0  # air, by the definition of the Hounsfield scale
@@ -223,7 +223,7 @@ def _bone_threshold(c):
     return float(middle if middle < above else below)
 
 # %% ../../notebooks/api/017_data_density.ipynb #cd24923c
-@jaxtyped(typechecker=beartype)
+@shaped
 def hu_to_density(
     # a whole scan [HU]: in normalised mode its own range sets the scale
     hu: Float[Tensor, "*shape"],

@@ -11,11 +11,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from beartype import beartype
-from jaxtyping import Shaped, jaxtyped
+from jaxtyping import Shaped
 from torch import Tensor
 
 from ..errors import UserError, argument, worded
+from ..guards import shaped
 from ..pose import RigidTransform
 
 # %% ../../notebooks/api/018_data_grids.ipynb #63fed68f
@@ -131,7 +131,7 @@ def _same_grid(shape, affine, target_shape, target_affine, atol=1e-3):
     return tuple(shape) == tuple(target_shape) and abs(moved).max() < atol
 
 # %% ../../notebooks/api/018_data_grids.ipynb #0d5e3adb
-@jaxtyped(typechecker=beartype)
+@shaped
 def resample(
     data: Shaped[Tensor, "x y z"],  # volume or labels
     affine: np.ndarray,  # [4 4] voxel to mm

@@ -14,8 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from diffpose.data.containers import (
@@ -33,9 +32,10 @@ from .headers import _MM, _nifti_header, _text_lengths, _text_scale
 from .memory import _PIXELS_MAX, _check_pixels, _Refused
 from .volumes import _NIFTI, _itk_reader, _unreadable
 from ..errors import UserError, UserNotice, argument, marked
+from ..guards import shaped
 
 # %% ../../notebooks/api/025_data_pictures.ipynb #8d1c927e
-@jaxtyped(typechecker=beartype)
+@shaped
 def to_line_integrals(
     intensity: Float[Tensor, "*shape"],  # detector signal, proportional to the photons counted
     # signal of the unattenuated beam; None: the largest in the image

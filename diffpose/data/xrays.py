@@ -119,7 +119,7 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
     if parallel and "sdd" in said:
         raise UserError(
             f"{name} says that its source is {said['sdd']:.6g} mm from the detector, and"
-            " parallel=True that there is none: leave out parallel=True, or pass"
+            f" {argument('parallel', True, '')} that there is none: leave it out, or pass"
             f" {argument('camera', 'Camera(..., parallel=True)', 'FILE')} with the size of pixels"
             " at the patient"
         )
@@ -222,7 +222,7 @@ def read_xray(
             if camera is None
             else "leave it out here, and make the camera with parallel=True"
         )
-        raise UserError(f"parallel=True is a beam without a source: {fix}")
+        raise UserError(f"{argument('parallel', True, '')} is a beam without a source: {fix}")
     pixels, header, pitch, top = _xray_pixels(
         image, frame, not (camera is None and sdd is None and spacing is None and not parallel)
     )

@@ -9,13 +9,13 @@ __all__ = ['preprocess', 'Transforms']
 import math
 
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from .layout import INITIAL_ENERGY
 from .twin import crop_px
 from ..errors import UserError
+from ..guards import shaped
 from ..images import resize_image
 
 # %% ../../notebooks/api/056_deepfluoro_images.ipynb #8024f3bb
@@ -39,7 +39,7 @@ def _size(image: Tensor, size: int | tuple | None) -> tuple[int, int]:
     )
 
 # %% ../../notebooks/api/056_deepfluoro_images.ipynb #b25cfec8
-@jaxtyped(typechecker=beartype)
+@shaped
 def preprocess(
     image: Float[Tensor, "b 1 h w"],  # intensities, as stored
     # rows (or rows and columns) of the result; None: as they are

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from beartype import beartype
-from jaxtyping import Float64, jaxtyped
+from jaxtyping import Float64
 from torch import Tensor
 
 from ..calibration import Camera, reorientation
 from ..data import cache_dir
 from ..errors import UserError
+from ..guards import shaped
 from ..pose import RigidTransform
 
 # %% ../../notebooks/api/052_deepfluoro_layout.ipynb #0b367979
@@ -89,7 +89,7 @@ def _find_file(
     )
 
 # %% ../../notebooks/api/052_deepfluoro_layout.ipynb #4da9f14a
-@jaxtyped(typechecker=beartype)
+@shaped
 def pixels_of_file(
     points: Float64[np.ndarray, "n 3"],  # in the CT's LPS frame [mm]
     intrinsic: Float64[np.ndarray, "3 3"],  # K of the file [pixels]
@@ -124,7 +124,7 @@ def _world_from_file(
     )
 
 # %% ../../notebooks/api/052_deepfluoro_layout.ipynb #d73c43a6
-@jaxtyped(typechecker=beartype)
+@shaped
 def pose_from_file(
     camera_to_volume: Float64[Tensor, "4 4"],  # camera's world to LPS
     extrinsic: Float64[Tensor, "4 4"],  # camera's world to projective frame
@@ -136,7 +136,7 @@ def pose_from_file(
     return right.compose(RigidTransform(camera_to_volume)).compose(left)
 
 # %% ../../notebooks/api/052_deepfluoro_layout.ipynb #26959049
-@jaxtyped(typechecker=beartype)
+@shaped
 def pose_to_file(
     pose: RigidTransform,  # one, of a DRR of orientation "PA"
     extrinsic: Float64[Tensor, "4 4"],  # camera's world to projective frame

@@ -7,12 +7,12 @@ __all__ = ['OFFSET_ROTATION_RAD', 'OFFSET_MEAN_MM', 'OFFSET_STD_MM', 'get_random
 
 # %% ../../notebooks/api/053_deepfluoro_sampling.ipynb #90a93ae9
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from .layout import SDD_MM
 from ..errors import UserError
+from ..guards import shaped
 from ..pose import RigidTransform, convert
 
 # %% ../../notebooks/api/053_deepfluoro_sampling.ipynb #a423e7d9
@@ -23,7 +23,7 @@ OFFSET_MEAN_MM = (10.0, -250.0, 5.0)  # of the twist's translation, in the RAS w
 OFFSET_STD_MM = (70.0, 90.0, 50.0)
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def get_random_offset(
     batch_size: int,
     device: str | torch.device | None = None,

@@ -10,15 +10,15 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from ..data import Contrast
 from ..errors import UserError
+from ..guards import shaped
 
 # %% ../../notebooks/api/042_drr_contrast.ipynb #66c526a6
-@jaxtyped(typechecker=beartype)
+@shaped
 def beer_lambert(
     integral: Float[Tensor, "*shape"],  # line integrals [mm x density]
     mu: float | int = 1.0,  # attenuation of density 1 [1/mm]; 1 for a physical density

@@ -11,19 +11,19 @@ from typing import Literal
 import numpy as np
 import torch
 import torchio
-from beartype import beartype
-from jaxtyping import Float, Float64, jaxtyped
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ..calibration import reorientation
 from ..data.patients import _world_from_scan
 from ..deepfluoro.images import _size, _stretch
 from ..errors import UserError
+from ..guards import shaped
 from ..images import resize_image
 from ..pose import RigidTransform
 
 # %% ../../notebooks/api/061_ljubljana_images.ipynb #e2dc382b
-@jaxtyped(typechecker=beartype)
+@shaped
 def angiogram(
     values: Float[Tensor, "x y z"],  # of contrast medium, in any unit; negative ones are noise
     affine: Float64[np.ndarray, "4 4"],  # index to the scan's frame [mm]
@@ -76,7 +76,7 @@ def _background(image: Tensor) -> Tensor:  # B 1 H W to B 1 1 1
     return torch.stack(found).reshape(-1, 1, 1, 1)
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def preprocess(
     image: Float[Tensor, "b 1 h w"],  # subtracted images, as stored
     # rows (or rows and columns) of the result; None: as they are

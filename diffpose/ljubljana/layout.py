@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from beartype import beartype
-from jaxtyping import Float64, jaxtyped
+from jaxtyping import Float64
 from torch import Tensor
 
 from ..calibration import Camera, from_opencv, reorientation
 from ..data import cache_dir
 from ..deepfluoro.layout import _find_file
 from ..errors import UserError
+from ..guards import shaped
 from ..pose import RigidTransform, convert
 
 # %% ../../notebooks/api/060_ljubljana_layout.ipynb #0866dd86
@@ -64,7 +64,7 @@ def find_file(
     )
 
 # %% ../../notebooks/api/060_ljubljana_layout.ipynb #dbfa024d
-@jaxtyped(typechecker=beartype)
+@shaped
 def pixels_of_file(
     points: Float64[np.ndarray, "n 3"],  # in the file's frame [mm]
     intrinsic: Float64[np.ndarray, "3 3"],  # K of the file [pixels]
@@ -79,7 +79,7 @@ def pixels_of_file(
 FIRST_PIXEL = 0.5  # coordinate of the centre of the first pixel, as published readers take it
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def view_of_file(
     intrinsic: Float64[Tensor, "3 3"],  # K of the file [pixels]
     extrinsic: Float64[Tensor, "4 4"],  # the file's frame to the camera, rigid or mirrored
@@ -118,7 +118,7 @@ def view_of_file(
     return camera, pose
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def view_to_file(
     camera: Camera,  # of the image, seen from behind the detector
     pose: RigidTransform,  # one, of orientation "AP"
@@ -170,7 +170,7 @@ def isocenter_pose(
     )
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def get_random_offset(
     view: str,  # of ALL_VIEWS
     batch_size: int,

@@ -13,14 +13,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
-from ..guards import exactly
+from ..guards import exactly, shaped
 
 # %% ../../notebooks/api/048_metrics_images.ipynb #3e9609eb
 def _check_pair(
@@ -134,7 +133,7 @@ class _MeanCorrelation(torch.autograd.Function):
 
 # %% ../../notebooks/api/048_metrics_images.ipynb #d9c8e5bc
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def ncc(
     x1: Float[Tensor, "#b c h w"],  # images
     # images of the same size; a single one is compared with all of `x1`
@@ -180,7 +179,7 @@ def _check_patch(name: str, x: Tensor, patch_size: int | None) -> None:
         )
 
 # %% ../../notebooks/api/048_metrics_images.ipynb #e31297ee
-@jaxtyped(typechecker=beartype)
+@shaped
 def multiscale_ncc(
     x1: Float[Tensor, "#b c h w"],  # images
     x2: Float[Tensor, "#b c h w"],  # images of the same size
@@ -205,7 +204,7 @@ def _check_scales(patch_sizes: Sequence, patch_weights: Sequence) -> None:
         )
 
 # %% ../../notebooks/api/048_metrics_images.ipynb #61820e01
-@jaxtyped(typechecker=beartype)
+@shaped
 def sobel(
     x: Float[Tensor, "b c h w"],  # images
     sigma: float | int = 1.0,  # deviation of the Gaussian blur before [px]; 0 is none
@@ -243,7 +242,7 @@ def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 # %% ../../notebooks/api/048_metrics_images.ipynb #8bfd1b99
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def gradient_ncc(
     x1: Float[Tensor, "#b c h w"],  # images
     x2: Float[Tensor, "#b c h w"],  # images of the same size
@@ -265,7 +264,7 @@ _CHUNK_PIXELS = 8192
 
 
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def mutual_information(
     x1: Float[Tensor, "#b c h w"],  # images, intensities within `value_range`
     x2: Float[Tensor, "#b c h w"],  # images of the same size, likewise

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
-from ..guards import exactly
+from ..guards import exactly, shaped
 from .poses import _batch, _pair, double_geodesic_se3
 from ..pose import RigidTransform
 
@@ -29,7 +28,7 @@ else:
 
 # %% ../../notebooks/api/050_metrics_landmarks.ipynb #cc0f5778
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def mtre(
     pose_true: RigidTransform,  # B poses, or 1
     pose_pred: RigidTransform,  # B poses, or 1
@@ -65,7 +64,7 @@ def _targets(
 
 # %% ../../notebooks/api/050_metrics_landmarks.ipynb #bf758728
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def mpe(
     pose_true: RigidTransform,  # B poses, or 1
     pose_pred: RigidTransform,  # B poses, or 1
@@ -104,7 +103,7 @@ def _projection(camera: _Camera) -> Callable:
 
 # %% ../../notebooks/api/050_metrics_landmarks.ipynb #ec194ea9
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def mrpe(
     pose_true: RigidTransform,  # B poses, or 1
     pose_pred: RigidTransform,  # B poses, or 1
@@ -136,7 +135,7 @@ def _pixel_size(camera: _Camera) -> tuple[float, float]:
 
 # %% ../../notebooks/api/050_metrics_landmarks.ipynb #68fa3cff
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def dgeo(
     pose_true: RigidTransform,  # B poses, or 1
     pose_pred: RigidTransform,  # B poses, or 1
@@ -155,7 +154,7 @@ class RegistrationErrors(NamedTuple):
     dgeo_mm: Tensor  # double geodesic distance [mm]
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def registration_errors(
     pose_true: RigidTransform,  # B poses, or 1
     pose_pred: RigidTransform,  # B poses, or 1

@@ -11,17 +11,16 @@ import math
 from typing import NamedTuple
 
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import UserError
-from ..guards import exactly
+from ..guards import exactly, shaped
 from ..pose import RigidTransform
 
 # %% ../../notebooks/api/049_metrics_poses.ipynb #7cedf4de
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def geodesic_so3(
     R1: Float[Tensor, "*b 3 3"],  # rotations
     R2: Float[Tensor, "*b 3 3"],  # rotations, batched like `R1`
@@ -33,7 +32,7 @@ def geodesic_so3(
 
 # %% ../../notebooks/api/049_metrics_poses.ipynb #ae1c54b0
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def geodesic_translation(
     t1: Float[Tensor, "*b 3"],  # translations [mm]
     t2: Float[Tensor, "*b 3"],  # translations [mm], batched like `t1`
@@ -66,7 +65,7 @@ def _batch(*batched) -> int:
 
 
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def geodesic_se3(
     pose_1: RigidTransform,  # B poses, or 1
     pose_2: RigidTransform,  # B poses, or 1
@@ -85,7 +84,7 @@ class DoubleGeodesicErrors(NamedTuple):
 
 
 @exactly
-@jaxtyped(typechecker=beartype)
+@shaped
 def double_geodesic_se3(
     pose_1: RigidTransform,  # B poses, or 1
     pose_2: RigidTransform,  # B poses, or 1

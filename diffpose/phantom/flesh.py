@@ -7,13 +7,12 @@ __all__ = []
 
 # %% ../../notebooks/api/033_phantom_flesh.ipynb #baec1562
 import numpy as np
-from beartype import beartype
-from jaxtyping import jaxtyped
 
 from .bones import _mirrored
 from .painting import Tissue
 from .people import Specimen, _cores, _place
 from .solids import Shape, _spline, ball, grown, placed, plate, tube
+from ..guards import shaped
 
 # %% ../../notebooks/api/033_phantom_flesh.ipynb #cd0ac940
 def _flesh(shape: Shape, core: float, skin: float = 0.0, **kwargs) -> Tissue:
@@ -147,7 +146,7 @@ def _bowel(who: Specimen) -> list[Tissue]:
     return tissues + [_flesh(Shape().add(*gas), -960, texture=0.0, rough=1.2)] if gas else tissues
 
 # %% ../../notebooks/api/033_phantom_flesh.ipynb #86317574
-@jaxtyped(typechecker=beartype)
+@shaped
 def soft_tissue(who: Specimen) -> list:
     """Everything around the bones as `Tissue`, in the order it is painted; the skin comes first and
     tilts less than the pelvis.

@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from beartype import beartype
-from jaxtyping import Float, Float32, UInt8, jaxtyped
+from jaxtyping import Float, Float32, UInt8
 
 from .solids import Shape, _jit, _slice, bounds
+from ..guards import shaped
 
 # %% ../../notebooks/api/030_phantom_painting.ipynb #b737fc10
 class Tissue(NamedTuple):
@@ -114,7 +114,7 @@ def _rotation(x=0.0, y=0.0, z=0.0) -> np.ndarray:
     return about_z @ about_y @ about_x
 
 # %% ../../notebooks/api/030_phantom_painting.ipynb #886e601d
-@jaxtyped(typechecker=beartype)
+@shaped
 def paint(
     tissues: list,  # Tissue, painted in this order, each over those before
     hu: Float32[np.ndarray, "x y z"],  # changed in place

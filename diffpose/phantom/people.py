@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from beartype import beartype
-from jaxtyping import jaxtyped
 
 from ..errors import UserError
+from ..guards import shaped
 from diffpose.phantom.bones import (
     FEMORAL_HEAD,
     S1_UP,
@@ -46,7 +45,7 @@ class Specimen:
     mineral: float  # density of bone
 
 # %% ../../notebooks/api/032_phantom_people.ipynb #fbb980e4
-@jaxtyped(typechecker=beartype)
+@shaped
 def specimen(seed: int) -> Specimen:
     "The person with this number; even ones lean to the female, odd ones to the male."
     if seed < 0:
@@ -153,7 +152,7 @@ LABELS = {
 }
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def skeleton(who: Specimen) -> list:
     """Discs and bones of one person as `Tissue`, in the order they are painted; the upper sacrum
     ends between S2 and S3.

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 
 from ..kernels.compiled import compiled
+from ..guards import shaped
 
 # %% ../../notebooks/api/029_phantom_solids.ipynb #aab2dce5
 SWEPT, BALL, BARREL = 0.0, 1.0, 2.0  # kinds of element
@@ -141,7 +141,7 @@ def _corners(points, cortex: float, core: float) -> np.ndarray:
     return np.concatenate([points, np.broadcast_to([cortex, core], (*points.shape[:-1], 2))], -1)
 
 # %% ../../notebooks/api/029_phantom_solids.ipynb #36da5c27
-@jaxtyped(typechecker=beartype)
+@shaped
 def tube(
     points,  # control points, n rows of (x, y, z, radius) or (x, y, z, radius, cortex, core)
     cortex: float = 1.5,  # mm, where the rows do not say
@@ -154,7 +154,7 @@ def tube(
     return np.concatenate([np.full((len(p) - 1, 1), SWEPT), p[:-1], p[1:], p[1:]], 1)
 
 # %% ../../notebooks/api/029_phantom_solids.ipynb #97a04571
-@jaxtyped(typechecker=beartype)
+@shaped
 def plate(
     points,  # a grid of control points, rows x columns x (4 or 6); the radius is half the thickness
     cortex: float = 1.5,  # mm, where the points do not say
@@ -185,7 +185,7 @@ def _one_solid(kind, centre, axes, up, waist, cortex, core) -> np.ndarray:
     )
 
 # %% ../../notebooks/api/029_phantom_solids.ipynb #cd11323d
-@jaxtyped(typechecker=beartype)
+@shaped
 def ball(
     centre,  # x, y, z, mm
     axes,  # three semi-axes, or one for a sphere, mm
@@ -197,7 +197,7 @@ def ball(
     return _one_solid(BALL, centre, np.broadcast_to(axes, 3), up, 0.0, cortex, core)
 
 # %% ../../notebooks/api/029_phantom_solids.ipynb #62011e67
-@jaxtyped(typechecker=beartype)
+@shaped
 def barrel(
     centre,  # x, y, z, mm
     axes,  # two semi-axes of its cross-section and half its height, mm
@@ -251,7 +251,7 @@ class Shape:
         )
 
 # %% ../../notebooks/api/029_phantom_solids.ipynb #cf483e3b
-@jaxtyped(typechecker=beartype)
+@shaped
 # low x, y, z, high x, y, z, mm
 def bounds(elements: Float[np.ndarray, "n 19"]) -> Float[np.ndarray, "n 6"]:
     "The box of every element."
@@ -263,7 +263,7 @@ def bounds(elements: Float[np.ndarray, "n 19"]) -> Float[np.ndarray, "n 6"]:
     return np.where(elements[:, :1] == SWEPT, swept, solid)
 
 # %% ../../notebooks/api/029_phantom_solids.ipynb #f3a99c2f
-@jaxtyped(typechecker=beartype)
+@shaped
 def grown(elements: Float[np.ndarray, "n 19"], by: float) -> Float[np.ndarray, "n 19"]:
     "The elements with all their radii `by` mm larger."
     out, swept = elements.copy(), elements[:, 0] == SWEPT
@@ -272,7 +272,7 @@ def grown(elements: Float[np.ndarray, "n 19"], by: float) -> Float[np.ndarray, "
     return out
 
 # %% ../../notebooks/api/029_phantom_solids.ipynb #6ff2e2d2
-@jaxtyped(typechecker=beartype)
+@shaped
 def placed(
     elements: Float[np.ndarray, "n 19"],
     place: Callable,  # maps points [..., 3] to points [..., 3], mm
@@ -342,7 +342,7 @@ def _slice(elements, reach, joins, x, oy, oz, hy, hz, d, t, c):
                 c[j, k] += share * (part[j, k, 2] - c[j, k])
 
 # %% ../../notebooks/api/029_phantom_solids.ipynb #3523b0b0
-@jaxtyped(typechecker=beartype)
+@shaped
 def distance(
     shape: Shape,
     points: Float[np.ndarray, "n 3"],  # mm

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 import torchio as tio
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 
 from ..data import check_memory, read
 from ..errors import UserError
+from ..guards import shaped
 from .bones import FEMORAL_HEAD
 from .flesh import soft_tissue
 from .painting import paint
@@ -45,7 +45,7 @@ def _onto(shape: Shape, p: np.ndarray, steps: int = 10) -> np.ndarray:
     return p
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def landmarks(who: Specimen) -> Float[np.ndarray, "14 3"]:  # mm, in the order of LANDMARKS
     "Where the landmarks of this person are."
     bones = {tissue.label: tissue.shape for tissue in skeleton(who)}
@@ -67,7 +67,7 @@ class Phantom(NamedTuple):
     specimen: Specimen
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def phantom_volume(
     seed: int = 0,  # which person
     spacing=1.5,  # voxel size, one number or (x, y, z), mm
@@ -104,7 +104,7 @@ def phantom_volume(
     return Phantom(hu, labels, affine, landmarks(who), who)
 
 # %% ../../notebooks/api/034_phantom_volumes.ipynb #4ebeb0d3
-@jaxtyped(typechecker=beartype)
+@shaped
 def make_phantom(
     seed: int = 0,  # which person: 0 to 5 are the six of the examples
     spacing=1.5,  # voxel size, one number or (x, y, z), mm

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from jaxtyping import Float
 import torch
 import torch.nn.functional as F
 import torchio
@@ -20,6 +21,7 @@ from torch import Tensor
 from ..drr import DRR
 from ..drr.contrast import _contrast_map
 from ..errors import UserError
+from ..guards import shaped
 from ..images import resize_image
 from diffpose.registration.residuals import (
     band_areas,
@@ -31,11 +33,12 @@ from diffpose.registration.residuals import (
 )
 
 # %% ../../notebooks/api/066_registration_pyramid.ipynb #8b83a3f8
+@shaped
 def pool_volume(
-    density: Tensor,  # X Y Z
-    affine: Tensor,  # 4 4 world from index
+    density: Float[Tensor, "x y z"],
+    affine: Float[Tensor, "4 4"],  # world from index
     factors: Sequence[int],  # voxels to average per axis
-) -> tuple[Tensor, Tensor]:  # the smaller volume and its affine
+) -> tuple[Float[Tensor, "_ _ _"], Float[Tensor, "4 4"]]:  # the smaller volume and its affine
     "Average blocks of voxels. Blocks that stick out are filled with nothing."
     step = torch.eye(4, dtype=affine.dtype)
     step[:3, :3] = torch.diag(torch.tensor(factors, dtype=affine.dtype))

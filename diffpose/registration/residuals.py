@@ -8,11 +8,13 @@ __all__ = ['standardise_band', 'standardise_ncc', 'standardise_mncc', 'standardi
 # %% ../../notebooks/api/065_registration_residuals.ipynb #ba1f29cb
 import math
 
+from jaxtyping import Float
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..metrics import sobel
+from ..guards import shaped
 
 # %% ../../notebooks/api/065_registration_residuals.ipynb #f24a6f52
 SURROUND = 7  # side of the square whose mean the centre is compared with [pixels]
@@ -75,10 +77,11 @@ def _mean(size: int) -> tuple[float, ...]:
     return (1.0 / size,) * size
 
 
+@shaped
 def blurred(
-    x: Tensor,  # ... H W
+    x: Float[Tensor, "*batch h w"],
     scale: float,  # standard deviation of a Gaussian [pixels]; 0: as it is
-) -> Tensor:  # ... H W
+) -> Float[Tensor, "*batch h w"]:
     "An image as a less sharp detector would see it."
     if not scale:
         return x
@@ -86,9 +89,10 @@ def blurred(
     return _along(x, smooth, smooth) / _along(x.new_ones(x.shape[-2:]), smooth, smooth)
 
 # %% ../../notebooks/api/065_registration_residuals.ipynb #358db782
+@shaped
 def band_support(
-    weight: Tensor,  # 1|B 1 H W, 0 or 1
-) -> Tensor:  # 1|B 1 H W, 0 or 1
+    weight: Float[Tensor, "b 1 h w"],  # 0 or 1
+) -> Float[Tensor, "b 1 h w"]:  # 0 or 1
     """Pixels at which the filters of `standardise_band` see nothing from outside the field; the
     image's border is none of its edges.
     """
@@ -96,9 +100,10 @@ def band_support(
     return (F.max_pool2d(outside, 2 * REACH + 1, 1) == 0).to(weight)
 
 
+@shaped
 def band_areas(
-    support: Tensor,  # 1|B 1 H W, 0 or 1
-) -> Tensor:  # 1|B 2 H W
+    support: Float[Tensor, "b 1 h w"],  # 0 or 1
+) -> Float[Tensor, "b 2 h w"]:
     """How much of the square over which contrast is made alike counts, and of that over which
     slopes are averaged.
     """
@@ -116,13 +121,14 @@ def _band(x: Tensor, whole: Tensor, area: Tensor) -> Tensor:  # ... H W to ... 3
     return torch.stack(parts, -3)
 
 
+@shaped
 def standardise_band(
-    image: Tensor,  # B 1 H W
-    weight: Tensor,  # 1|B 1 H W, 0 or 1
-    jacobian: Tensor | None = None,  # B H W P
+    image: Float[Tensor, "b 1 h w"],
+    weight: Float[Tensor, "#b 1 h w"],  # 0 or 1
+    jacobian: Float[Tensor, "b h w p"] | None = None,
     # what `band_support` and `band_areas` make of the weight, where it is known
     windows: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor | None]:  # B 3 H W, and its derivative B 3 H W P
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b 3 h w p"] | None]:  # and its derivative
     "Fine structure, of the same contrast everywhere: the residual of registration by default."
     if windows is None:
         support = band_support(weight)
@@ -144,11 +150,12 @@ def standardise_band(
     return y, J.movedim(1, -1)
 
 # %% ../../notebooks/api/065_registration_residuals.ipynb #1a794714
+@shaped
 def standardise_ncc(
-    image: Tensor,  # B 1 H W
-    weight: Tensor,  # 1|B 1 H W, 0 or 1
-    jacobian: Tensor | None = None,  # B H W P derivative of the image
-) -> tuple[Tensor, Tensor | None]:  # B 1 H W, and its derivative B 1 H W P
+    image: Float[Tensor, "b 1 h w"],
+    weight: Float[Tensor, "#b 1 h w"],  # 0 or 1
+    jacobian: Float[Tensor, "b h w p"] | None = None,  # derivative of the image
+) -> tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w p"] | None]:  # and its derivative
     "Mean 0, deviation 1 over the whole image: the residual of NCC."
     n = weight.sum((1, 2, 3), keepdim=True)
     centred = (image - (image * weight).sum((1, 2, 3), keepdim=True) / n) * weight
@@ -172,12 +179,13 @@ def _box(x: Tensor, size: int) -> Tensor:  # B C H W
     return band(rows) @ x @ band(columns)
 
 
+@shaped
 def standardise_mncc(
-    image: Tensor,  # B 1 H W
-    weight: Tensor,  # 1|B 1 H W, 0 or 1
-    jacobian: Tensor | None = None,  # B H W P
+    image: Float[Tensor, "b 1 h w"],
+    weight: Float[Tensor, "#b 1 h w"],  # 0 or 1
+    jacobian: Float[Tensor, "b h w p"] | None = None,
     window: int = 13,  # side of the window [pixels], odd
-) -> tuple[Tensor, Tensor | None]:  # B 1 H W, and its derivative B 1 H W P
+) -> tuple[Float[Tensor, "b 1 h w"], Float[Tensor, "b 1 h w p"] | None]:  # and its derivative
     "Mean 0, deviation 1 in a window around each pixel: the residual of local NCC."
     area = _box(weight, window) + 1e-6
     local = lambda x: _box(x * weight, window) / area
@@ -198,11 +206,12 @@ def standardise_mncc(
     return y, J.movedim(1, -1)[:, None]
 
 # %% ../../notebooks/api/065_registration_residuals.ipynb #26e5f77e
+@shaped
 def standardise_gradient(
-    image: Tensor,  # B 1 H W
-    weight: Tensor,  # 1|B 1 H W, 0 or 1
-    jacobian: Tensor | None = None,  # B H W P
-) -> tuple[Tensor, Tensor | None]:  # B 2 H W, and its derivative B 2 H W P
+    image: Float[Tensor, "b 1 h w"],
+    weight: Float[Tensor, "#b 1 h w"],  # 0 or 1
+    jacobian: Float[Tensor, "b h w p"] | None = None,
+) -> tuple[Float[Tensor, "b 2 h w"], Float[Tensor, "b 2 h w p"] | None]:  # and its derivative
     "Sobel derivatives, scaled to a mean square of 1: the residual of gradient correlation."
     inside = (F.conv2d(weight, weight.new_ones(1, 1, 3, 3), padding=1) > 8.5).to(image.dtype)
     derivative = lambda x: (

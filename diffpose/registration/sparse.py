@@ -9,12 +9,14 @@ __all__ = ['patch_distribution', 'SparseRegistration', 'VectorizedNormalizedCros
 import math
 from collections.abc import Callable
 
+from jaxtyping import Float
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..drr import DRR
 from ..errors import UserError
+from ..guards import shaped
 from ..metrics import MultiscaleNormalizedCrossCorrelation2d, mtre, ncc
 from ..pose import RigidTransform
 from .first_order import Registration
@@ -23,13 +25,15 @@ from .uncertainty import default_landmarks
 from .verdict import Result, Thresholds, _history
 
 # %% ../../notebooks/api/073_registration_sparse.ipynb #4245509f
+@shaped
 def patch_distribution(
-    features: Tensor | None,  # 1 C h w, of a network (`PoseRegressor.features`); None: all alike
+    # of a network (`PoseRegressor.features`); None: all alike
+    features: Float[Tensor, "..."] | None,
     height: int,  # of the image
     width: int,
     patch_size: int,  # side of a patch [pixels], odd
     mask: Tensor | None = None,  # 1 1 H W or H W, True where patches may be
-) -> Tensor:  # H W, sums to 1
+) -> Float[Tensor, "h w"]:  # sums to 1
     "How likely each pixel is the centre of a patch."
     if patch_size < 3 or patch_size % 2 == 0 or patch_size > min(height, width):
         raise UserError(

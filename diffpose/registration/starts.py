@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Float
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..drr import DRR
 from ..errors import UserError
+from ..guards import shaped
 from ..images import resize_image
 from ..metrics import mtre
 from ..pose import RigidTransform, convert, se3_exp
@@ -74,11 +76,12 @@ def _camera_axes(matrix: Tensor, reorient: Tensor) -> Tensor:  # 4 4
     return matrix @ reorient.to(matrix)
 
 
+@shaped
 def orbit(
-    matrix: Tensor,  # 4 4 pose
-    reorient: Tensor,  # 4 4, of the subject
-    tilts: Tensor,  # N 2 angles about the camera's x and y axes [rad]
-) -> Tensor:  # N 4 4
+    matrix: Float[Tensor, "4 4"],  # pose
+    reorient: Float[Tensor, "4 4"],  # of the subject
+    tilts: Float[Tensor, "n 2"],  # angles about the camera's x and y axes [rad]
+) -> Float[Tensor, "n 4 4"]:
     "Move a C-arm around the isocentre, its distance and aim unchanged."
     axes = _camera_axes(matrix, reorient)[:3, :2]
     turn = torch.zeros(len(tilts), 6, dtype=matrix.dtype)

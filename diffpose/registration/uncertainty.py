@@ -6,11 +6,13 @@
 __all__ = ['pose_covariance', 'expected_tre', 'newton_step', 'default_landmarks']
 
 # %% ../../notebooks/api/069_registration_uncertainty.ipynb #a636c83b
+from jaxtyping import Float
 import torch
 from torch import Tensor
 
 from ..drr import DRR
 from ..errors import UserError
+from ..guards import shaped
 from .pyramid import pool_volume
 
 # %% ../../notebooks/api/069_registration_uncertainty.ipynb #c51a67ef
@@ -39,11 +41,12 @@ def _inverse(H: Tensor, beam: Tensor | None = None) -> Tensor:  # 6 6
     return (vectors / values) @ vectors.mT / unit / unit[:, None]
 
 
+@shaped
 def pose_covariance(
-    H: Tensor,  # 6 6 Gauss-Newton matrix per pixel
-    score: Tensor,  # K 6 gradients of K blocks of the image, summing to the whole gradient
-    beam: Tensor | None = None,  # 3, direction of a parallel beam, along which the pose is held
-) -> Tensor:  # 6 6, of a left twist [omega (rad), v (mm)]; infinite where the image says nothing
+    H: Float[Tensor, "p p"],  # Gauss-Newton matrix per pixel, by the p = 6 numbers of a twist
+    score: Float[Tensor, "k p"],  # gradients of K blocks of the image, which sum to the whole
+    beam: Float[Tensor, "3"] | None = None,  # of a parallel beam, along which the pose is held
+) -> Float[Tensor, "p p"]:  # of a left twist [omega (rad), v (mm)]; infinite where nothing is known
     "Sandwich estimate of the covariance of the pose, with blocks as the independent units."
     inverse = _inverse(H, beam)
     if not inverse.isfinite().all():
@@ -77,11 +80,12 @@ def _displacement(
     return (A.mT @ A).mean(0)
 
 
+@shaped
 def expected_tre(
-    covariance: Tensor,  # 6 6, of a left twist [omega (rad), v (mm)]
-    points: Tensor,  # N 3 world [mm]
-    # 3, direction of a parallel beam: the error across it, of a covariance across it
-    beam: Tensor | None = None,
+    covariance: Float[Tensor, "6 6"],  # of a left twist [omega (rad), v (mm)]
+    points: Float[Tensor, "n 3"],  # world [mm]
+    # direction of a parallel beam: the error across it, of a covariance across it
+    beam: Float[Tensor, "3"] | None = None,
 ) -> float:  # [mm]; infinite for a covariance of nothing
     "Root mean square displacement of points, as seen from the camera, that the covariance implies."
     if not covariance.isfinite().all():
@@ -90,11 +94,13 @@ def expected_tre(
     return (form * covariance).sum().clamp(min=0).sqrt().item()
 
 # %% ../../notebooks/api/069_registration_uncertainty.ipynb #692e1aec
+@shaped
 def newton_step(
-    H: Tensor,  # 6 6 Gauss-Newton matrix
-    g: Tensor,  # 6 gradient
-    points: Tensor,  # N 3 world [mm]
-    beam: Tensor | None = None,  # 3, direction of a parallel beam, along which nothing moves
+    H: Float[Tensor, "6 6"],  # Gauss-Newton matrix
+    g: Float[Tensor, "6"],  # gradient
+    points: Float[Tensor, "n 3"],  # world [mm]
+    # direction of a parallel beam, along which nothing moves
+    beam: Float[Tensor, "3"] | None = None,
 ) -> float:  # [mm]; infinite where the image says nothing
     "How far the points would still move if the pose took a whole Newton step."
     inverse = _inverse(H, beam)

@@ -10,10 +10,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxtyping import Float
 import torch
 from torch import Tensor
 
 from ..pose import RigidTransform
+from ..guards import shaped
 
 # %% ../../notebooks/api/070_registration_verdict.ipynb #5c211b63
 @dataclass(frozen=True)
@@ -84,10 +86,11 @@ class Result:
         )
 
 # %% ../../notebooks/api/070_registration_verdict.ipynb #2aadf8c1
+@shaped
 def separation(
-    best: Tensor,  # K, agreement of the blocks of the best pose
-    other: Tensor,  # ... K, those of others
-) -> Tensor:  # ...
+    best: Float[Tensor, "k"],  # agreement of the blocks of the best pose
+    other: Float[Tensor, "*poses k"],  # those of others
+) -> Float[Tensor, "*poses"]:
     "By how many standard errors a pose agrees better than others, with blocks as the units."
     difference = best - other
     used = (best != 0) | (other != 0)

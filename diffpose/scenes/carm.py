@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from ..calibration import Camera
 from ..drr import DRR
 from ..errors import UserError
+from ..guards import shaped
 from ..pose import RigidTransform
 from ..predecessors import asked_first, new_call
 
@@ -104,7 +105,7 @@ def _refuse_angles(args: tuple, options: dict) -> None:
 
 
 @asked_first(_refuse_angles)
-@jaxtyped(typechecker=beartype)
+@shaped
 def img_to_mesh(
     drr: DRR,
     pose: RigidTransform,  # one pose
@@ -199,7 +200,7 @@ def _refuse_specimen(args: tuple, options: dict) -> None:
 
 
 @asked_first(_refuse_specimen)
-@jaxtyped(typechecker=beartype)
+@shaped
 def fiducials_to_mesh(
     fiducials: Float[Tensor, "*one n 3"],  # world [mm], such as `subject.fiducials`
     drr: DRR | None = None,  # with a pose: shadows and rays too

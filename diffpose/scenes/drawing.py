@@ -17,14 +17,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from matplotlib.colors import to_hex
 from torch import Tensor
 
 from ..calibration import Camera
 from ..drr import DRR
 from ..errors import UserError
+from ..guards import shaped
 from ..pose import RigidTransform
 from diffpose.scenes.carm import (
     FiducialMesh,
@@ -119,7 +119,7 @@ def _add(
     plotter.add_mesh(mesh, name=name, remove_existing_actor=False, **options)
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def add_image(
     plotter: "pyvista.Plotter",
     drr: DRR,
@@ -181,7 +181,7 @@ def add_image(
     return plotter
 
 # %% ../../notebooks/api/090_scenes_drawing.ipynb #498427b5
-@jaxtyped(typechecker=beartype)
+@shaped
 def visualize_scene(
     drr: DRR,
     pose: RigidTransform,  # one pose, or several: a C-arm for each

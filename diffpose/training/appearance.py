@@ -10,20 +10,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from jaxtyping import Bool, Float
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UserError
+from ..guards import shaped
 
 # %% ../../notebooks/api/077_training_appearance.ipynb #cb1db5b9
 CUT = 4.0  # standardised intensities beyond are metal, or noise
 
 
+@shaped
 def standardise(
-    image: Tensor,  # B 1 H W
-    field: Tensor | None = None,  # B 1 H W bool, between the blades; None: everywhere
-) -> Tensor:  # B 1 H W
+    image: Float[Tensor, "b 1 h w"],
+    field: Bool[Tensor, "b 1 h w"] | None = None,  # between the blades; None: everywhere
+) -> Float[Tensor, "b 1 h w"]:
     "Mean 0 and deviation 1 over the field, image by image; 0 outside."
     w = torch.ones_like(image) if field is None else field.to(image)
     n = w.sum((1, 2, 3), keepdim=True).clamp(min=1)
@@ -112,11 +115,13 @@ def _blades(u: Tensor, height: int, width: int, appearance: Appearance) -> Tenso
     return (open_rows[:, :, None] & open_columns[:, None])[:, None]
 
 # %% ../../notebooks/api/077_training_appearance.ipynb #858c64cd
+@shaped
 def change_looks(
-    image: Tensor,  # B 1 H W line integrals, not negative
+    image: Float[Tensor, "b 1 h w"],  # line integrals, not negative
     generators: Sequence[torch.Generator],  # one per image: what it looks like depends on no other
     appearance: Appearance | None = None,
-) -> tuple[Tensor, Tensor]:  # standardised B 1 H W, and the field between the blades B 1 H W bool
+    # returns standardised, and the field between the blades
+) -> tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"]]:
     "X-rays of all kinds from DRRs."
     from torchvision.transforms.v2 import functional as tv
 

@@ -9,12 +9,14 @@ __all__ = ['retarget', 'make_model', 'residual', 'changed']
 from contextlib import contextmanager
 from pathlib import Path
 
+from jaxtyping import Bool, Float
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..calibration import Camera
 from ..errors import UserError, worded
+from ..guards import shaped
 from ..pose import RigidTransform, convert, so3_exp, so3_log
 from ..registration import PoseRegressor
 from .checkpoints import _ways_on
@@ -32,12 +34,13 @@ def _sourced(camera: Camera) -> None:
         )
 
 
+@shaped
 def retarget(
-    xray: Tensor,  # B 1 H W line integrals
+    xray: Float[Tensor, "b 1 h w"],  # line integrals
     camera: Camera,  # that took it
     target: Camera,  # that it shall look as if taken by, from the same place
-    mask: Tensor | None = None,  # B 1 H W bool, where the X-ray can be trusted
-) -> tuple[Tensor, Tensor]:  # B 1 h w, and where it is known, bool
+    mask: Bool[Tensor, "b 1 h w"] | None = None,  # where the X-ray can be trusted
+) -> tuple[Float[Tensor, "b 1 _ _"], Bool[Tensor, "b 1 _ _"]]:  # and where it is known
     "The X-ray that another detector would have taken behind the same source."
     _sourced(camera)
     _sourced(target)
@@ -212,9 +215,10 @@ def residual(
     )
 
 
+@shaped
 def changed(
     guess: RigidTransform,  # B
-    residual: Tensor,  # B 6, as `residual` gives them
+    residual: Float[Tensor, "_ 6"],  # B, as `residual` gives them
 ) -> RigidTransform:
     "The guess, changed: an orbit of the C-arm, and a shift along its axes."
     R, t = guess.convert("matrix")

@@ -13,17 +13,17 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from beartype import beartype
-from jaxtyping import Bool, Float, Shaped, UInt8, jaxtyped
+from jaxtyping import Bool, Float, Shaped, UInt8
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, to_rgb
 from torch import Tensor
 
 from ..errors import UserError
+from ..guards import shaped
 from ..metrics import sobel
 
 # %% ../../notebooks/api/093_visualization_images.ipynb #b202421d
-@jaxtyped(typechecker=beartype)
+@shaped
 def plot_drr(
     img: Shaped[Tensor, "b c h w"],  # images, one panel each
     # below the panels: one for all, or a list with one for each
@@ -85,7 +85,7 @@ SET2 = (
 )
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def plot_mask(
     img: Shaped[Tensor, "b c h w"],  # a channel per structure; positive pixels are coloured
     axs: Axes | Sequence | np.ndarray,  # Axes, or a list or array of them, one for each image
@@ -132,7 +132,7 @@ def _rgb(color: str | Sequence | np.ndarray) -> tuple[float, float, float]:
     return red, green, blue
 
 # %% ../../notebooks/api/093_visualization_images.ipynb #d8c004a0
-@jaxtyped(typechecker=beartype)
+@shaped
 def edges(
     img: Float[Tensor, "b c h w"],  # images; channels are summed
     sigma: float | int = 1.5,  # deviation of the blur before the gradient [px]
@@ -182,7 +182,7 @@ def edges(
     return torch.from_numpy(np.stack(grown)).to(img.device)
 
 # %% ../../notebooks/api/093_visualization_images.ipynb #fd4b7f0b
-@jaxtyped(typechecker=beartype)
+@shaped
 def overlay_edges(
     xray: Float[Tensor, "#b c h w"],  # what the edges are drawn on
     drr_image: Float[Tensor, "#b c2 h w"],  # whose edges are drawn
@@ -214,7 +214,7 @@ def _gray(img: Tensor, window: tuple = (0.0, 100.0), limits: tuple | None = None
     return np.nan_to_num(levels).clip(0, 255).round().astype(np.uint8)
 
 # %% ../../notebooks/api/093_visualization_images.ipynb #d082377c
-@jaxtyped(typechecker=beartype)
+@shaped
 def overlay_checkerboard(
     xray: Float[Tensor, "#b c h w"],  # in the first tile, and every second one
     drr_image: Float[Tensor, "#b c2 h w"],  # in the others
@@ -231,7 +231,7 @@ def overlay_checkerboard(
     return np.repeat(np.where((row + col) % 2 == 0, a, b)[..., None], 3, -1)
 
 # %% ../../notebooks/api/093_visualization_images.ipynb #40834e4f
-@jaxtyped(typechecker=beartype)
+@shaped
 def plot_overlay(
     xray: Float[Tensor, "#b c h w"],  # X-ray
     drr_image: Float[Tensor, "#b c2 h w"],  # DRR at the pose to be judged
