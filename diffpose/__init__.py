@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what editors and type checkers see: `_HOME` and `_modules` 
         data,
         deepfluoro,
         drr,
+        errors,
         field,
         files,
         guards,

@@ -687,6 +687,6 @@ def test_a_benchmark_file_on_a_full_disk(tmp_path):
 
 
 def test_an_interrupted_training_says_how_the_command_goes_on(capsys):
-    with pytest.raises(typer.Exit), reported():
-        raise KeyboardInterrupt("stopped after iteration 3 of 9: the same call goes on from there")
-    assert "the same command goes on" in capsys.readouterr().err
+    with pytest.raises(typer.Exit) as end, reported():
+        raise KeyboardInterrupt("stopped after iteration 3 of 9: started again in the same way, it goes on from there")
+    assert end.value.exit_code == 130 and "in the same way, it goes on" in capsys.readouterr().err
