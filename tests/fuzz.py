@@ -27,6 +27,8 @@ import warnings
 from pathlib import Path
 from unittest import mock
 
+from diffpose.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60  # s
 PEAK, LEFT = 600e6, 400e6  # bytes: of one case, and of all
@@ -284,7 +286,7 @@ def broken(code: int, text: str, out: Path) -> list[str]:
     return found
 
 
-class Reached(ValueError):
+class Reached(UserError):
     "Stands where the work would begin."
 
 
