@@ -192,6 +192,14 @@ class Rtk:
         return torch.from_numpy(self.read(self.projector.GetOutput())[None, :, ::-1].copy())
 
 
+def placed(renderer, device: str):
+    "The renderer, with its volume, on a device."
+    renderer.drr.to(device)
+    if hasattr(renderer, "subject"):
+        renderer.subject = renderer.subject.to(device)
+    return renderer
+
+
 PACKAGES = {"diffpose": Diffpose, "diffdrr": Diffdrr, "nanodrr": Nanodrr, "plastimatch": Plastimatch, "rtk": Rtk}
 FRONTAL = ("plastimatch", "rtk")  # those that are given the frontal view alone, and know no gradient
 

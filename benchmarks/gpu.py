@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Diffdrr, Diffpose, Nanodrr, available, begin, example_volume, gpu, poses, show, write_csv
+from common import Diffdrr, Diffpose, Nanodrr, available, begin, example_volume, gpu, placed, poses, show, write_csv
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for gpu.csv")
@@ -129,27 +129,20 @@ def contenders(volume, size: int, points: int, peers: bool) -> dict:
     found = {}
     for rule in (f"trilinear-{points}", "trilinear-exact", "siddon"):
         for dtype in (torch.float32, torch.bfloat16):
-            found["diffpose", rule, str(dtype)[6:]] = on_gpu(Diffpose(volume, rule, size, dtype))
+            found["diffpose", rule, str(dtype)[6:]] = placed(Diffpose(volume, rule, size, dtype), "cuda")
     if available("nanodrr"):
         for dtype in (torch.float32, torch.bfloat16):
-            other = on_gpu(Nanodrr(volume, f"trilinear-{points}", size))
+            other = placed(Nanodrr(volume, f"trilinear-{points}", size), "cuda")
             other.subject._image_hu = other.subject.image.to(dtype)
             found["nanodrr", f"trilinear-{points}", str(dtype)[6:]] = other
         if peers:
-            found["nanodrr, torch.compile", f"trilinear-{points}", "float32"] = slow = on_gpu(Nanodrr(volume, f"trilinear-{points}", size))
+            found["nanodrr, torch.compile", f"trilinear-{points}", "float32"] = slow = placed(Nanodrr(volume, f"trilinear-{points}", size), "cuda")
             renderer, samples = slow.drr, slow.n_samples
             slow.image = torch.compile(lambda matrix: renderer(slow.subject, matrix, n_samples=samples, backend="torch"))
     if peers and available("diffdrr"):
         for rule in (f"trilinear-{points}", "siddon"):
-            found["diffdrr", rule, "float32"] = on_gpu(Diffdrr(volume, rule, size))
+            found["diffdrr", rule, "float32"] = placed(Diffdrr(volume, rule, size), "cuda")
     return found
-
-
-def on_gpu(renderer):
-    renderer.drr.cuda()
-    if hasattr(renderer, "subject"):
-        renderer.subject = renderer.subject.cuda()
-    return renderer
 
 
 def measure(args, volume, size: int, batch: int, copy_rate: float) -> list[dict]:

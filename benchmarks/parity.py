@@ -5,7 +5,7 @@
 
 The example chest CT (`--small`: a random volume of 24 x 17 x 20) is rendered on the GPU, and on the CPU in float64 from the same voxels, those
 that the GPU's precision keeps. Every rule and precision: image, Jacobian, label channels with contrast maps and their gradient by the pose,
-maximum and its Jacobian, gradient by the voxels, the same under deterministic algorithms (and whether it repeats bit by bit), a few
+maximum, gradient by the voxels, the same under deterministic algorithms (and whether it repeats bit by bit), a few
 pixels drawn at random, a loss's gradient by the pose. Of images the largest difference is given, relative to the brightest pixel; of derivatives
 the root mean square, relative to theirs: the slope of a sample changes where it passes from one cell to the next, and in single precision some are on
 the other side. `allowed` is what is tolerated; the exit code is 1 if a difference is larger.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import PACKAGES, available, begin, example_volume, gpu, interleave, poses, ratio, show, spread, write_csv
+from common import PACKAGES, available, begin, example_volume, gpu, interleave, placed, poses, ratio, show, spread, write_csv
 
 from diffpose.metrics import double_geodesic_se3, multiscale_ncc
 from diffpose.pose import convert
@@ -91,10 +91,7 @@ def main():
         if package not in args.packages:
             continue
         if available(package):
-            renderer = PACKAGES[package](volume, rule, args.size)
-            renderer.drr.to(args.device)
-            if hasattr(renderer, "subject"):
-                renderer.subject = renderer.subject.to(args.device)
+            renderer = placed(PACKAGES[package](volume, rule, args.size), args.device)
             steps[f"{package}, {rule}"] = Step(renderer, args.size, args.batch, args.device)
         else:
             print(f"{package} is not installed, and left out")

@@ -8,7 +8,7 @@ __all__ = ['Argument', 'argument', 'worded', 'parts', 'said', 'UserError', 'User
 # %% ../notebooks/api/000_errors.ipynb #8179fa36
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # %% ../notebooks/api/000_errors.ipynb #d7c7ff6f
 class Argument(NamedTuple):
@@ -27,7 +27,7 @@ _MARKED = re.compile(
 
 def argument(
     name: str,  # of the argument in Python
-    value: object = "",  # what to pass; "" for none
+    value: Any = "",  # what to pass; "" for none
     command: str | None = None,  # the same in the command line, if it differs
 ) -> str:
     "A way of naming an argument in a message, which the command line says as its option."
@@ -64,36 +64,29 @@ def said(
     return "".join(words(part) for part in parts(message))
 
 # %% ../notebooks/api/000_errors.ipynb #5928f3cd
-class UserError(ValueError):
+class _Told(Exception):
+    "What keeps its message marked."
+
+    def __init__(self, message: str):
+        self.message = message
+        super().__init__(said(message))
+
+    def __reduce__(self):
+        return type(self), (self.message,)
+
+    def told(self, options: Mapping[str, str]) -> str:
+        "The message in words of the command line, whose options are given by argument."
+        return said(self.message, options)
+
+
+class UserError(_Told, ValueError):
     "What was given cannot be used. Says what was given, what is accepted, and how to mend it."
 
-    def __init__(self, message: str):
-        self.message = message
-        super().__init__(said(message))
 
-    def __reduce__(self):
-        return type(self), (self.message,)
-
-    def told(self, options: Mapping[str, str]) -> str:
-        "The message in words of the command line, whose options are given by argument."
-        return said(self.message, options)
-
-
-class UserNotice(UserWarning):
+class UserNotice(_Told, UserWarning):
     "Something that a user should know of what was given: a warning whose message names arguments."
-
-    def __init__(self, message: str):
-        self.message = message
-        super().__init__(said(message))
-
-    def __reduce__(self):
-        return type(self), (self.message,)
-
-    def told(self, options: Mapping[str, str]) -> str:
-        "The message in words of the command line, whose options are given by argument."
-        return said(self.message, options)
 
 
 def marked(error: BaseException) -> str:
     "The message of an error or a warning, with its arguments, to go into another message."
-    return error.message if isinstance(error, (UserError, UserNotice)) else str(error)
+    return error.message if isinstance(error, _Told) else str(error)

@@ -91,6 +91,11 @@ def _tensors(annotation: Any) -> list:
     return [a for a in get_args(annotation) or (annotation,) if hasattr(a, "dim_str")]
 
 
+def _letters(annotation: Any) -> list[str]:
+    "What stands for each size in the shape of an annotation."
+    return annotation.dim_str.replace("#", "").split()
+
+
 def _given(value: Any) -> str:
     "What was passed, in words."
     if hasattr(value, "dtype") and hasattr(value, "shape"):
@@ -102,8 +107,7 @@ def _given(value: Any) -> str:
 
 def _wanted(annotation: Any, sizes: dict[str, str]) -> str:
     "What an annotation asks for, in words, where some letters of shapes are known."
-    letters = annotation.dim_str.replace("#", "").split()
-    kind = annotation.dtype.__name__
+    letters, kind = _letters(annotation), annotation.dtype.__name__
     noun = "tensor" if annotation.array_type is Tensor else "array"
     words = " ".join(filter(None, ("a", _KINDS.get(kind, kind.lower()), noun)))
     known = [sizes[k] for k in letters if k in sizes]
@@ -122,7 +126,7 @@ def _misfit(function: Callable, args: tuple, kwargs: dict) -> str | None:
                 continue
             if not any(isinstance(value, a) for a in tensors):
                 return f"{name} is {_wanted(tensors[0], sizes)}, not {_given(value)}"
-            letters = tensors[0].dim_str.replace("#", "").split()
+            letters = _letters(tensors[0])
             if hasattr(value, "shape") and len(letters) == len(value.shape):
                 known = zip(letters, value.shape)
                 sizes |= {k: f"{k} = {n}" for k, n in known if k.isalpha()}

@@ -19,8 +19,7 @@ from typing import TextIO
 import typer
 from tqdm import tqdm
 
-from .. import errors
-from ..errors import UserError, marked
+from ..errors import UserError, marked, said
 
 # %% ../../notebooks/api/100_cli_words.ipynb #9c9bdd6d
 OPTIONS = {  # of the command, by the argument in Python
@@ -30,7 +29,6 @@ OPTIONS = {  # of the command, by the argument in Python
     "frame": "--frame",
     "camera": "--camera",
     "sdd": "--sdd",
-    "init": "--init",
     "labelmap": "--labelmap",
     "labels": "--labels",
     "structures": "--structures",
@@ -38,7 +36,6 @@ OPTIONS = {  # of the command, by the argument in Python
     "bone_attenuation_multiplier": "--bone-attenuation",
     "density": "--density",
     "orientation": "--orientation",
-    "already_line_integral": "--line-integrals",
     "iterations": "--iterations",
     "batch_size": "--batch-size",
     "seed": "--seed",
@@ -57,10 +54,10 @@ def _short_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or data is not None and data.out_of_memory(error)
 
 
-def in_words(said: BaseException | str) -> str:
+def in_words(what: BaseException | str) -> str:
     "An error, a warning or a message, with options of the command instead of arguments in Python."
-    text = said if isinstance(said, str) else marked(said)
-    return errors.said(text, {**OPTIONS, **(_NAMES.get() or {})})
+    text = what if isinstance(what, str) else marked(what)
+    return said(text, {**OPTIONS, **(_NAMES.get() or {})})
 
 
 @contextlib.contextmanager
