@@ -28,7 +28,15 @@ from diffpose.drr.calls import (
     _refuse_old,
 )
 from .contrast import _contrast_map, _light
-from .rays import _beam, _by_twist, _held, _reach, _to_index
+from diffpose.drr.rays import (
+    _beam,
+    _by_intrinsics,
+    _by_twist,
+    _check_intrinsics,
+    _held,
+    _reach,
+    _to_index,
+)
 from .volume import _LABELS_MAX, _Air, _alone, _density_of, _labels_of
 from ..errors import UserError
 from ..guards import exactly
@@ -273,13 +281,22 @@ class DRR(torch.nn.Module):
         degrees: bool = False,
         calibration: Camera | Tensor | None = None,
         bone_attenuation_multiplier: float | Sequence[float] | Tensor | None = None,
+        # numbers of the camera by which there are columns, too: sdd, x0, y0, delx, dely
+        intrinsics: Sequence[str] = (),
         **options,  # renderer, n_points
-    ) -> tuple[Tensor, Tensor]:  # image B 1 H W; Jacobian B H W 6, columns [omega (rad), v (mm)]
-        """Image, and its derivative by a left twist of the pose about the world's origin.
+    ) -> tuple[Tensor, Tensor]:  # image B 1 H W; Jacobian B H W 6+n: [omega (rad), v (mm), ... (mm)]
+        """Image, and its derivative by a left twist of the pose about the world's origin, and by
+        numbers of the camera.
 
         Neither carries a graph.
         """
         self._begin()
+        camera, names = _intrinsics(self.camera, calibration)[1], tuple(intrinsics)
+        _check_intrinsics(names, camera)
+        if names and isinstance(calibration, Tensor):
+            raise UserError(
+                "derivatives by intrinsics are of a Camera: give calibration=Camera.from_matrix(...)"
+            )
         pose = _as_pose(args, parameterization, convention, degrees)
         with torch.no_grad():
             view = self._view(pose, calibration)
@@ -288,6 +305,10 @@ class DRR(torch.nn.Module):
                 self._volume.detach(), view, *rest, with_ends=True, **options
             )
             jacobian = _by_twist(by_ends, view, _beam(self.detector))
+            if names:
+                axes = self.detector._exact[:3, :3]
+                more = _by_intrinsics(by_ends, out[:, 0], view, axes, camera, names)
+                jacobian = torch.cat([jacobian, more], -1)
             jacobian = self.reshape_transform(jacobian.mT.to(self.dtype))
         return self.reshape_transform(out), jacobian.movedim(1, -1)
 
