@@ -18,6 +18,7 @@ import torch.nn.functional as F
 import torchio
 from torch import Tensor
 
+from ..calibration import Camera
 from ..drr import DRR
 from ..drr.contrast import _contrast_map
 from ..errors import UserError
@@ -225,20 +226,27 @@ def pooling(
     return tuple(max(1, int(pixel / voxel + 1e-6)) for voxel in spacing)
 
 
-def make_level(
-    drr: DRR,  # of the X-rays' camera
-    stage: Stage,
+def pooled_density(
+    drr: DRR,
     factors: Sequence[int] = (1, 1, 1),  # voxels to average along each axis
-    renderer: str = "trilinear",
     multiplier: float | None = None,  # contrast of bone; None: as the subject was read
-) -> Level:
-    "A level of a DRR's pyramid."
-    camera, short = drr.camera, min(drr.camera.height, drr.camera.width)
-    scale = stage.size / short
-    camera = camera.resize(round(camera.height * scale), round(camera.width * scale))
+) -> tuple[Tensor, Tensor]:  # X Y Z and 4 4
+    "What a level renders, and its affine."
     density, affine = _density_at(drr, multiplier), drr.affine.cpu()
-    if max(factors) > 1:
-        density, affine = pool_volume(density, affine, factors)
+    return pool_volume(density, affine, factors) if max(factors) > 1 else (density, affine)
+
+
+def level_of(
+    drr: DRR,  # for its orientation, backend, device and precision
+    camera: Camera,  # of the X-rays
+    stage: Stage,
+    density: Tensor,  # X Y Z, what is rendered
+    affine: Tensor,  # 4 4
+    renderer: str = "trilinear",
+) -> Level:
+    "A level that renders a density."
+    scale = stage.size / min(camera.height, camera.width)
+    camera = camera.resize(round(camera.height * scale), round(camera.width * scale))
     image = torchio.ScalarImage(tensor=density[None].cpu(), affine=affine.numpy())
     patient = torchio.Subject(density=image, reorient=drr.subject.reorient)
     options = {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
@@ -248,6 +256,18 @@ def make_level(
             drr.device
         ),
     )
+
+
+def make_level(
+    drr: DRR,  # of the X-rays' camera
+    stage: Stage,
+    factors: Sequence[int] = (1, 1, 1),  # voxels to average along each axis
+    renderer: str = "trilinear",
+    multiplier: float | None = None,  # contrast of bone; None: as the subject was read
+) -> Level:
+    "A level of a DRR's pyramid."
+    density, affine = pooled_density(drr, factors, multiplier)
+    return level_of(drr, drr.camera, stage, density, affine, renderer)
 
 # %% ../../notebooks/api/066_registration_pyramid.ipynb #b5119e39
 def _fingerprint(volume: Tensor) -> int:

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../notebooks/api/067_registration_solver.ipynb #259ae363
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -166,6 +167,24 @@ def _pinned(H: Tensor, axis: Tensor | None) -> Tensor:  # B 6 6
 ROUNDING = 1e-8  # a cost below this is float32's rounding
 
 
+class Twists:
+    """How poses B 4 4 move: by left twists [omega, v], about the world's origin; of a parallel beam,
+    at their depth.
+    """
+
+    def __init__(self, drr: DRR, matrix: Tensor):
+        self.drr, self.depth = drr, depth_of(drr, matrix)
+
+    def pin(self, H: Tensor, matrix: Tensor) -> Tensor:  # B 6 6
+        "What curvatures are short of, where a step must not go."
+        return _pinned(H, None if self.depth is None else unseen_axis(self.drr, matrix))
+
+    def move(self, matrix: Tensor, step: Tensor, rows: Tensor | slice) -> Tensor:  # B 4 4
+        "The poses of some rows, moved by steps B 6."
+        moved = se3_exp(step.roll(3, -1)) @ matrix
+        return moved if self.depth is None else at_depth(self.drr, moved, self.depth[rows])
+
+
 class _Arrival:
     "Has everybody arrived? On a GPU the answer may be late, and is never waited for."
 
@@ -193,17 +212,19 @@ def descend(
     max_rejected: int = 6,
     together: bool | None = None,  # move all in every step (a GPU), or only who still moves
     look: Callable = evaluate,  # how poses are looked at
+    motion: Any = None,  # how they move, as `Twists`; None: so
 ) -> tuple[Fit, Tensor, Tensor, Tensor]:
     # fits, accepted steps B, which stopped by themselves B, and how often each was rendered B
     "Minimise a level's cost from a batch of poses by Levenberg and Marquardt."
+    motion = Twists(level.drr, matrix) if motion is None else motion
     stage, fit = level.stage, look(level, target, matrix.clone(), which.clone())
     record = record or (lambda *_: None)
     together = matrix.is_cuda if together is None else together
-    arrived, one = _Arrival(matrix.device), torch.ones_like(matrix[:, 0, 0], dtype=torch.float64)
+    arrived, one = _Arrival(matrix.device), torch.ones_like(fit.cost, dtype=torch.float64)
     lam, steps, rejected, renders = 1e-2 * one, 0 * one, 0 * one, one.clone()
-    depth = depth_of(level.drr, matrix)
     settled, away = fit.cost < ROUNDING, matrix.clone()
-    away[:, :3, 3] = 1e7  # whose rays miss everything: nothing is rendered for who stays
+    if together:
+        away[:, :3, 3] = 1e7  # whose rays miss everything: nothing is rendered for who stays
     record(fit.matrix, fit.cost, fit.similarity)
     for _ in range(stage.max_steps * max_rejected):
         active = ~settled & (steps < stage.max_steps)
@@ -213,8 +234,7 @@ def descend(
         share = fit.similarity[now].clamp(stage.curvature, 1.0)[:, None, None]
         H, g, moving = fit.H[now] * share, fit.g[now], active[now]
         damping = torch.diag_embed(lam[now, None] * H.diagonal(dim1=1, dim2=2) + 1e-12)
-        if depth is not None:
-            damping = damping + _pinned(H, unseen_axis(level.drr, fit.matrix[now]))
+        damping = damping + motion.pin(H, fit.matrix[now])
         step = -torch.linalg.solve_ex(H + damping, g)[0].nan_to_num()
         promise = -(g * step).sum(-1)
         idle = moving & (promise < 0.5 * stage.tolerance * fit.cost[now]) & (rejected[now] == 0)
@@ -224,9 +244,7 @@ def descend(
             now, step, moving = now[moving], step[moving], moving[moving]
             if not len(now):
                 continue
-        moved = se3_exp(step.roll(3, -1)) @ fit.matrix[now]
-        if depth is not None:
-            moved = at_depth(level.drr, moved, depth[now])
+        moved = motion.move(fit.matrix[now], step, now)
         if together:
             moved = torch.where(moving[:, None, None], moved, away)
         trial = look(level, target, moved, fit.which[now])
