@@ -284,7 +284,7 @@ class DRR(torch.nn.Module):
         # numbers of the camera by which there are columns, too: sdd, x0, y0, delx, dely
         intrinsics: Sequence[str] = (),
         **options,  # renderer, n_points
-    ) -> tuple[Tensor, Tensor]:  # image B 1 H W; Jacobian B H W 6+n: [omega (rad), v (mm), ... (mm)]
+    ) -> tuple[Tensor, Tensor]:  # image B 1 H W; Jacobian B H W 6+n, [omega (rad), v (mm), ...]
         """Image, and its derivative by a left twist of the pose about the world's origin, and by
         numbers of the camera.
 
@@ -295,7 +295,7 @@ class DRR(torch.nn.Module):
         _check_intrinsics(names, camera)
         if names and isinstance(calibration, Tensor):
             raise UserError(
-                "derivatives by intrinsics are of a Camera: give calibration=Camera.from_matrix(...)"
+                "derivatives by intrinsics are of a Camera: calibration=Camera.from_matrix(...)"
             )
         pose = _as_pose(args, parameterization, convention, degrees)
         with torch.no_grad():

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['JointResult', 'JointRegistration']
 
-# %% ../../notebooks/api/071a_registration_joint.ipynb #cb3eee9c
+# %% ../../notebooks/api/071a_registration_joint.ipynb #adc0615f
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
-import torchio
 from torch import Tensor
 
 from ..calibration import Camera
@@ -20,19 +19,11 @@ from ..errors import UserError
 from ..guards import exactly
 from ..metrics import mtre
 from ..pose import RigidTransform
-from ..twists import se3_log
 from .gauss_newton import GaussNewton, check_poses, check_xray, measured
-from diffpose.registration.pyramid import (
-    Level,
-    Stage,
-    Target,
-    level_of,
-    pooled_density,
-    pooling,
-)
-from .residuals import blurred
+from .pyramid import Level, level_of, pooled_density, pooling
+from .scene import Scene, cut_out, fuse
+from .solver import Fit
 from .starts import funnel, widen
-from .solver import Fit, adapt, compare, descend
 from diffpose.registration.uncertainty import (
     _inverse,
     _displacement,
@@ -40,7 +31,6 @@ from diffpose.registration.uncertainty import (
     default_landmarks,
 )
 from diffpose.registration.unknowns import (
-    INTRINSICS,
     CameraPrior,
     Matches,
     MotionPrior,
@@ -48,264 +38,6 @@ from diffpose.registration.unknowns import (
     changed,
 )
 from .verdict import Reason, Result, Thresholds, _stalling, separation
-
-# %% ../../notebooks/api/071a_registration_joint.ipynb #d46840c9
-RING = 3  # voxels around a bone from which the soft tissue in its place is taken
-
-
-def cut_out(
-    drr: DRR,  # of the whole, with a label map
-    labels: Sequence[Sequence[int]],  # of each body that moves
-) -> list[DRR]:
-    "The rest and each body, which add up to the whole."
-    from scipy.ndimage import binary_dilation
-
-    if drr.mask is None:
-        raise UserError(
-            "bodies are named by labels, and this subject has none: read(..., labelmap=)"
-        )
-    density, mask = pooled_density(drr)[0].cpu().clone(), drr.mask.cpu()
-    taken, parts = torch.zeros_like(mask, dtype=torch.bool), []
-    for ids in labels:
-        inside = torch.isin(mask, torch.tensor(list(ids), dtype=mask.dtype))
-        if not inside.any() or (inside & taken).any():
-            what = "have no voxel" if not inside.any() else "belong to another body, too"
-            raise UserError(f"the labels {list(ids)} of a body {what}")
-        taken |= inside
-        parts.append(inside)
-    rest, bodies = density.clone(), []
-    for inside in parts:
-        place = inside.nonzero()
-        low = (place.amin(0) - RING).clamp(min=0)
-        high = torch.minimum(place.amax(0) + RING + 1, torch.tensor(inside.shape))
-        box = tuple(slice(int(a), int(b)) for a, b in zip(low, high))
-        body = inside[box]
-        ring = torch.from_numpy(binary_dilation(body.numpy(), iterations=RING)) & ~taken[box]
-        around = density[box][ring]
-        around = around[around > 0.3 * density[density > 0].median()]  # no air
-        soft = around.median() if len(around) else density[density > 0].median()
-        rest[box][body] = soft
-        affine = drr.affine.cpu().clone()
-        affine[:3, 3] += affine[:3, :3] @ low.double()
-        bodies.append(_part(drr, torch.where(body, density[box] - soft, 0.0), affine))
-    return [_part(drr, rest, drr.affine.cpu()), *bodies]
-
-
-def _part(drr: DRR, density: Tensor, affine: Tensor, camera: Camera | None = None) -> DRR:
-    "A DRR of a density, like another."
-    image = torchio.ScalarImage(tensor=density[None].cpu(), affine=affine.numpy())
-    subject = torchio.Subject(density=image, reorient=drr.subject.reorient)
-    options = {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
-    density = density.to(drr.device, drr.dtype)
-    return DRR._sharing(subject, camera or drr.camera, density, "trilinear", **options).to(
-        drr.device
-    )
-
-# %% ../../notebooks/api/071a_registration_joint.ipynb #f5dd7e62
-IDLE = 0.02  # of the cost, in squares of standard deviations: a step that brings less is none
-
-
-@dataclass
-class Scene:
-    "All views at one level of the pyramid."
-
-    unknowns: Unknowns
-    levels: list[list[Level]]  # of each view, of each body
-    targets: list[Target]  # of each view
-    blurs: list[float]  # of each view's DRR [pixels]
-    weights: list[float]  # how many independent looks a view's cost is worth
-    scale: float = 1.0  # about what the whole problem costs, in squares of standard deviations
-    kept: dict = field(default_factory=dict)  # what was rendered last, of each view
-
-    @property
-    def stage(self) -> Stage:
-        "What the descent goes by: until a step is of no significance."
-        return replace(self.levels[0][0].stage, tolerance=IDLE / max(self.scale, IDLE))
-
-    def render(self, state: Tensor, view: int) -> tuple[Tensor, Tensor]:  # 1 1 H W, 1 H W n
-        "A view's DRR, and its derivative by the twists of all bodies and by its camera."
-        recent = self.kept.setdefault(view, [])
-        for known, *made in recent:
-            if torch.equal(known, state):
-                return made[0], made[1]
-        recent[:] = [(state.clone(), *self._rendered(state, view)), *recent[:1]]
-        return recent[0][1:]
-
-    def _rendered(self, state: Tensor, view: int) -> tuple[Tensor, Tensor]:
-        u, numbers = self.unknowns, self.unknowns.numbers(state, view)
-        free = list(u.camera_priors[view].spreads)
-        names = [name for number in free for name in INTRINSICS[number]]
-        images, twists, by_camera = [], [], None
-        for k, level in enumerate(self.levels[view]):
-            drr = level.drr
-            camera = changed(drr.camera, numbers) if any(numbers.values()) else drr.camera
-            pose = RigidTransform._of(u.pose(state, k, view)[None].to(drr.device))
-            image, J = drr.jacobian(
-                pose, calibration=None if camera is drr.camera else camera, intrinsics=names
-            )
-            by = dict(zip(names, J[..., 6:].unbind(-1)))
-            scale = {
-                "sdd": camera.sdd,
-                "x0": 1.0,
-                "y0": 1.0,
-                "delx": camera.delx,
-                "dely": camera.dely,
-            }
-            more = [sum(by[name] * scale[name] for name in INTRINSICS[number]) for number in free]
-            images.append(image)
-            twists.append(J[..., :6])
-            if more:
-                columns = torch.stack(more, -1)
-                by_camera = columns if by_camera is None else by_camera + columns
-        image = images[0] if len(images) == 1 else torch.stack(images).sum(0)
-        return image, torch.cat(twists + ([] if by_camera is None else [by_camera]), -1)
-
-    def look(self, state: Tensor, view: int) -> Fit:  # on the CPU
-        "How well a view's DRR and X-ray agree, by its own twists and its camera's numbers."
-        level, target, blur = self.levels[view][0], self.targets[view], self.blurs[view]
-        image, J = self.render(state, view)
-        if blur:
-            image, J = blurred(image, blur), blurred(J.movedim(-1, 1), blur).movedim(1, -1)
-        which = torch.zeros(1, dtype=torch.long, device=image.device)
-        pose = self.unknowns.pose(state, 0, view)[None]
-        return compare(level, target, image, J, pose.to(image.device), which).to("cpu")
-
-    def together(self, state: Tensor) -> tuple[list[Fit], Tensor, Tensor, Tensor, float]:
-        "Views, and curvature N N, gradient N, its pieces ... N and cost of the whole problem."
-        u, floor = self.unknowns, self.stage.curvature
-        rows, slope = u.prior(state)
-        H, g, cost = slope.mT @ slope, slope.mT @ rows, float(rows.square().sum())
-        fits, pieces = [], []
-        for v in range(len(self.levels)):
-            fit, A, w = self.look(state, v), u.columns(state, v), self.weights[v]
-            share = fit.similarity[0].clamp(floor, 1.0)
-            H = H + w * share * A.mT @ fit.H[0] @ A
-            g = g + w * fit.g[0] @ A
-            cost += w * fit.cost[0].item()
-            pieces.append(w * fit.score[0] @ A)
-            fits.append(fit)
-        return fits, H, g, torch.cat(pieces), cost
-
-    def worth(self, state: Tensor, view: int, misfit: float) -> tuple[float, Fit]:
-        """How many independent looks a view's cost is worth from here: by how much the gradient
-        differs from block to block of the image.
-        """
-        fit = self.look(state, view)
-        H, score = fit.H[0].diagonal()[:6], fit.score[0][:, :6]
-        k = (score.abs().sum(1) > 0).sum().clamp(min=2)
-        spread = score.square().sum(0) * k / (k - 1)
-        share = fit.similarity[0].clamp(self.stage.curvature, 1.0)
-        known = (H > 0) & (spread > 0)
-        if not known.any():
-            return 1.0, fit
-        worth = known.sum() / (spread[known] / (share * H[known])).sum()
-        return worth.item() / misfit**2, fit
-
-    def weighed(self, looks: list[tuple[float, Fit]]) -> "Scene":
-        "The same, each view by its worth."
-        scale = sum(worth * fit.cost[0].item() for worth, fit in looks)
-        return replace(self, weights=[worth for worth, _ in looks], scale=scale)
-
-    def weigh(self, state: Tensor, misfit: float) -> "Scene":
-        "The same, each view by its worth from a state."
-        return self.weighed([self.worth(state, v, misfit) for v in range(len(self.levels))])
-
-    def sharpen(self, state: Tensor) -> "Scene":
-        "The same with DRRs as sharp as the X-rays, and pixels weighed by how well they agree."
-        blurs, targets = [], []
-        for v, levels in enumerate(self.levels):
-            blur, target = adapt(levels[0], self.targets[v], self.render(state, v)[0])
-            blurs.append(blur)
-            targets.append(target)
-        return replace(self, blurs=blurs, targets=targets)
-
-    def __call__(self, level: "Scene", target: None, states: Tensor, which: Tensor) -> Fit:
-        "A look at states B S, as the descent wants it."
-        found = []
-        for state in states:
-            fits, H, g, score, cost = self.together(state)
-            agreement = torch.cat([fit.agreement[0] for fit in fits]) / len(fits)
-            one = torch.ones(1, dtype=torch.float64)
-            found.append(
-                Fit(
-                    state[None],
-                    which[:1],
-                    cost * one,
-                    one,
-                    agreement[None],
-                    H[None],
-                    g[None],
-                    score[None],
-                )
-            )
-        return replace(Fit.cat(found), which=which)
-
-    def pin(self, H: Tensor, states: Tensor) -> Tensor:
-        "No direction is closed to a step."
-        return torch.zeros_like(H)
-
-    def move(self, states: Tensor, step: Tensor, rows: Tensor | slice) -> Tensor:
-        "States after a step."
-        return self.unknowns.move(states, step)
-
-    def descend(self, states: Tensor) -> tuple[Fit, bool, int]:  # fit, at rest, renders
-        "Minimise the cost of the whole problem from states B S."
-        which = torch.zeros(len(states), dtype=torch.long)
-        with torch.no_grad():
-            fit, _, settled, renders = descend(
-                self, None, states, which, together=False, look=self, motion=self
-            )
-        return fit, bool(settled.all()), int(renders.sum()) * len(self.levels)
-
-# %% ../../notebooks/api/071a_registration_joint.ipynb #a3d1e95c
-def fuse(
-    unknowns: Unknowns,
-    state: Tensor,  # S, to begin from
-    # of each view: pose 4 4, its H and g, in full weight
-    alone: list[tuple[Tensor, Tensor, Tensor]],
-    steps: int = 12,
-) -> tuple[Tensor, float, Tensor]:  # S, its cost in squares of standard deviations, curvature N N
-    "The state that agrees best with what each view says alone, and with what is known beforehand."
-    wanted = []
-    for pose, H, g in alone:
-        values, vectors = torch.linalg.eigh(H)
-        root = values.clamp(min=0).sqrt()[:, None] * vectors.mT
-        wanted.append(
-            (torch.linalg.inv(pose), root, (vectors.mT @ g) / values.clamp(min=1e-9).sqrt())
-        )
-
-    def rows(states: Tensor) -> Tensor:  # B S to B R
-        found = [unknowns.rows(states)]
-        for v, (back, root, slope) in enumerate(wanted):
-            off = se3_log(unknowns.pose(states, 0, v) @ back).roll(3, -1)
-            free = [
-                k
-                for k, name in enumerate(("sdd", "x0", "y0", "pixel"))
-                if name in unknowns.camera_priors[v].spreads
-            ]
-            off = torch.cat([off, unknowns.parts(states)[2][:, v, free]], 1)
-            found.append(off @ root.mT + slope)
-        return torch.cat(found, 1)
-
-    cost, lam = rows(state[None]).square().sum(), 1e-3
-    for _ in range(steps):
-        now = rows(state[None])[0]
-        with torch.enable_grad():
-            step = torch.zeros(len(now), unknowns.size, dtype=torch.float64, requires_grad=True)
-            moved = rows(unknowns.move(state.expand(len(now), -1), step))
-            (J,) = torch.autograd.grad(moved.diagonal().sum(), step)
-        H = J.mT @ J
-        H = H + torch.diag(lam * H.diagonal() + 1e-12)
-        trial = unknowns.move(state[None], -torch.linalg.solve(H, J.mT @ now)[None])
-        better = rows(trial).square().sum()
-        if better < cost:
-            done = cost - better < IDLE
-            state, cost, lam = trial[0], better, lam / 10
-            if done:
-                break
-        else:
-            lam *= 10
-    return state, float(cost), J.mT @ J
 
 # %% ../../notebooks/api/071a_registration_joint.ipynb #8a78aa3d
 FITTING = 30.0  # squares of standard deviations by which views may disagree and still fit
@@ -418,10 +150,29 @@ class JointResult:
             f" {len(self.motions)} bodies, expected TRE {self.expected_tre_mm:.2f} mm)"
         )
 
-# %% ../../notebooks/api/071a_registration_joint.ipynb #47bb6f58
+# %% ../../notebooks/api/071a_registration_joint.ipynb #cbe2d4f3
+def _places(cameras: Sequence[Camera], relative: RigidTransform | None) -> Tensor:  # V 4 4
+    "Poses of the views in a common frame, checked."
+    n = len(cameras)
+    if any(camera.parallel for camera in cameras):
+        raise UserError(
+            "a parallel beam shows no depth and has no source-to-detector distance to be uncertain"
+            " of: register its X-rays one by one, with GaussNewton"
+        )
+    if n > 1 and relative is None:
+        raise UserError(
+            f"{n} views need relative=, {n} poses in a common frame: of encoders, of a calibration,"
+            " or roughly, with relative_prior saying how roughly"
+        )
+    if relative is not None and len(relative) != n:
+        raise UserError(f"relative holds a pose for each of {n} views, not {len(relative)}")
+    still = torch.eye(4, dtype=torch.float64)[None]
+    return still if relative is None else check_poses(relative).matrix
+
+# %% ../../notebooks/api/071a_registration_joint.ipynb #d14c9b58
 class JointRegistration:
-    """Registration of several X-rays, moving bones and uncertain cameras together: one least-squares
-    problem, with covariance and verdict.
+    """Registration of several X-rays, moving bones and uncertain cameras together: one
+    least-squares problem, with covariance and verdict.
     """
 
     def __init__(
@@ -431,9 +182,9 @@ class JointRegistration:
         cameras: Sequence[Camera] | None = None,  # of each view; None: the DRR's, one view
         # V poses of the views in any common frame, such as encoders or a calibration say
         relative: RigidTransform | None = None,
-        relative_prior: MotionPrior = MotionPrior(),  # how well that is known; default: exactly
-        # one for all, or one each
-        camera_prior: CameraPrior | Sequence[CameraPrior] = CameraPrior(),
+        relative_prior: MotionPrior | None = None,  # how well that is known; default: exactly
+        # how well cameras are known, one for all or one each; default: exactly
+        camera_prior: CameraPrior | Sequence[CameraPrior] | None = None,
         bodies: Sequence[Sequence[int]] = (),  # labels of each body that moves against the rest
         body_prior: MotionPrior | None | Sequence[MotionPrior | None] = None,
         thresholds: Thresholds | None = None,
@@ -445,26 +196,10 @@ class JointRegistration:
         self.whole = drrs[0] if len(drrs) == 1 else None
         self.drrs = cut_out(drrs[0], bodies) if bodies else drrs
         self.cameras = (drrs[0].camera,) if cameras is None else tuple(cameras)
-        n = len(self.cameras)
-        if any(camera.parallel for camera in self.cameras):
-            raise UserError(
-                "a parallel beam shows no depth and has no source-to-detector distance to be"
-                " uncertain of: register its X-rays one by one, with GaussNewton"
-            )
-        if n > 1 and relative is None:
-            raise UserError(
-                f"{n} views need relative=, {n} poses in a common frame: of encoders, of a"
-                " calibration, or roughly, with relative_prior saying how roughly"
-            )
-        if relative is not None and len(relative) != n:
-            raise UserError(f"relative holds a pose for each of {n} views, not {len(relative)}")
-        places = (
-            torch.eye(4, dtype=torch.float64)[None]
-            if relative is None
-            else check_poses(relative).matrix
-        )
-        priors = [camera_prior] * n if isinstance(camera_prior, CameraPrior) else list(camera_prior)
-        others = len(self.drrs) - 1
+        n, others = len(self.cameras), len(self.drrs) - 1
+        places = _places(self.cameras, relative)
+        one = camera_prior is None or isinstance(camera_prior, CameraPrior)
+        priors = [camera_prior or CameraPrior()] * n if one else list(camera_prior)
         motions = list(body_prior) if isinstance(body_prior, Sequence) else [body_prior] * others
         if len(priors) != n or len(motions) != others:
             raise UserError(
@@ -474,7 +209,7 @@ class JointRegistration:
         self.unknowns = Unknowns(
             self.cameras,
             torch.linalg.inv(places[:1]) @ places,
-            relative_prior,
+            relative_prior or MotionPrior(),
             tuple(priors),
             len(self.drrs),
             tuple(motions),
@@ -518,10 +253,10 @@ class JointRegistration:
         begin = init.matrix if len(init) == n else init.matrix @ unknowns.relative
         if list(unknowns.layout) == [("body", 0)] and n == 1 and not matches:
             points = self._points(landmarks)
-            how = {"landmarks": points, "find_field": find_field}
-            return _of_one(
-                unknowns, self._solvers[0].register(images[0], init, masks[0], **how), points
+            result = self._solvers[0].register(
+                images[0], init, masks[0], points, find_field=find_field
             )
+            return _of_one(unknowns, result, points)
         seen = []
         for solver, image, mask in zip(self._solvers, images, masks):
             image, mask = check_xray(solver.drr, image, mask, find_field)
@@ -564,7 +299,7 @@ class JointRegistration:
             return [level]
         found = []
         for drr in self.drrs:
-            factors = pooling(_Sized(level.drr.camera, drr.affine), level.stage, distance)
+            factors = pooling(drr, level.stage, distance, level.drr.camera)
             volume = pooled_density(drr, factors)
             found.append(level_of(drr, level.drr.camera, level.stage, *volume))
         return found
@@ -748,7 +483,6 @@ class _Work:
         local, image = self.local.look(state, v), self.local.render(state, v)[0]
         apart = [math.inf]
         if self.rivals is not None:
-            block = slice(v * local.agreement.shape[1], (v + 1) * local.agreement.shape[1])
             for other in self.rivals.matrix:
                 if self.apart(state, other) > self.thresholds.distance_mm:
                     theirs = self.local.look(other, v).agreement[0]
@@ -793,11 +527,3 @@ class _Work:
             if name in u.known:
                 found.append((name, text, off[u.known[name]].abs().max().item()))
         return found
-
-
-@dataclass
-class _Sized:
-    "What `pooling` asks of a DRR."
-
-    camera: Camera
-    affine: Tensor

@@ -211,11 +211,13 @@ def pooling(
     drr: DRR,
     stage: Stage,
     distance: float,  # of the source from the patient [mm]
+    camera: Camera | None = None,  # of the X-ray; None: the DRR's
 ) -> tuple[int, ...]:
     "How many voxels a level averages along each axis: up to the size of its pixels at the patient."
     if stage.full_volume:
         return 1, 1, 1
-    camera, short = drr.camera, min(drr.camera.height, drr.camera.width)
+    camera = drr.camera if camera is None else camera
+    short = min(camera.height, camera.width)
     pixel = (
         min(camera.delx, camera.dely)
         * short

@@ -168,8 +168,8 @@ ROUNDING = 1e-8  # a cost below this is float32's rounding
 
 
 class Twists:
-    """How poses B 4 4 move: by left twists [omega, v], about the world's origin; of a parallel beam,
-    at their depth.
+    """How poses B 4 4 move: by left twists [omega, v], about the world's origin; of a parallel
+    beam, at their depth.
     """
 
     def __init__(self, drr: DRR, matrix: Tensor):
@@ -204,9 +204,9 @@ class _Arrival:
 
 
 def descend(
-    level: Level,
-    target: Target,
-    matrix: Tensor,  # B 4 4 poses
+    level: Any,  # a Level; or what `look` and `motion` take for one, with a stage
+    target: Any,  # its Target, or what `look` takes for one
+    matrix: Tensor,  # B 4 4 poses, or B S states of other kinds
     which: Tensor,  # B, number of the X-ray that each is compared with
     record: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # poses, costs, similarities
     max_rejected: int = 6,
