@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['JointResult', 'JointRegistration']
 
-# %% ../../notebooks/api/071a_registration_joint.ipynb #adc0615f
+# %% ../../notebooks/api/071a_registration_joint.ipynb #bcef92f6
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,9 +36,17 @@ from diffpose.registration.unknowns import (
     Matches,
     MotionPrior,
     Unknowns,
+    adjoint,
     changed,
 )
-from .verdict import Reason, Result, Thresholds, _stalling, separation
+from diffpose.registration.verdict import (
+    Reason,
+    Result,
+    Thresholds,
+    _history,
+    _stalling,
+    separation,
+)
 
 # %% ../../notebooks/api/071a_registration_joint.ipynb #8a78aa3d
 FITTING = 30.0  # squares of standard deviations by which views may disagree and still fit
@@ -118,7 +127,7 @@ SOURCES = {
     "matches": "the points that were given",
 }
 
-# %% ../../notebooks/api/071a_registration_joint.ipynb #e162aea4
+# %% ../../notebooks/api/071a_registration_joint.ipynb #04dc41ff
 @dataclass
 class JointResult:
     "What `JointRegistration.register` found."
@@ -137,12 +146,32 @@ class JointResult:
     expected_tre_mm: float  # at the landmarks, the worst of all views and bodies
     error_mm: Tensor  # V K 2, expected error along each view's beam, and across it
     evidence: list[dict]  # of each view, the numbers behind the verdict
+    histories: list[Any]  # of each view, a pandas DataFrame: where it began and where it ended
     renders: int = 0  # images rendered, all starts and stages
 
     @property
     def pose(self) -> RigidTransform:
         "Of the first view."
         return self.poses[0]
+
+    def of_view(
+        self,
+        view: int,  # number of the X-ray
+    ) -> Result:
+        "What was found for one view and the first body, as `GaussNewton` says it of one X-ray."
+        evidence = self.evidence[view]
+        return Result(
+            self.poses[view],
+            self.verdict,
+            self.reasons,
+            self.covariances[view, 0],
+            self.error_mm[view, 0].norm().item(),
+            evidence["similarity"],
+            self.histories[view],
+            len(self.histories[view]) - 1,
+            self.renders,
+            evidence,
+        )
 
     def __repr__(self) -> str:
         return (
@@ -169,7 +198,7 @@ def _places(cameras: Sequence[Camera], relative: RigidTransform | None) -> Tenso
     still = torch.eye(4, dtype=torch.float64)[None]
     return still if relative is None else check_poses(relative).matrix
 
-# %% ../../notebooks/api/071a_registration_joint.ipynb #d14c9b58
+# %% ../../notebooks/api/071a_registration_joint.ipynb #df3dbed4
 class JointRegistration:
     """Registration of several X-rays, moving bones and uncertain cameras together: one
     least-squares problem, with covariance and verdict.
@@ -238,6 +267,8 @@ class JointRegistration:
         masks: Sequence[Tensor | None] | None = None,  # as X-rays, True where they can be trusted
         landmarks: Tensor | None = None,  # N 3 or 1 N 3 world [mm], for the expected TRE
         matches: Sequence[Matches] = (),  # points that were found on the X-rays
+        # K, how bodies have moved against the first, to begin from; None: not at all
+        motions: RigidTransform | None = None,
         find_field: bool = True,  # leave out what `open_field` does
     ) -> JointResult:
         "Find where everything was."
@@ -249,7 +280,10 @@ class JointRegistration:
                 f"{n} views need {n} X-rays, {n} masks or none, and 1 or {n} poses to begin from,"
                 f" not {len(images)}, {len(masks)} and {len(init)}"
             )
-        unknowns = self._with(matches)
+        unknowns, k = self._with(matches), len(self.drrs)
+        moved = RigidTransform.identity(k, torch.float64) if motions is None else motions
+        if len(check_poses(moved)) != k:
+            raise UserError(f"{k} bodies need {k} motions to begin from, or none, not {len(moved)}")
         begin = init.matrix if len(init) == n else init.matrix @ unknowns.relative
         if list(unknowns.layout) == [("body", 0)] and n == 1 and not matches:
             points = self._points(landmarks)
@@ -262,7 +296,8 @@ class JointRegistration:
             image, mask = check_xray(solver.drr, image, mask, find_field)
             seen.append((image, (mask, measured(image, mask) if find_field else mask)))
         with torch.no_grad():
-            return self._solve(unknowns, seen, begin, self._points(landmarks))
+            bodies = torch.linalg.inv(check_poses(moved).matrix)
+            return self._solve(unknowns, seen, begin, bodies, self._points(landmarks))
 
     def _points(self, landmarks: Tensor | None) -> Tensor:  # N 3
         "Where the error is stated."
@@ -270,7 +305,9 @@ class JointRegistration:
             default_landmarks(self._solvers[0].drr) if landmarks is None else _landmarks(landmarks)
         )
 
-    def _solve(self, unknowns: Unknowns, seen: list, begin: Tensor, points: Tensor) -> JointResult:
+    def _solve(
+        self, unknowns: Unknowns, seen: list, begin: Tensor, bodies: Tensor, points: Tensor
+    ) -> JointResult:
         "Each view alone, up to the level that says whether images agree; then all together."
         distance = begin[:, :3, 3].norm(dim=-1).median().item()
         jobs = [s._job(*x, distance, points) for s, x in zip(self._solvers, seen)]
@@ -291,7 +328,7 @@ class JointRegistration:
             scenes.append(Scene(unknowns, levels, targets, [0.0] * n, [1.0] * n))
         work = _Work(unknowns, self.drrs, *scenes, points, self.thresholds)
         work.renders = sum(int(job.renders.sum()) for job in jobs)
-        return work.solve(begin, alone)
+        return work.solve(begin, bodies, alone)
 
     def _bodies(self, level: Level, distance: float) -> list[Level]:
         "A level of each body, like one of the whole."
@@ -336,6 +373,7 @@ def _of_one(unknowns: Unknowns, result: Result, points: Tensor) -> JointResult:
         result.expected_tre_mm,
         error[None, None],
         [result.evidence],
+        [result.history],
         result.renders,
     )
 
@@ -359,13 +397,15 @@ class _Work:
     def solve(
         self,
         begin: Tensor,  # V 4 4
+        bodies: Tensor,  # K 4 4, from the world of the first body to that of each
         alone: list[Tensor],  # of each view, what it proposes alone: N 4 4, best first
     ) -> JointResult:
         "From views alone to all together."
         u, misfit = self.unknowns, self.thresholds.misfit
         as_first = lambda pose, v: pose @ torch.linalg.inv(u.relative[v])
-        state_of = lambda pose: u.state(pose.expand(u.bodies, 4, 4))
+        state_of = lambda pose: u.state(bodies @ pose)
         states, said, looks = [state_of(begin[0])], [], []
+        self.begin = u.state(bodies @ begin[0], torch.linalg.inv(begin[:1]) @ begin)
         for v, poses in enumerate(alone):
             own = [state_of(as_first(pose, v)) for pose in poses]
             looks.append(self.local.worth(own[0], v, misfit))
@@ -396,7 +436,9 @@ class _Work:
         u = self.unknowns
         n = len(u.camera_priors[view].spreads)
         A = torch.zeros(6 * u.bodies + n, 6 + n, dtype=torch.float64)
-        A[: 6 * u.bodies, :6] = torch.eye(6).repeat(u.bodies, 1)
+        poses = u.parts(state)[0]
+        for k in range(u.bodies):  # all of them move as one
+            A[6 * k : 6 * k + 6, :6] = adjoint(poses[k] @ torch.linalg.inv(poses[0]))
         A[6 * u.bodies :, 6:] = torch.eye(n)
         share = fit.similarity[0].clamp(self.local.stage.curvature, 1.0)
         return u.pose(state, 0, view), worth * share * A.mT @ fit.H[0] @ A, worth * fit.g[0] @ A
@@ -462,8 +504,17 @@ class _Work:
             error.norm(dim=-1).max().item(),
             error,
             evidence,
+            [self.history(state, v) for v in range(V)],
             self.renders,
         )
+
+    def history(self, state: Tensor, v: int) -> Any:
+        "Where a view began and where it ended, as a table."
+        rows = []
+        for at in (self.begin, state):
+            fit = self.last.look(at, v)
+            rows.append((1, self.unknowns.pose(at, 0, v), fit.cost[0], fit.similarity[0]))
+        return _history(rows)
 
     def landmarks(self, body: int) -> Tensor:  # N 3
         "Where the error of a body is stated."
