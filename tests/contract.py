@@ -56,6 +56,15 @@ def is_export(cell):
     return bool({"export", "exporti", "exports"} & directives(cell).keys())
 
 
+def distributions(requirements):
+    return {re.split(r"[<>=!~\[]", requirement)[0].lower() for requirement in requirements.split()}
+
+
+def extras(root):
+    "`{extra: its distributions}` of those for readers."
+    return {extra: distributions(settings(root)[f"{extra}_requirements"]) for extra in settings(root).get("extras", "").split()}
+
+
 def modules(root):
     "`{dotted name: (notebook's number, path of the exported module)}`; what `p.__init__` exports is the module `diffpose.p`."
     number = lambda path: int(found[0]) if (found := re.match(r"\d+", path.name)) else None
@@ -276,12 +285,30 @@ def modules_need_no_developer_tool(root):
 
 @rule
 def requirements_are_what_the_modules_import(root):
-    declared = {re.split(r"[<>=!~\[]", r)[0].lower() for r in settings(root)["requirements"].split()}
+    declared = distributions(settings(root)["requirements"]) | {name for names in extras(root).values() for name in names}
     used = {name.split(".")[0] for _, tree in exported(root) for name in imports(tree, "diffpose.any")}
     used = {DISTRIBUTION.get(name, name) for name in used - set(sys.stdlib_module_names) - OPTIONAL - {"diffpose"}}
     return [f"{name}: imported, not in settings.ini's requirements" for name in sorted(used - declared)] + [
         f"{name}: in settings.ini's requirements, never imported" for name in sorted(declared - used - ANNOUNCED)
     ]
+
+
+@rule
+def extras_are_asked_for_by_name(root):
+    "What an extra brings is imported within `with extra(its name, ...)`, whose error says how to install it."
+    homes, bad = {name: extra for extra, names in extras(root).items() for name in names}, []
+    for path, tree in exported(root):
+        told = {}
+        for node in ast.walk(tree):
+            for item in node.items if isinstance(node, ast.With) else ():
+                if isinstance(item.context_expr, ast.Call) and ast.unparse(item.context_expr.func) == "extra":
+                    told |= dict.fromkeys(map(id, node.body), ast.literal_eval(item.context_expr.args[0]))
+        for node in ast.walk(tree):
+            found = set(imports(node)) if isinstance(node, (ast.Import, ast.ImportFrom)) else ()
+            for name in sorted({part for module in found for part in module.split(".")[:3]} & homes.keys()):
+                if told.get(id(node)) != homes[name]:
+                    bad.append(f"{path.relative_to(root).as_posix()} line {node.lineno} imports {name}: write `with extra({homes[name]!r}, ...)` around it")
+    return bad
 
 
 @rule
@@ -361,7 +388,7 @@ def the_root_is_clean(root):
     return [f"{name} stands in the root: move it to where it belongs, or put it in AT_THE_ROOT" for name in sorted(entries(root) - AT_THE_ROOT)]
 
 
-INSTALL = re.compile(r"(?:pipx?3? install|uv add|uv pip install|pip wheel|pip download)(?: +(?:-[-\w]+|[\w.\[\],'\"=<>~-]+))*? +['\"]?diffpose(?![\w@/.-]| *@)")
+INSTALL = re.compile(r"(?:pipx?3? install|uv add|uv pip install|pip wheel|pip download)(?: +(?:-[-\w]+|[\w.\[\],'\"=<>~-]+))*? +['\"]?diffpose(?![\w@/.-]|(?:\[[\w,]+\])? *@)")
 OTHER = "older package of other authors"
 
 

@@ -29,7 +29,7 @@ from .dicom import _is_dicom, _load_dicom, _load_multiframe
 from .grids import _LPS, _affine_of, _check_affine, _three, _to_tensor
 from .headers import _nifti_affine, _text_geometry, _text_scale
 from .memory import _check_memory, out_of_memory
-from ..errors import UserError, argument, worded
+from ..errors import MissingExtra, UserError, argument, marked, worded
 
 # %% ../../notebooks/api/022_data_volumes.ipynb #2f9c31a2
 _NIFTI = (".nii", ".nii.gz", ".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
@@ -55,6 +55,8 @@ def _load_file(path, floating, sized=False, placed=False):
 
 def _unreadable(path, error):
     "What to say of a file that no reader understands."
+    if isinstance(error, MissingExtra):
+        return MissingExtra(f"{path}: {marked(error)}")
     if out_of_memory(error):
         return MemoryError(
             f"not enough memory to read {path}: crop or resample it, or close other programs"

@@ -36,7 +36,7 @@ from diffpose.deepfluoro.layout import (
 )
 from .sampling import get_random_offset, isocenter_pose
 from ..drr import DRR
-from ..errors import UserError, argument, worded
+from ..errors import UserError, argument, extra, worded
 from ..files import _Unbroken, save_atomically
 from ..phantom import LABELS, phantom_volume
 from ..phantom.flesh import soft_tissue
@@ -328,7 +328,8 @@ def write_twin(
     progress: bool = False,  # show a bar
 ) -> Path:
     "Write a synthetic file of the benchmark's layout, with known truth."
-    import h5py
+    with extra("hdf5", "h5py"):
+        import h5py
     from tqdm import tqdm
 
     path = Path(filename).expanduser()

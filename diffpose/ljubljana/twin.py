@@ -18,7 +18,7 @@ import torchio
 from ..calibration import Camera, Detector
 from ..deepfluoro.checking import _Findings, _open
 from ..drr import DRR
-from ..errors import UserError
+from ..errors import UserError, extra
 from ..files import _Unbroken, save_atomically
 from .images import angiogram
 from diffpose.ljubljana.layout import (
@@ -273,7 +273,8 @@ def write_twin(
 
     Raises FileExistsError, or ValueError for what cannot be made.
     """
-    import h5py
+    with extra("hdf5", "h5py"):
+        import h5py
     from tqdm import tqdm
 
     path, finer = Path(filename).expanduser(), spacing * 2 / 3 if finer is None else finer

@@ -9,7 +9,6 @@ __all__ = ['LANDMARKS', 'landmarks', 'Phantom', 'phantom_volume', 'make_phantom'
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 import torchio as tio
 from jaxtyping import Float
@@ -115,6 +114,8 @@ def make_phantom(
     """The embedded patient: volume, density, labels (`mask`, `structures`), fourteen landmarks
     (`fiducials`).
     """
+    import pandas as pd
+
     phantom = phantom_volume(seed, spacing, field, centre)
     table = pd.DataFrame(
         [("bones", i, name, i) for i, name in LABELS.items()],

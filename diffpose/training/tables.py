@@ -8,12 +8,14 @@ __all__ = ['TABLES', 'plot_training']
 # %% ../../notebooks/api/082_training_tables.ipynb #201da0f2
 import contextlib
 import csv
+import importlib.util
 import io
 import os
 import warnings
 from pathlib import Path
 from typing import Any
 
+from ..errors import extra
 from ..files import read_text, save_atomically
 
 # %% ../../notebooks/api/082_training_tables.ipynb #618b2948
@@ -129,10 +131,13 @@ class _Log:
 class _Tables:
     "What happens in a training, as tables in its folder and in TensorBoard."
 
-    def __init__(self, folder: Path, iteration: int, tensorboard: bool):
+    def __init__(self, folder: Path, iteration: int, tensorboard: bool | None):
         self.folder, self.board = folder, None
+        if tensorboard is None:
+            tensorboard = importlib.util.find_spec("tensorboard") is not None
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+            with extra("tensorboard", "tensorboard"):
+                from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(folder / "tensorboard", purge_step=iteration + 1)
         self.log, self.validations = (
