@@ -31,6 +31,11 @@ AT_THE_ROOT = {
     *("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in"),  # the package's
     *(".gitignore", ".gitattributes", ".github", ".ci"),
 }
+PUBLIC_NAMES = 199  # what somebody who learns the package meets, and about what the site shows
+ALIKE = {  # names that several modules define: one interface, which their users exchange for one another
+    *("Evaluator", "Transforms", "preprocess", "get_random_offset", "isocenter_pose", "write_twin", "check_layout"),  # of the benchmarks, deepfluoro and ljubljana
+    *("integrate", "occupancy", "frame_gradient", "volume_gradient", "channel_jacobian"),  # of the backends, in kernels
+}
 RULES = {}
 
 
@@ -249,11 +254,40 @@ def modules_import_only_lower_numbers(root):
     return bad
 
 
+def offered(tree):
+    "The names in a module's `__all__`."
+    return next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
+
+
+@rule
+def public_names_are_few(root):
+    "Counted once each, however many modules offer them."
+    names = {name for _, tree in exported(root) for name in offered(tree)}
+    if len(names) <= PUBLIC_NAMES:
+        return []
+    return [
+        f"{len(names)} public names, of {PUBLIC_NAMES}: nobody learns more. What only other modules use goes into a cell with `#| exporti`;"
+        " if users start with the new name, raise PUBLIC_NAMES in tests/contract.py, and say in the commit which other one could not go"
+    ]
+
+
+@rule
+def a_public_name_means_one_thing(root):
+    "Two modules define no public name, unless it is the same thing of two kinds, in ALIKE."
+    homes = {}
+    for path, tree in exported(root):
+        made = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        made |= {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+        for name in made & set(offered(tree)):
+            homes.setdefault(name, []).append(path.relative_to(root).as_posix())
+    return [f"{name} is defined in {' and in '.join(where)}: give one of them another name" for name, where in sorted(homes.items()) if len(where) > 1 and name not in ALIKE]
+
+
 @rule
 def public_names_have_docstrings(root):
     bad = []
     for path, tree in exported(root):
-        public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
+        public = offered(tree)
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         forms = lambda n: [ast.unparse(d) for d in getattr(n, "decorator_list", [])]  # an overload has the docstring of what it is one of
         nodes = [n for n in tree.body if isinstance(n, kinds) and n.name in public and "overload" not in forms(n)]

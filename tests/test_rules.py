@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.contract import COLUMNS, LINES_PER_FUNCTION, RULES
+from tests.contract import COLUMNS, LINES_PER_FUNCTION, PUBLIC_NAMES, RULES
 from tools import modules, readme
 from tools.notebook import ROOT, dumps
 
@@ -202,6 +202,8 @@ FAULTS = [
     ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\nimport diffpose.b\n")),
     ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\nfrom diffpose import b\n")),
     ("modules_import_only_lower_numbers", "diffpose.b (1) imports diffpose.one, which", append("diffpose/b.py", "\nfrom . import one\n")),
+    ("public_names_are_few", f"{PUBLIC_NAMES + 3} public names, of {PUBLIC_NAMES}", replace("diffpose/a.py", "['one']", str(["one", *(f"x{k}" for k in range(PUBLIC_NAMES))]))),
+    ("a_public_name_means_one_thing", "one is defined in diffpose/a.py and in diffpose/b.py", lambda root: (replace("diffpose/b.py", "['two']", "['two', 'one']")(root), append("diffpose/b.py", "\ndef one():\n    'Another.'\n")(root))),
     ("public_names_have_docstrings", "one has no docstring", replace("diffpose/a.py", '"The number one."', "pass")),
     ("mistakes_of_users_are_one_class", "diffpose/a.py line", append("diffpose/a.py", "\ndef f():\n    raise ValueError('no')\n")),
     ("modules_need_no_developer_tool", "fastcore", append("diffpose/a.py", "\ndef f():\n    from fastcore.test import test_eq\n")),

@@ -200,7 +200,7 @@ def rendered(
 ) -> str:
     "The work of `render`, and what to say of it."
     step("loading torch")
-    from diffpose.data import check_memory
+    from diffpose.data.memory import check_memory
     from diffpose.drr import DRR
 
     picture.check(out, patient.density)

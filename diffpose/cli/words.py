@@ -50,8 +50,8 @@ _NAMES: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar(
 
 def _short_of_memory(error: Exception) -> bool:
     "Did the machine run out of memory?"
-    data = sys.modules.get("diffpose.data")  # loaded by whatever needs much
-    return isinstance(error, MemoryError) or data is not None and data.out_of_memory(error)
+    memory = sys.modules.get("diffpose.data.memory")  # loaded by whatever needs much
+    return isinstance(error, MemoryError) or memory is not None and memory.out_of_memory(error)
 
 
 def in_words(what: BaseException | str) -> str:
@@ -179,7 +179,8 @@ def _allowed(size: str | None):
     if size is None:
         yield
         return
-    from diffpose.data import bytes_of, max_memory
+    from diffpose.data import max_memory
+    from diffpose.data.memory import bytes_of
 
     with max_memory(bytes_of(size, "--max-memory")):
         yield
