@@ -88,6 +88,10 @@ class UserNotice(_Told, UserWarning):
     "Something that a user should know of what was given: a warning whose message names arguments."
 
 # %% ../notebooks/api/000_errors.ipynb #83401eba
+class UserTypeError(UserError, TypeError):
+    "What was given is no such thing as is asked for, or an argument that there is not."
+
+
 def marked(error: BaseException) -> str:
     "The message of an error or a warning, with its arguments, to go into another message."
     return error.message if isinstance(error, _Told) else str(error)

@@ -22,7 +22,7 @@ from beartype import beartype
 from jaxtyping import Float, jaxtyped
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, UserTypeError
 from .guards import exactly
 from .kernels import reference
 from .kernels.reference import compose
@@ -571,7 +571,7 @@ class _Renderer(torch.nn.Module):
         "The renderer's own options, but for those that a call overrides, and what the call brings."
         wrong = set(options) - {"renderer", "n_points", "reducefn"}
         if wrong:
-            raise TypeError(
+            raise UserTypeError(
                 f"{type(self).__name__} does not take {', '.join(sorted(wrong))} when it renders;"
                 " it takes renderer, n_points and reducefn"
             )

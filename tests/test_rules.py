@@ -206,6 +206,7 @@ FAULTS = [
     ("a_public_name_means_one_thing", "one is defined in diffpose/a.py and in diffpose/b.py", lambda root: (replace("diffpose/b.py", "['two']", "['two', 'one']")(root), append("diffpose/b.py", "\ndef one():\n    'Another.'\n")(root))),
     ("public_names_have_docstrings", "one has no docstring", replace("diffpose/a.py", '"The number one."', "pass")),
     ("mistakes_of_users_are_one_class", "diffpose/a.py line", append("diffpose/a.py", "\ndef f():\n    raise ValueError('no')\n")),
+    ("mistakes_of_users_are_one_class", "raise diffpose.errors.UserTypeError", append("diffpose/a.py", "\ndef f():\n    raise TypeError('no')\n")),
     ("modules_need_no_developer_tool", "fastcore", append("diffpose/a.py", "\ndef f():\n    from fastcore.test import test_eq\n")),
     ("modules_need_no_developer_tool", "__future__", append("diffpose/a.py", "\nfrom __future__ import annotations\n")),
     ("requirements_are_what_the_modules_import", "yaml: imported", append("diffpose/a.py", "\nimport yaml\n")),

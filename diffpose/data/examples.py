@@ -19,6 +19,7 @@ import torchio as tio
 
 from .density import HU_MAX
 from .patients import read
+from ..errors import UserTypeError
 from ..files import cache_dir, data_path
 from ..predecessors import new_call
 
@@ -129,7 +130,7 @@ class _OneSubject(tio.Subject):
     def __iter__(self):
         caller = sys._getframe(1)
         if dis.opname[caller.f_code.co_code[caller.f_lasti]] == "UNPACK_SEQUENCE":
-            raise TypeError(
+            raise UserTypeError(
                 new_call(
                     "volume, spacing = load_example_ct()",
                     "subject = load_example_ct(), and DRR(subject, sdd=..., height=..., delx=...)",

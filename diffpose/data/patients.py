@@ -34,7 +34,7 @@ from .grids import _check_affine, _three, resample
 from .labels import _label_ids, _load_labels, _load_structures, _named, _select
 from .memory import check_memory
 from .volumes import _load
-from ..errors import UserError, UserNotice, argument, worded
+from ..errors import UserError, UserNotice, UserTypeError, argument, worded
 from ..pose import RigidTransform
 
 # %% ../../notebooks/api/024_data_patients.ipynb #9634e02f
@@ -220,10 +220,10 @@ def _check_read(orientation, density, multiplier, labels, labelmap, extra, toler
         raise UserError(f"{argument('labels', [])} selects nothing; pass None to keep everything")
     for name in extra:
         if name in _SUBJECT_KEYS:
-            raise TypeError(f"{name}= is what read computes; give the extra another name")
+            raise UserTypeError(f"{name}= is what read computes; give the extra another name")
         near = difflib.get_close_matches(name, _READ_ARGUMENTS, 1, 0.8)
         if near:
-            raise TypeError(f"read has no argument {name}=; did you mean {near[0]}=?")
+            raise UserTypeError(f"read has no argument {name}=; did you mean {near[0]}=?")
 
 # %% ../../notebooks/api/024_data_patients.ipynb #13838421
 def _rigid(transform):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..calibration.camera import Camera
 from .pictures import _pixel_meaning, _xray_pixels, to_line_integrals
-from ..errors import UserError, UserNotice, argument
+from ..errors import UserError, UserNotice, UserTypeError, argument
 from ..field import find_field
 
 # %% ../../notebooks/api/026_data_xrays.ipynb #d2094c4c
@@ -212,7 +212,7 @@ def read_xray(
         given = argument("polarity", repr(polarity), polarity)
         raise UserError(f"{given} is not 'bone_dark', 'bone_bright' or None")
     if camera is not None and not isinstance(camera, Camera):
-        raise TypeError(
+        raise UserTypeError(
             f"camera must be a diffpose.calibration.Camera, not {type(camera).__name__}; a file is"
             " read with Camera.from_json(path)"
         )

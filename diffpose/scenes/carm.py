@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..calibration import Camera
 from ..drr import DRR
-from ..errors import UserError
+from ..errors import UserError, UserTypeError
 from ..guards import shaped
 from ..pose import RigidTransform
 from ..predecessors import asked_first, new_call
@@ -95,7 +95,7 @@ def _refuse_angles(args: tuple, options: dict) -> None:
         "rotations",
         "parameterization",
     } & set(options):
-        raise TypeError(
+        raise UserTypeError(
             new_call(
                 "img_to_mesh(drr, rotation, translation, parameterization, convention)",
                 "img_to_mesh(drr, convert(rotation, translation, parameterization=...,"
@@ -190,7 +190,7 @@ def _refuse_specimen(args: tuple, options: dict) -> None:
         and not isinstance(args[0], Tensor)
         or {"rotation", "detector", "parameterization"} & set(options)
     ):
-        raise TypeError(
+        raise UserTypeError(
             new_call(
                 "fiducials_to_mesh(specimen, rotation, translation, parameterization, convention,"
                 " detector)",

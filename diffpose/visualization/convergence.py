@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
-from ..errors import UserError
+from ..errors import UserError, UserTypeError
 from ..metrics import geodesic_so3, geodesic_translation
 from ..pose import PARAMETERIZATIONS, RigidTransform, convert
 from .images import _axes
@@ -37,7 +37,7 @@ def history_poses(
     "The poses of a registration's history."
     columns = ROTATION_COLUMNS + TRANSLATION_COLUMNS
     if not hasattr(df, "columns"):
-        raise TypeError(
+        raise UserTypeError(
             f"a history is a pandas.DataFrame with the columns {columns}, not a"
             f" {type(df).__name__}: pandas.DataFrame(history) makes one"
         )
