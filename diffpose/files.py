@@ -14,12 +14,13 @@ import io
 import json
 import os
 import platform
-import sys
 import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import platformdirs
 
 from .errors import UserError, marked
 
@@ -327,15 +328,7 @@ def cache_dir() -> Path:
     """
     if os.environ.get("DIFFPOSE_CACHE"):
         return Path(os.environ["DIFFPOSE_CACHE"]).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "diffpose"
-    if sys.platform == "win32":
-        return (
-            Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-            / "diffpose"
-            / "Cache"
-        )
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffpose"
+    return platformdirs.user_cache_path("diffpose", appauthor=False)
 
 
 def data_path(

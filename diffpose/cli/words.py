@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TextIO
 
 import typer
-from tqdm import tqdm
 
 from ..errors import UserError, marked, said
 
@@ -194,7 +193,5 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning as a user of the command line needs it: without the place in the code, and clear of
-    a progress bar.
-    """
-    tqdm.write(f"warning: {in_words(message).strip()}", file=sys.stderr)
+    "A warning as a user of the command line needs it: without the place in the code."
+    print(f"warning: {in_words(message).strip()}", file=sys.stderr)
