@@ -10,7 +10,10 @@ parser.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 cfg = parser["DEFAULT"]
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
-EXTRAS = {extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "docs", "bench", "experiments")}
+READERS = cfg["extras"].split()
+EXTRAS = {extra: cfg[f"{extra}_requirements"].split() for extra in (*READERS, "dev", "docs", "bench", "experiments")}
+EXTRAS["all"] = [package for extra in READERS for package in EXTRAS[extra]]
+EXTRAS["experiments"] += EXTRAS["all"]
 EXTRAS["dev"] += EXTRAS["experiments"]
 STATUS = {"3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
 

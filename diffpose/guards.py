@@ -16,7 +16,7 @@ from beartype import beartype
 from jaxtyping import TypeCheckError, jaxtyped
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, UserTypeError
 
 # %% ../notebooks/api/002_guards.ipynb #a260bb73
 _F = TypeVar("_F", bound=Callable)
@@ -50,7 +50,7 @@ def require(
     "Refuse, with a reason, what is not a batch of float tensors of the right shape."
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64):
         got = f"a {x.dtype} tensor" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise TypeError(
+        raise UserTypeError(
             f"{name} must be a float32 or float64 tensor, not {got}; use `torch.as_tensor(...,"
             f" dtype=torch.float32)` or `.float()`. {fix}".strip()
         )
@@ -60,7 +60,7 @@ def require(
     if like is None:
         return
     if x.dtype != like.dtype or x.device != like.device:
-        raise TypeError(
+        raise UserTypeError(
             f"{name} is {x.dtype} on {x.device}, but must be {like.dtype} on {like.device} like"
             f" what it goes with; use `.to(...)`. {fix}".strip()
         )

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .errors import UserError
+from .errors import UserError, UserTypeError
 from .guards import exactly, require, unseen, widened
 from .predecessors import asked_first, former_names, new_call
 from diffpose.rotations import (
@@ -66,7 +66,7 @@ __getattr__ = former_names(__name__)
 def _refuse_parts(args: tuple, options: dict) -> None:
     "Refuse translation, parameterization and so on, as they were once given to a RigidTransform."
     if len(args) > 2 or set(options) - {"matrix"}:
-        raise TypeError(
+        raise UserTypeError(
             new_call(
                 "RigidTransform(R, t, parameterization, convention)",
                 "convert(rotation, translation, parameterization=..., convention=...), whose"
@@ -342,7 +342,7 @@ def convert(
             "convert(rotation, translation, parameterization=..., convention=...) makes a pose of"
             " two tensors, pose.convert(parameterization, convention) takes it apart"
         )
-        raise TypeError(new_call(f"convert({given})", new))
+        raise UserTypeError(new_call(f"convert({given})", new))
     n = _lookup(parameterization, convention, degrees)
     rotation, translation = widened(rotation), widened(translation)
     if parameterization == "matrix" and translation is None:

@@ -9,7 +9,9 @@ import torchio
 
 from diffpose.calibration import Camera
 from diffpose.data import read
-from diffpose.deepfluoro import FILE_NAME, ROOM_MM, SDD_MM, DeepFluoroDataset, Evaluator
+from diffpose.deepfluoro import DeepFluoroDataset, Evaluator
+from diffpose.deepfluoro.layout import FILE_NAME, SDD_MM
+from diffpose.deepfluoro.twin import ROOM_MM
 from diffpose.drr import DRR
 from diffpose.images import open_field
 from diffpose.metrics import registration_errors

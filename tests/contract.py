@@ -31,6 +31,12 @@ AT_THE_ROOT = {
     *("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in"),  # the package's
     *(".gitignore", ".gitattributes", ".github", ".ci"),
 }
+PUBLIC_NAMES = 199  # what somebody who learns the package meets, and about what the site shows
+ALIKE = {  # names that several modules define: one interface, which their users exchange for one another
+    *("Evaluator", "Transforms", "preprocess", "get_random_offset", "isocenter_pose", "write_twin", "check_layout"),  # of the benchmarks, deepfluoro and ljubljana
+    *("integrate", "occupancy", "frame_gradient", "volume_gradient", "channel_jacobian"),  # of the backends, in kernels
+}
+PLAIN_TYPE_ERRORS = ("diffpose/drr/", "diffpose/registration/")  # not yet of the users' class
 RULES = {}
 
 
@@ -54,6 +60,15 @@ def cells(root):
 
 def is_export(cell):
     return bool({"export", "exporti", "exports"} & directives(cell).keys())
+
+
+def distributions(requirements):
+    return {re.split(r"[<>=!~\[]", requirement)[0].lower() for requirement in requirements.split()}
+
+
+def extras(root):
+    "`{extra: its distributions}` of those for readers."
+    return {extra: distributions(settings(root)[f"{extra}_requirements"]) for extra in settings(root).get("extras", "").split()}
 
 
 def modules(root):
@@ -240,11 +255,40 @@ def modules_import_only_lower_numbers(root):
     return bad
 
 
+def offered(tree):
+    "The names in a module's `__all__`."
+    return next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
+
+
+@rule
+def public_names_are_few(root):
+    "Counted once each, however many modules offer them."
+    names = {name for _, tree in exported(root) for name in offered(tree)}
+    if len(names) <= PUBLIC_NAMES:
+        return []
+    return [
+        f"{len(names)} public names, of {PUBLIC_NAMES}: nobody learns more. What only other modules use goes into a cell with `#| exporti`;"
+        " if users start with the new name, raise PUBLIC_NAMES in tests/contract.py, and say in the commit which other one could not go"
+    ]
+
+
+@rule
+def a_public_name_means_one_thing(root):
+    "Two modules define no public name, unless it is the same thing of two kinds, in ALIKE."
+    homes = {}
+    for path, tree in exported(root):
+        made = {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+        made |= {t.id for n in tree.body if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
+        for name in made & set(offered(tree)):
+            homes.setdefault(name, []).append(path.relative_to(root).as_posix())
+    return [f"{name} is defined in {' and in '.join(where)}: give one of them another name" for name, where in sorted(homes.items()) if len(where) > 1 and name not in ALIKE]
+
+
 @rule
 def public_names_have_docstrings(root):
     bad = []
     for path, tree in exported(root):
-        public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"), [])
+        public = offered(tree)
         kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         forms = lambda n: [ast.unparse(d) for d in getattr(n, "decorator_list", [])]  # an overload has the docstring of what it is one of
         nodes = [n for n in tree.body if isinstance(n, kinds) and n.name in public and "overload" not in forms(n)]
@@ -254,13 +298,15 @@ def public_names_have_docstrings(root):
 
 @rule
 def mistakes_of_users_are_one_class(root):
-    "What the command answers with exit code 2: a ValueError of another kind is a fault of the package."
-    return [
-        f"{path.relative_to(root).as_posix()} line {node.lineno} raises ValueError: raise diffpose.errors.UserError"
-        for path, tree in exported(root)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) == "ValueError"
-    ]
+    "What the command answers with exit code 2: a ValueError or a TypeError of another kind is a fault of the package."
+    ours, bad = {"ValueError": "UserError", "TypeError": "UserTypeError"}, []
+    for path, tree in exported(root):
+        for node in ast.walk(tree):
+            kind = ast.unparse(node.exc.func) if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) else None
+            where = path.relative_to(root).as_posix()
+            if kind in ours and not (kind == "TypeError" and where.startswith(PLAIN_TYPE_ERRORS)):
+                bad.append(f"{where} line {node.lineno} raises {kind}: raise diffpose.errors.{ours[kind]}")
+    return bad
 
 
 @rule
@@ -276,12 +322,30 @@ def modules_need_no_developer_tool(root):
 
 @rule
 def requirements_are_what_the_modules_import(root):
-    declared = {re.split(r"[<>=!~\[]", r)[0].lower() for r in settings(root)["requirements"].split()}
+    declared = distributions(settings(root)["requirements"]) | {name for names in extras(root).values() for name in names}
     used = {name.split(".")[0] for _, tree in exported(root) for name in imports(tree, "diffpose.any")}
     used = {DISTRIBUTION.get(name, name) for name in used - set(sys.stdlib_module_names) - OPTIONAL - {"diffpose"}}
     return [f"{name}: imported, not in settings.ini's requirements" for name in sorted(used - declared)] + [
         f"{name}: in settings.ini's requirements, never imported" for name in sorted(declared - used - ANNOUNCED)
     ]
+
+
+@rule
+def extras_are_asked_for_by_name(root):
+    "What an extra brings is imported within `with extra(its name, ...)`, whose error says how to install it."
+    homes, bad = {name: extra for extra, names in extras(root).items() for name in names}, []
+    for path, tree in exported(root):
+        told = {}
+        for node in ast.walk(tree):
+            for item in node.items if isinstance(node, ast.With) else ():
+                if isinstance(item.context_expr, ast.Call) and ast.unparse(item.context_expr.func) == "extra":
+                    told |= dict.fromkeys(map(id, node.body), ast.literal_eval(item.context_expr.args[0]))
+        for node in ast.walk(tree):
+            found = set(imports(node)) if isinstance(node, (ast.Import, ast.ImportFrom)) else ()
+            for name in sorted({part for module in found for part in module.split(".")[:3]} & homes.keys()):
+                if told.get(id(node)) != homes[name]:
+                    bad.append(f"{path.relative_to(root).as_posix()} line {node.lineno} imports {name}: write `with extra({homes[name]!r}, ...)` around it")
+    return bad
 
 
 @rule
@@ -361,7 +425,7 @@ def the_root_is_clean(root):
     return [f"{name} stands in the root: move it to where it belongs, or put it in AT_THE_ROOT" for name in sorted(entries(root) - AT_THE_ROOT)]
 
 
-INSTALL = re.compile(r"(?:pipx?3? install|uv add|uv pip install|pip wheel|pip download)(?: +(?:-[-\w]+|[\w.\[\],'\"=<>~-]+))*? +['\"]?diffpose(?![\w@/.-]| *@)")
+INSTALL = re.compile(r"(?:pipx?3? install|uv add|uv pip install|pip wheel|pip download)(?: +(?:-[-\w]+|[\w.\[\],'\"=<>~-]+))*? +['\"]?diffpose(?![\w@/.-]|(?:\[[\w,]+\])? *@)")
 OTHER = "older package of other authors"
 
 

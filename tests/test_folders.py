@@ -42,7 +42,8 @@ from diffpose.phantom import make_phantom
 from diffpose.pose import RigidTransform, convert
 from diffpose.registration import GaussNewton
 from diffpose.simulation import simulate_xray
-from diffpose.training import NormalPoses, PoseEstimator, TrainConfig, Trainer, load_saved, train
+from diffpose.training import NormalPoses, PoseEstimator, TrainConfig, Trainer, train
+from diffpose.training.checkpoints import load_saved
 from diffpose.visualization import animate
 
 TINY = TrainConfig(model_name="test_convnext", model_options={}, height=32, batch_size=4, iterations=4, warmup=1, validate_every=2, n_validation=4, checkpoint_every=2, log_every=1)

@@ -31,7 +31,8 @@ from diffpose.files import load_json
 from diffpose.cli.words import reported
 from diffpose.results import load_poses, pose_from_dict, pose_to_dict, write_json
 from diffpose.data import containers
-from diffpose.data import bytes_of, check_memory, max_memory, read, read_xray
+from diffpose.data import max_memory, read, read_xray
+from diffpose.data.memory import bytes_of, check_memory
 from diffpose.data.dicom import _check_gaps
 from diffpose.data.volumes import _load
 from diffpose.deepfluoro import check_layout
@@ -39,7 +40,7 @@ from diffpose.deepfluoro.checking import _open
 from diffpose.deepfluoro.datasets import _voxels
 from diffpose.drr import DRR
 from diffpose.phantom import phantom_volume
-from diffpose.training import load_saved
+from diffpose.training.checkpoints import load_saved
 
 RNG = np.random.default_rng(0)
 BLOCK = RNG.integers(-1000, 1500, (12, 10, 8)).astype(np.int16)

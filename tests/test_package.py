@@ -15,6 +15,7 @@ from tests.contract import settings
 from tools.notebook import ROOT
 
 SOURCES = ["settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "diffpose"]
+LATE = {"pyvista", "vtkmodules", "timm", "seaborn", "pandas", "torchvision", "h5py", "tensorboard", "imageio"}  # imported where they are used
 HEAVY = {"torch", "torchio", "numba", "numpy", "matplotlib", "pandas", "scipy", "seaborn"}
 
 
@@ -79,7 +80,10 @@ def test_metadata_says_what_settings_say(metadata):
 
 def test_runtime_requirements_stand_apart_from_the_extras(metadata):
     cfg, required = settings(ROOT), metadata.get_all("Requires-Dist")
-    extras = {extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "docs", "bench", "experiments")}
+    readers = cfg["extras"].split()
+    extras = {extra: cfg[f"{extra}_requirements"].split() for extra in (*readers, "dev", "docs", "bench", "experiments")}
+    extras["all"] = [package for extra in readers for package in extras[extra]]
+    extras["experiments"] += extras["all"]
     extras["dev"] += extras["experiments"]
     assert set(metadata.get_all("Provides-Extra")) == set(extras)
     assert len([r for r in required if "extra ==" not in r]) == len(cfg["requirements"].split())
@@ -108,6 +112,59 @@ def imported_by(code):
 
 def test_importing_the_package_loads_no_heavy_module():
     assert imported_by("import diffpose")[0] == []
+
+
+def test_no_module_loads_what_it_does_not_use_yet():
+    "Each of the package, one after the other, in a fresh process; `LATE` comes with the first call that needs it."
+    code = f"""
+import importlib, pkgutil, sys, diffpose
+for found in pkgutil.walk_packages(diffpose.__path__, "diffpose."):
+    if not found.name.endswith(("_modidx", "__main__")):
+        importlib.import_module(found.name)
+        late = {LATE!r} & sys.modules.keys()
+        assert not late, (found.name, late)
+assert len([name for name in sys.modules if name.startswith("diffpose.")]) > 100
+"""
+    python("-c", code, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_a_plain_install_names_the_extra_that_is_missing(tmp_path):
+    "Where the packages of all extras cannot be found: each function that needs one says which extra, and a training goes on without its tables in TensorBoard."
+    (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    code = """
+import sys
+sys.modules.update(h5py=None, tensorboard=None)  # cannot be imported
+from pathlib import Path
+from diffpose.cli import main
+from diffpose.data import read
+from diffpose.deepfluoro import DeepFluoroDataset, write_twin
+from diffpose.errors import MissingExtra
+from diffpose.ljubljana import write_twin as write_vessels
+from diffpose.training.tables import _Tables
+
+for extra, call in (
+    ("hdf5", lambda: read("a.h5")),
+    ("hdf5", lambda: DeepFluoroDataset(1, "a.h5")),
+    ("hdf5", lambda: write_twin("b.h5")),
+    ("hdf5", lambda: write_vessels("c.h5")),
+    ("tensorboard", lambda: _Tables(Path("."), 0, tensorboard=True)),
+):
+    try:
+        call()
+    except MissingExtra as error:
+        assert f"pip install '.[{extra}]'" in str(error), error
+    else:
+        raise AssertionError(f"{extra} was not missed")
+assert _Tables(Path("."), 0, tensorboard=None).board is None
+assert sorted(path.name for path in Path(".").iterdir()) == ["a.h5"]
+sys.argv = ["diffpose", "data", "twin", "--out", "d.h5"]
+try:
+    main()
+except SystemExit as end:
+    print("CODE", end.code)
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert "CODE 2" in run.stdout and "of the extra 'hdf5'" in run.stderr, run.stdout + run.stderr
 
 
 def test_the_first_names_are_offered_when_they_are_used():

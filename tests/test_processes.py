@@ -1,6 +1,8 @@
-"""What a render meets outside of one undisturbed process: forks, threads, and machine code that was damaged on the disk."""
+"""What a command or a render meets outside of one undisturbed process: forks, threads, terminals, and machine code that was damaged on the disk."""
 
 import os
+import re
+import struct
 import subprocess
 import sys
 
@@ -149,3 +151,57 @@ print(*(str(w.message) for w in found if "machine code" in str(w.message)))
         again = run(code, **env).stdout
         assert again.startswith(first.strip()) and "is damaged" in again and "compiled anew" in again, (files, how, again)
     assert run(code, **env).stdout == first
+
+
+BAR = """
+import os, signal, sys, time, warnings
+from diffpose.cli.progress import steps
+from diffpose.cli.words import reported
+
+with reported(), steps(2) as step:
+    step("reading")
+    step("registering")
+    warnings.warn("the file has no [scale], 0.5 mm is taken")
+    time.sleep(0.3)
+    step.note("stage 1 of 3")
+    if sys.argv[1:]:
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def in_a_terminal(*command):
+    "`(exit code, what the terminal got)` of a command whose streams are a terminal of 100 columns."
+    pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"}
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, close_fds=True)
+    os.close(theirs)
+    said = b""
+    while piece := _read(ours):
+        said += piece
+    os.close(ours)
+    return process.wait(60), said.decode()
+
+
+def _read(terminal):
+    try:
+        return os.read(terminal, 1 << 16)
+    except OSError:  # nobody writes any more
+        return b""
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_bar_shows_the_step_and_leaves_the_terminal_as_it_was(stop):
+    "Warnings stand above it, letter by letter; when it is over, or ended by a signal, it is erased and the cursor is back."
+    code, said = in_a_terminal(sys.executable, "-c", BAR, *["stop"] * stop)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said)
+    assert code == (143 if stop else 0)
+    assert re.search(r"registering +━+\S* 1/2 0:00:00", plain) and re.search(r"stage 1 of 3 +━", plain), plain
+    assert "warning: the file has no [scale], 0.5 mm is taken\r\n" in plain
+    assert said.count("\x1b[?25l") == said.count("\x1b[?25h") == 1 and said.rindex("\x1b[2K") > said.rindex("━")
+
+
+def test_no_bar_where_nobody_watches():
+    done = subprocess.run([sys.executable, "-c", BAR], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), "FORCE_COLOR": "1"})
+    assert (done.stdout, done.stderr) == ("", "warning: the file has no [scale], 0.5 mm is taken\n")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.contract import COLUMNS, LINES_PER_FUNCTION, RULES
+from tests.contract import COLUMNS, LINES_PER_FUNCTION, PUBLIC_NAMES, RULES
 from tools import modules, readme
 from tools.notebook import ROOT, dumps
 
@@ -148,6 +148,12 @@ def cut_row(root, name):
     page.write_text("".join(line for line in page.read_text(encoding="utf-8").splitlines(keepends=True) if name not in line), encoding="utf-8")
 
 
+def hdf5(code):
+    "A function that uses an extra."
+    extras = append("settings.ini", "extras = hdf5\nhdf5_requirements = h5py>=3\n")
+    return lambda root: (extras(root), append("diffpose/a.py", f"\ndef f():\n    {code}\n")(root))
+
+
 def in_notebook(name, edit):
     return lambda root: change(root / name, edit)
 
@@ -196,12 +202,17 @@ FAULTS = [
     ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\nimport diffpose.b\n")),
     ("modules_import_only_lower_numbers", "diffpose.a (0) imports diffpose.b (1)", append("diffpose/a.py", "\nfrom diffpose import b\n")),
     ("modules_import_only_lower_numbers", "diffpose.b (1) imports diffpose.one, which", append("diffpose/b.py", "\nfrom . import one\n")),
+    ("public_names_are_few", f"{PUBLIC_NAMES + 3} public names, of {PUBLIC_NAMES}", replace("diffpose/a.py", "['one']", str(["one", *(f"x{k}" for k in range(PUBLIC_NAMES))]))),
+    ("a_public_name_means_one_thing", "one is defined in diffpose/a.py and in diffpose/b.py", lambda root: (replace("diffpose/b.py", "['two']", "['two', 'one']")(root), append("diffpose/b.py", "\ndef one():\n    'Another.'\n")(root))),
     ("public_names_have_docstrings", "one has no docstring", replace("diffpose/a.py", '"The number one."', "pass")),
     ("mistakes_of_users_are_one_class", "diffpose/a.py line", append("diffpose/a.py", "\ndef f():\n    raise ValueError('no')\n")),
+    ("mistakes_of_users_are_one_class", "raise diffpose.errors.UserTypeError", append("diffpose/a.py", "\ndef f():\n    raise TypeError('no')\n")),
     ("modules_need_no_developer_tool", "fastcore", append("diffpose/a.py", "\ndef f():\n    from fastcore.test import test_eq\n")),
     ("modules_need_no_developer_tool", "__future__", append("diffpose/a.py", "\nfrom __future__ import annotations\n")),
     ("requirements_are_what_the_modules_import", "yaml: imported", append("diffpose/a.py", "\nimport yaml\n")),
     ("requirements_are_what_the_modules_import", "vtk: in settings.ini", replace("settings.ini", "= torch", "= torch vtk>=9")),
+    ("extras_are_asked_for_by_name", "imports h5py: write `with extra('hdf5', ...)`", hdf5("import h5py")),
+    ("extras_are_asked_for_by_name", "imports h5py: write `with extra('hdf5'", hdf5("with extra('pictures', 'h5py'):\n        import h5py")),
     ("modules_parse_with_the_oldest_python", "a.py", append("diffpose/a.py", "\ntry: pass\nexcept* ValueError: pass\n")),
     ("imports_stand_in_cells_of_their_own", "00_a", in_notebook(A, add(code("import math\nmath.pi")))),
     ("imports_stand_in_cells_of_their_own", "00_a", in_notebook(A, add(code("def f():\n    import math\n    return math.pi")))),
@@ -271,9 +282,16 @@ def test_every_rule_is_broken_once():
     assert ROOT.joinpath("settings.ini").exists()
 
 
+def test_an_extra_that_is_asked_for_is_no_fault(sound, tmp_path):
+    root = tmp_path / "repo"
+    shutil.copytree(sound, root)
+    hdf5("with extra('hdf5', 'h5py'):\n        import h5py")(root)
+    assert RULES["extras_are_asked_for_by_name"](root) == RULES["requirements_are_what_the_modules_import"](root) == []
+
+
 def test_ways_to_install_that_are_right(sound, tmp_path):
     root = tmp_path / "repo"
     shutil.copytree(sound, root)
-    right = ["pip install .", "pip install -e '.[experiments]'", 'pip install "git+https://example.org/diffpose/diffpose"', "pip install dist/diffpose-*.whl", "pip install diffpose-0.1.0.whl", "pip uninstall diffpose", "`pip install .`, and then `diffpose --help`"]
+    right = ["pip install .", "pip install -e '.[experiments]'", 'pip install "git+https://example.org/diffpose/diffpose"', "pip install dist/diffpose-*.whl", 'pip install "diffpose[all] @ git+https://example.org/diffpose/diffpose"', "pip install diffpose-0.1.0.whl", "pip uninstall diffpose", "`pip install .`, and then `diffpose --help`"]
     (root / "GUIDE.md").write_text("\n\n".join(right), encoding="utf-8")
     assert RULES["installing_does_not_lead_to_the_other_package"](root) == []

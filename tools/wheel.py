@@ -1,6 +1,6 @@
 """Run notebooks as a user of the installed package would: `python -m tools.wheel [--quick] [NOTEBOOK ...]`.
 
-The wheel is built and installed into an environment of its own, which holds nothing of this checkout; the notebooks are copied
+The wheel is built and installed, with the extras for readers, into an environment of its own, which holds nothing of this checkout; the notebooks are copied
 to a folder outside, and each runs from top to bottom in a fresh kernel, on the phantom. `--quick` takes the dependencies
 from the environment that runs this (the wheel comes first), and only the notebooks named in QUICK. Ends with `N passed, N failed`.
 """
@@ -54,7 +54,7 @@ def install(folder, quick):
         theirs = run(sys.executable, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").stdout.strip()
         (Path(ours) / "dependencies.pth").write_text(theirs + "\n", encoding="utf-8")
     else:
-        must(*pip, wheel, *RUNNER)
+        must(*pip, f"{wheel}[all]", *RUNNER)
     return python, home
 
 

@@ -15,7 +15,7 @@ from diffpose.calibration.projection import (
     parallel_projection,
     perspective_projection,
 )
-from ..errors import UserError
+from ..errors import UserError, UserTypeError
 from ..guards import exactly, require, unseen
 from ..pose import RigidTransform
 from ..predecessors import former_members
@@ -41,7 +41,7 @@ def _intrinsics(camera: Camera, calibration: Camera | Tensor | None) -> tuple[Te
             )
         camera = calibration
     elif calibration is not None:
-        raise TypeError(
+        raise UserTypeError(
             "calibration must be None, a Camera or a 3x3 intrinsic matrix, not a"
             f" {type(calibration).__name__}."
         )
@@ -333,12 +333,12 @@ class Detector(torch.nn.Module):
     def world_from_camera(self, pose: RigidTransform) -> Tensor:
         "The C-arm frame in the world: pose.matrix @ reorient."
         if not isinstance(pose, RigidTransform):
-            raise TypeError(
+            raise UserTypeError(
                 f"a pose is a RigidTransform, not a {type(pose).__name__}; make one with"
                 " diffpose.pose.convert."
             )
         if pose.device != self._reorient.device:
-            raise TypeError(
+            raise UserTypeError(
                 f"the pose is on {pose.device}, the detector on {self._reorient.device}; use"
                 " `.to(...)`."
             )

@@ -20,7 +20,7 @@ from torch import Tensor
 from .camera import Camera
 from .carm import reorientation
 from .detector import Detector
-from ..errors import UserError, marked
+from ..errors import UserError, UserTypeError, marked
 from ..files import _once, load_json, read_text
 from ..pose import RigidTransform, so3_exp
 from ..predecessors import former_members
@@ -84,7 +84,7 @@ def get_pinhole_camera(
     "Pinhole camera of a detector at a pose, in closed form."
     detector = getattr(drr, "detector", drr)
     if not isinstance(detector, Detector):
-        raise TypeError(
+        raise UserTypeError(
             "a Detector is needed, or an object that has one as `.detector`, not a"
             f" {type(drr).__name__}."
         )

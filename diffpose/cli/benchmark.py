@@ -43,7 +43,8 @@ def deepfluoro(
     fetch it.
     """
     with reported(debug):
-        from diffpose.deepfluoro import ARCHIVE, FILE_VARIABLE, check_layout, fetch
+        from diffpose.deepfluoro import check_layout, fetch
+        from diffpose.deepfluoro.layout import ARCHIVE, FILE_VARIABLE
 
         path, lines = _benchmark(out, archive or ARCHIVE)
         typer.echo("\n".join(lines))
@@ -65,7 +66,7 @@ def deepfluoro(
 def _benchmark(out: Path | None, archive: str) -> tuple:
     """Where the file would be, and what to say of it."""
     from diffpose.data import cache_dir
-    from diffpose.deepfluoro import FILE_NAME, LICENCE
+    from diffpose.deepfluoro.layout import FILE_NAME, LICENCE
 
     folder = cache_dir() / "deepfluoro" if out is None else Path(out).expanduser()
     if folder.is_file():

@@ -198,7 +198,7 @@ def animated(
     step("loading torch")
     import torch
 
-    from diffpose.data import check_memory
+    from diffpose.data.memory import check_memory
     from diffpose.drr import DRR
     from diffpose.visualization import animate as write_film
 

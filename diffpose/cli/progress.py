@@ -7,11 +7,12 @@ __all__ = []
 
 # %% ../../notebooks/api/101_cli_progress.ipynb #5f484062
 import contextlib
-import threading
+import sys
 from collections.abc import Generator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 # %% ../../notebooks/api/101_cli_progress.ipynb #43a70167
 class Steps(Protocol):
@@ -27,41 +28,35 @@ class Steps(Protocol):
 class _Bar:
     "Steps as a progress bar."
 
-    def __init__(self, bar: tqdm):
-        self.bar, self.begun = bar, False
+    def __init__(self, bar: "Progress", total: int):
+        self.bar, self.task, self.begun = bar, bar.add_task("", total=total), False
 
     def __call__(self, name: str) -> None:
-        self.bar.set_description_str(name, refresh=False)
-        self.bar.update(int(self.begun))
+        self.bar.update(self.task, description=name, advance=int(self.begun))
         self.begun = True
-        self.bar.refresh()
 
     def note(self, text: str) -> None:
         "Say it in the bar."
-        self.bar.set_description_str(text)
+        self.bar.update(self.task, description=text)
 
 
 @contextlib.contextmanager
 def steps(
     total: int,  # how many steps there will be
 ) -> Generator[Steps, None, None]:
-    "A progress bar on stderr for the steps of a command."
-    over = threading.Event()
-    with tqdm(
-        total=total,
-        disable=None,
-        leave=False,
-        bar_format="{desc:<40.40} {bar:20} {n_fmt}/{total_fmt} [{elapsed}]",
+    """A progress bar on stderr for the steps of a command, whose clock runs on while a step takes
+    its time. What is printed meanwhile goes above it.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    with Progress(
+        TextColumn("{task.description:<40.40}", markup=False),
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
     ) as bar:
-
-        def tick() -> None:  # the clock runs on while a step takes its time
-            while not bar.disable and not over.wait(0.5):
-                bar.refresh()
-
-        clock = threading.Thread(target=tick, daemon=True)
-        clock.start()
-        try:
-            yield _Bar(bar)
-        finally:
-            over.set()
-            clock.join()
+        yield _Bar(bar, total)

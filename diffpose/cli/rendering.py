@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from tqdm import tqdm
 
 from .inputs import chosen_camera, load_ct
 from diffpose.cli.options import (
@@ -200,7 +199,7 @@ def rendered(
 ) -> str:
     "The work of `render`, and what to say of it."
     step("loading torch")
-    from diffpose.data import check_memory
+    from diffpose.data.memory import check_memory
     from diffpose.drr import DRR
 
     picture.check(out, patient.density)
@@ -224,7 +223,7 @@ def rendered(
     ]
     step("rendering")
     drr = DRR.from_camera(subject, camera, renderer=picture.renderer, persistent=False)
-    images = _images(drr, poses, picture.intensity)
+    images = _images(drr, poses, picture.intensity, step)
     step("writing")
     what = (
         "transmitted intensity"
@@ -257,13 +256,17 @@ def _camera_path(path: Path | None, images: list[Path], force: bool, inputs: tup
     return found
 
 
-def _images(drr: "DRR", poses: list, intensity: bool) -> "Tensor":  # B H W
-    "One image per pose, with a bar if there are several."
+def _images(drr: "DRR", poses: list, intensity: bool, step: Steps) -> "Tensor":  # B H W
+    "One image per pose."
     import torch
 
-    bar = tqdm(poses, desc="images", disable=None if len(poses) > 1 else True, leave=False)
+    images = []
     with torch.no_grad():
-        return torch.cat([drr(pose, beer_lambert=intensity)[:, 0].cpu() for pose in bar])
+        for k, pose in enumerate(poses, 1):
+            if len(poses) > 1:
+                step.note(f"rendering, image {k} of {len(poses)}")
+            images.append(drr(pose, beer_lambert=intensity)[:, 0].cpu())
+    return torch.cat(images)
 
 
 def _write(

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TextIO
 
 import typer
-from tqdm import tqdm
 
 from ..errors import UserError, marked, said
 
@@ -50,8 +49,8 @@ _NAMES: contextvars.ContextVar[dict[str, str] | None] = contextvars.ContextVar(
 
 def _short_of_memory(error: Exception) -> bool:
     "Did the machine run out of memory?"
-    data = sys.modules.get("diffpose.data")  # loaded by whatever needs much
-    return isinstance(error, MemoryError) or data is not None and data.out_of_memory(error)
+    memory = sys.modules.get("diffpose.data.memory")  # loaded by whatever needs much
+    return isinstance(error, MemoryError) or memory is not None and memory.out_of_memory(error)
 
 
 def in_words(what: BaseException | str) -> str:
@@ -179,7 +178,8 @@ def _allowed(size: str | None):
     if size is None:
         yield
         return
-    from diffpose.data import bytes_of, max_memory
+    from diffpose.data import max_memory
+    from diffpose.data.memory import bytes_of
 
     with max_memory(bytes_of(size, "--max-memory")):
         yield
@@ -193,7 +193,5 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A warning as a user of the command line needs it: without the place in the code, and clear of
-    a progress bar.
-    """
-    tqdm.write(f"warning: {in_words(message).strip()}", file=sys.stderr)
+    "A warning as a user of the command line needs it: without the place in the code."
+    print(f"warning: {in_words(message).strip()}", file=sys.stderr)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .density import _CHUNK
 from .memory import _check_memory
-from ..errors import UserError
+from ..errors import UserError, extra
 
 # %% ../../notebooks/api/019_data_containers.ipynb #a1c0d5e2
 _PIECE = 1 << 20  # bytes of a stream that are held at a time
@@ -189,7 +189,8 @@ def _check_inside(path, names):
 
 def _check_hdf5_links(path, file):
     "The same of the external links of an open HDF5 file; they are read, not followed."
-    import h5py
+    with extra("hdf5", "h5py"):
+        import h5py
 
     names = []
     external = lambda name, info: (
@@ -206,7 +207,8 @@ def _check_hdf5_storage(path, data):
     """The same of one data set of it, at the lowest level (`h5py.h5d.DatasetID`): external storage,
     and virtual data sets.
     """
-    import h5py
+    with extra("hdf5", "h5py"):
+        import h5py
 
     made = data.get_create_plist()
     names = [
@@ -248,7 +250,8 @@ def _hdf5_value(item):
 
 def _check_hdf5(path, file):
     "The same of all that an open HDF5 file has, for readers that go through it by themselves."
-    import h5py
+    with extra("hdf5", "h5py"):
+        import h5py
 
     _check_hdf5_links(path, file)
     look = lambda name, info: (
@@ -265,7 +268,8 @@ def _check_leads(path, fields):
     "Do a header in text and an HDF5 file lead only to files beside them?"
     _check_inside(path, _data_files(path, fields))
     if path.suffix.lower() in (".h5", ".hdf5", ".hdf", ".he5"):
-        import h5py
+        with extra("hdf5", "h5py"):
+            import h5py
 
         with h5py.File(path, "r") as file:
             _check_hdf5(path, file)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ..errors import UserError, argument, worded
+from ..errors import UserError, UserTypeError, argument, worded
 from ..guards import shaped
 from ..pose import RigidTransform
 
@@ -81,12 +81,12 @@ def _check_affine(affine, origin):
 def _check_real(array):
     "Is this an array of real numbers?"
     if array.dtype.kind == "c":
-        raise TypeError(
+        raise UserTypeError(
             f"complex numbers ({array.dtype}) are given, one real number per voxel or pixel is"
             " expected: save the magnitude (numpy.abs) or the real part"
         )
     if array.dtype.kind not in "biuf":
-        raise TypeError(
+        raise UserTypeError(
             "an array of real numbers (bool, integer or float) is expected, not one of"
             f" {array.dtype}"
         )

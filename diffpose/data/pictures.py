@@ -31,7 +31,7 @@ from .grids import _check_real
 from .headers import _MM, _nifti_header, _text_lengths, _text_scale
 from .memory import _PIXELS_MAX, _check_pixels, _Refused
 from .volumes import _NIFTI, _itk_reader, _unreadable
-from ..errors import UserError, UserNotice, argument, marked
+from ..errors import UserError, UserNotice, UserTypeError, argument, marked
 from ..guards import shaped
 
 # %% ../../notebooks/api/025_data_pictures.ipynb #8d1c927e
@@ -138,7 +138,7 @@ def _xray_pixels(image, frame, calibrated):
             image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
         stack, pitch, top = np.asarray(_plain_picture(image, calibrated)), None, None
         if stack.dtype.kind not in "biufc":
-            raise TypeError(
+            raise UserTypeError(
                 f"a path or an array of numbers is expected, not {type(image).__name__}"
             )
         _check_real(stack)
@@ -296,8 +296,8 @@ def _picture(path, calibrated=False):
             )
             pitch = tuple(s * unit for s in file.GetSpacing()[1::-1]) if given else None
         _check_real(stack)
-    except TypeError as error:
-        raise TypeError(f"{path}: {error}") from error
+    except UserTypeError as error:
+        raise UserTypeError(f"{path}: {marked(error)}") from error
     except _Refused as error:
         raise UserError(f"{path}: {marked(error)}") from error
     except Exception as error:

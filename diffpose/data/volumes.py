@@ -29,7 +29,7 @@ from .dicom import _is_dicom, _load_dicom, _load_multiframe
 from .grids import _LPS, _affine_of, _check_affine, _three, _to_tensor
 from .headers import _nifti_affine, _text_geometry, _text_scale
 from .memory import _check_memory, out_of_memory
-from ..errors import UserError, argument, worded
+from ..errors import MissingExtra, UserError, UserTypeError, argument, marked, worded
 
 # %% ../../notebooks/api/022_data_volumes.ipynb #2f9c31a2
 _NIFTI = (".nii", ".nii.gz", ".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
@@ -43,8 +43,8 @@ def _load_file(path, floating, sized=False, placed=False):
         return (_load_nibabel if path.name.lower().endswith(_NIFTI) else _load_sitk)(
             path, floating, sized or placed, placed
         )
-    except TypeError as error:
-        raise TypeError(f"{path}: {error}") from error
+    except UserTypeError as error:
+        raise UserTypeError(f"{path}: {marked(error)}") from error
     except ValueError as error:
         if str(path) in str(error):
             raise
@@ -55,6 +55,8 @@ def _load_file(path, floating, sized=False, placed=False):
 
 def _unreadable(path, error):
     "What to say of a file that no reader understands."
+    if isinstance(error, MissingExtra):
+        return MissingExtra(f"{path}: {marked(error)}")
     if out_of_memory(error):
         return MemoryError(
             f"not enough memory to read {path}: crop or resample it, or close other programs"
@@ -141,7 +143,7 @@ _TORCHIO_READER = inspect.signature(tio.Image).parameters["reader"].default
 def _array(source):
     "Voxels [X Y Z] of an array or tensor."
     if isinstance(source, Tensor) and source.is_complex():
-        raise TypeError(
+        raise UserTypeError(
             f"complex numbers ({source.dtype}) are given, one real number per voxel is"
             " expected: pass tensor.abs() or tensor.real"
         )
@@ -193,7 +195,7 @@ def _load(source, floating=True, spacing=None, affine=None, series=None, like=No
                 f"{worded(', or affine=, its 4 x 4 matrix from voxel to RAS', '')}"
             )
     else:
-        raise TypeError(
+        raise UserTypeError(
             "a path, an array, a tensor or a torchio image is expected, not"
             f" {type(source).__name__}"
         )

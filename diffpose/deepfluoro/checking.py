@@ -17,7 +17,7 @@ import torch
 
 from ..data.containers import _check_hdf5_item, _check_hdf5_links
 from .layout import BONES, LANDMARKS, SPECIMENS, camera_of_file, find_file
-from ..errors import UserError
+from ..errors import UserError, extra
 
 # %% ../../notebooks/api/055_deepfluoro_checking.ipynb #c224fe63
 _FIX = "fetch it again with `diffpose data deepfluoro`, or write it again with `diffpose data twin`"
@@ -27,7 +27,8 @@ def _open(path: Path, fix: str = _FIX):  # h5py.File
     """Open for reading, beside any other reader; or say what is wrong with the file, and how to get
     a better one.
     """
-    import h5py
+    with extra("hdf5", "h5py"):
+        import h5py
 
     # a file system may know no locks; and within a process all must open it alike
     for how in ({}, {"locking": False}, {"locking": True}):

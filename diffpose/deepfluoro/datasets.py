@@ -37,7 +37,7 @@ from diffpose.deepfluoro.layout import (
 )
 from .sampling import isocenter_pose
 from .twin import crop_px
-from ..errors import UserError
+from ..errors import UserError, UserTypeError
 from ..images import resize_image
 from ..metrics import RegistrationErrors, registration_errors
 from ..phantom import LABELS
@@ -78,7 +78,7 @@ class _Stored(torch.utils.data.Dataset):
 def _one_of(idx: int, n: int, whose: str) -> int:
     "The number of one X-ray out of n, counted from the end if negative."
     if isinstance(idx, (bool, slice)) or not hasattr(idx, "__index__"):
-        raise TypeError(
+        raise UserTypeError(
             f"an X-ray is picked by one whole number, 0 to {n - 1}, not {idx!r}; for several, loop,"
             " or use torch.utils.data.Subset"
         )

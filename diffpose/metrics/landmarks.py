@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, UserTypeError
 from ..guards import exactly, shaped
 from .poses import _batch, _pair, double_geodesic_se3
 from ..pose import RigidTransform
@@ -96,7 +96,7 @@ def _projection(camera: _Camera) -> Callable:
             return getattr(camera, name)
     if callable(camera) and not isinstance(camera, torch.nn.Module):
         return camera
-    raise TypeError(
+    raise UserTypeError(
         "camera must be a DRR, a Detector or a function (pose, points) -> pixels, got"
         f" {type(camera).__name__}"
     )
@@ -164,7 +164,7 @@ def registration_errors(
     "mPE, mRPE, mTRE and dGeo of a pose, for a table of results."
     sdd = getattr(getattr(camera, "detector", camera), "sdd", None)
     if sdd is None:
-        raise TypeError(
+        raise UserTypeError(
             "registration_errors reads the geometry from a DRR or a Detector, got"
             f" {type(camera).__name__}: call mpe, mrpe, mtre and dgeo one by one"
         )

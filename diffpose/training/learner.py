@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..calibration import Camera
-from ..data import check_memory
+from ..data.memory import check_memory
 from ..errors import UserError, argument
 from ..images import open_field
 from ..metrics import geodesic_so3, mtre

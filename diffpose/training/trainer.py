@@ -85,7 +85,8 @@ class Trainer:
         init: str | Path | None = None,  # another training's model, to start from its weights
         device: str | torch.device | None = None,  # default: a GPU where there is one
         resume: bool = True,  # go on where the folder's checkpoint left off
-        tensorboard: bool = True,
+        # also for TensorBoard; None: where it is installed (the extra `tensorboard`)
+        tensorboard: bool | None = None,
     ):
         self.folder, init = Path(folder).expanduser(), (
             None if init is None else Path(init).expanduser()
@@ -248,7 +249,7 @@ class Trainer:
                 f" folder; {_ANEW} starts anew and overwrites it"
             )
 
-    def _open(self, tensorboard: bool) -> _Tables:
+    def _open(self, tensorboard: bool | None) -> _Tables:
         "Write the settings, and begin the tables or go on with them."
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.config.to_dict(), indent=1) + "\n"

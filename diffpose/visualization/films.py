@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, UserTypeError
 from ..files import save_atomically
 from ..pose import RigidTransform
 from ..predecessors import new_call
@@ -56,7 +56,7 @@ def animate(
     A ValueError says what cannot be shown or written.
     """
     if isinstance(parameterization, (Tensor, RigidTransform)):
-        raise TypeError(
+        raise UserTypeError(
             new_call(
                 "animate(out, df, drr, ground_truth)",
                 "animate(out, df, drr, parameterization, convention, ground_truth)",
