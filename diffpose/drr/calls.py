@@ -17,7 +17,7 @@ import torchio
 from torch import Tensor
 
 from ..calibration import Camera
-from ..errors import UserError
+from ..errors import UserError, UserTypeError
 from ..pose import RigidTransform, convert
 from ..predecessors import new_call
 
@@ -60,32 +60,32 @@ def _check_moves(subject: torchio.Subject) -> None:
 def _check_subject(subject, sdd, options: dict) -> None:
     "Refuse what an earlier package took in the place of a subject."
     if isinstance(subject, str) and isinstance(sdd, str):
-        raise TypeError(
+        raise UserTypeError(
             new_call(
                 "volume, spacing = load_example_ct()",
                 "subject = load_example_ct(), and DRR(subject, sdd=..., height=..., delx=...)",
             )
         )
     if isinstance(subject, (str, Path)):
-        raise TypeError(
+        raise UserTypeError(
             f"a DRR takes a subject, not a file: DRR(read({str(subject)!r}), sdd=..., ...), with"
             " diffpose.data.read"
         )
     if not isinstance(subject, torchio.Subject):
-        raise TypeError(new_call(f"DRR({type(subject).__name__}, ...)", _READ_FIRST))
+        raise UserTypeError(new_call(f"DRR({type(subject).__name__}, ...)", _READ_FIRST))
     missing = [name for name in ("density", "reorient") if not hasattr(subject, name)]
     if missing:
-        raise TypeError(
+        raise UserTypeError(
             f"this subject has no {' and no '.join(missing)}: it holds"
             f" {', '.join(subject) or 'nothing'}. Make it with diffpose.data.read(file, or tensor"
             " with spacing), which finds the densities, the isocentre and the view"
         )
     _check_moves(subject)
     if "orthographic" in options:
-        raise TypeError(new_call("DRR(..., orthographic=True)", "DRR(..., parallel=True)"))
+        raise UserTypeError(new_call("DRR(..., orthographic=True)", "DRR(..., parallel=True)"))
     if "sdr" in options or "bone_attenuation_multiplier" in options:
         name = "sdr" if "sdr" in options else "bone_attenuation_multiplier"
-        raise TypeError(
+        raise UserTypeError(
             new_call(
                 f"DRR(..., {name}=...)",
                 (
@@ -111,7 +111,7 @@ def _check_subject(subject, sdd, options: dict) -> None:
 def _refuse_old(args: tuple, options: dict) -> None:
     "Refuse the arguments of an earlier package's constructor, by place or by name."
     if {"volume", "spacing"} & set(options):
-        raise TypeError(new_call("DRR(volume=..., spacing=...)", _READ_FIRST))
+        raise UserTypeError(new_call("DRR(volume=..., spacing=...)", _READ_FIRST))
     if len(args) > 1 or "subject" in options:
         _check_subject(
             args[1] if len(args) > 1 else options["subject"],
@@ -132,7 +132,7 @@ def _as_pose(
         )
     else:
         given = ", ".join(type(a).__name__ for a in args) or "nothing"
-        raise TypeError(
+        raise UserTypeError(
             "a DRR takes a RigidTransform, or rotation and translation with parameterization=...;"
             f" it was given {given}"
         )
@@ -162,7 +162,7 @@ def _check_options(owner: str, options: Iterable[str], known: set[str]) -> None:
     wrong = sorted(set(options) - known)
     if wrong:
         near = difflib.get_close_matches(wrong[0], known, 1)
-        raise TypeError(
+        raise UserTypeError(
             f"{owner} has no argument {', '.join(map(repr, wrong))}"
             + (f": did you mean {near[0]!r}?" if near else f". It takes {', '.join(sorted(known))}")
         )

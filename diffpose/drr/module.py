@@ -38,7 +38,7 @@ from diffpose.drr.rays import (
     _to_index,
 )
 from .volume import _LABELS_MAX, _Air, _alone, _density_of, _labels_of
-from ..errors import UserError
+from ..errors import UserError, UserTypeError
 from ..guards import exactly
 from ..pose import RigidTransform
 from ..predecessors import asked_first, former_members, new_call
@@ -52,10 +52,10 @@ _ONE_CALL = {"renderer", "n_points", "reducefn"}
 def _check_call(args: tuple, options: dict) -> None:
     "Refuse the arguments that an earlier package took in the place of a pose."
     if "pose" in options:
-        raise TypeError(new_call("drr(None, None, None, pose=pose)", "drr(pose)"))
+        raise UserTypeError(new_call("drr(None, None, None, pose=pose)", "drr(pose)"))
     old = sorted(_SINGLE_ANGLES & set(options))
     if old:
-        raise TypeError(
+        raise UserTypeError(
             new_call(
                 f"drr({'=..., '.join(old)}=...)",
                 'drr(rotation, translation, parameterization="euler_angles", convention="ZXY"), or'
@@ -418,7 +418,7 @@ class DRR(torch.nn.Module):
 
     def set_bone_attenuation_multiplier(self, multiplier: float) -> None:
         "Refused, with what to do instead."
-        raise TypeError(new_call("set_bone_attenuation_multiplier"))
+        raise UserTypeError(new_call("set_bone_attenuation_multiplier"))
 
     @property
     def _volume(self) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..drr import DRR
-from ..errors import UserError
+from ..errors import UserError, UserTypeError
 from ..pose import RigidTransform, convert
 from ..predecessors import new_call
 
@@ -34,7 +34,7 @@ class Registration(torch.nn.Module):
             wrong = f"Registration({', '.join(f'{name}=...' for name in old)})"
             known = {"input_convention", "output_convention"} & set(old)
             new = "Registration(drr, rotation, translation, parameterization, convention)"
-            raise TypeError(new_call(wrong, new) if known else f"{wrong} is not known: {new}")
+            raise UserTypeError(new_call(wrong, new) if known else f"{wrong} is not known: {new}")
         if renderer not in (None, "siddon", "trilinear"):
             raise UserError(
                 "renderer must be 'trilinear' (smooth in the pose), 'siddon', "

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..drr import DRR
-from ..errors import UserError, worded
+from ..errors import UserError, UserTypeError, worded
 from ..field import burnt_out, open_field
 from ..guards import exactly
 from ..pose import RigidTransform
@@ -105,7 +105,9 @@ def check_poses(init: RigidTransform | PosePrior) -> RigidTransform | PosePrior:
     "Rigid poses on the CPU in double precision, or a prior."
     mean = init.mean if isinstance(init, PosePrior) else init
     if not isinstance(mean, RigidTransform) or len(mean) == 0:
-        raise TypeError(f"init must be a RigidTransform or a PosePrior, not {type(init).__name__}")
+        raise UserTypeError(
+            f"init must be a RigidTransform or a PosePrior, not {type(init).__name__}"
+        )
     mean.check_rigid(1e-3)
     return init.detach().cpu().double() if isinstance(init, RigidTransform) else init
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..drr import DRR
-from ..errors import UserError
+from ..errors import UserError, UserTypeError
 from ..guards import shaped
 from ..metrics import MultiscaleNormalizedCrossCorrelation2d, mtre, ncc
 from ..pose import RigidTransform
@@ -257,7 +257,7 @@ class SparseAdam:
         image, inside = check_xray(self.drr, xray, mask)
         init = check_poses(init)
         if not isinstance(init, RigidTransform):
-            raise TypeError("Adam refines poses: draw some from the prior with its sample()")
+            raise UserTypeError("Adam refines poses: draw some from the prior with its sample()")
         inside = inside.bool()
         low, high = image[inside].aminmax()
         image = ((image - low) / (high - low) - self._patches.mean) / self._patches.std
