@@ -1,6 +1,7 @@
-"""Every Triton kernel, compiled for a GPU that need not be here: `python -m tests.compile_kernels CAPABILITY`, a line of JSON each.
+"""Every Triton kernel, compiled for a GPU that need not be here: `python -m tests.compile_kernels CAPABILITY [--all]`, a line of JSON each.
 
-Triton asks its driver what the GPU is; a stand-in answers. Nothing is launched.
+Triton asks its driver what the GPU is; a stand-in answers. Nothing is launched. Each pair of options (rule, mode, Jacobian, contrast
+map, box, pose, type of numbers, wide index) is compiled together at least once; `--all` compiles every combination that is listed.
 """
 
 import json
@@ -15,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-CAPABILITY = int(sys.argv[1])
+CAPABILITY, ALL = int(sys.argv[1]), "--all" in sys.argv
 
 
 class StandIn(DriverBase):
@@ -78,27 +79,29 @@ n = 1024
 pixels, pieces, weight = torch.rand(1, n, 3, dtype=torch.float64), torch.rand(1, 5, dtype=torch.float64), torch.rand(1, 4, n)
 labels = torch.zeros(64, 64, 64, dtype=torch.int16)
 box = torch.tensor([0.0, 0.0, 0.0, 64.0, 64.0, 64.0], dtype=torch.float64)
-ASKED = [
-    {"jacobian": True, "pieces": pieces, "occupied": box},  # a DRR asks for the box, always
+SEEN = [  # the first is what a DRR asks for
+    {"jacobian": True, "pieces": pieces, "occupied": box},
     {"occupied": box},
-    {"jacobian": True, "occupied": box},
-    {"jacobian": True},
     {"jacobian": True, "occupied": box, "pose": torch.eye(4, dtype=torch.float64)[None]},  # registration does
     {"jacobian": True, "reducefn": "max", "occupied": box},
     {"labels": labels, "n_channels": 4, "occupied": box},
 ]
+RARE = [{"jacobian": True, "occupied": box}, {"jacobian": True}]  # each option stands in another entry too
+EXACT, SAMPLED = [{"rule": "siddon"}, {"rule": "trilinear"}], {"rule": "trilinear", "n_points": 50}
 view = {"pose": torch.eye(4)[None], "frame": torch.eye(4, dtype=torch.float64), "length": torch.ones(1, n, dtype=torch.float64), "columns": 32}
 for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
     volume = torch.zeros(64, 64, 64, dtype=dtype)
-    for rule in ({"rule": "siddon"}, {"rule": "trilinear"}, {"rule": "trilinear", "n_points": 50})[: None if dtype == torch.float32 else 2]:
-        for more in ASKED[: None if dtype == torch.float32 else 1]:
+    for rule in EXACT if dtype != torch.float32 else [*EXACT, SAMPLED]:
+        half = dtype in (torch.float16, torch.bfloat16) and rule != EXACT[0]
+        several = SEEN + RARE * ALL if dtype == torch.float32 else SEEN[:1] if ALL or not half else SEEN[1:2]
+        for more in several:
             asked = " ".join(map(str, (dtype, *rule.values(), *more)))
             cuda.integrate(volume, None, pixels, **{**view, **rule, **more})
         if dtype != torch.float32:
             continue
         asked = f"{dtype} {' '.join(map(str, rule.values()))} backward"
         cuda.channel_jacobian(volume, None, pixels, weight, labels, pieces=pieces, **view, **rule)
-        for deterministic in (False, True):
+        for deterministic in (False, True) if ALL or rule != SAMPLED else (True,):
             torch.use_deterministic_algorithms(deterministic)
             cuda.volume_gradient(volume, None, pixels, weight, labels=labels, pieces=pieces, **view, **rule)
 asked = "any size"
@@ -108,7 +111,7 @@ for size, count, columns in (((64, 64, 64), 1024, 32), ((63, 65, 61), 999, 27), 
 asked = "more than 2^31 voxels"
 for rule in ("siddon", "trilinear"):
     for more in ({}, {"reducefn": "max"}):
-        cuda._integrate(torch.empty(2048, 1024, 1025, dtype=torch.float16), None, pixels, *list(view.values())[:3], 32, None, None, None, rule, 0, 0.5, more.get("reducefn", "sum"), 1, True)
+        cuda._integrate(torch.empty(2048, 1024, 1025, dtype=torch.float16), None, pixels, *list(view.values())[:3], 32, None, None, None, rule, 0, 0.5, more.get("reducefn", "sum"), 1, bool(ALL or more))
 asked = "rays in a list"
 cuda.integrate(volume.float(), pixels[:, :1], pixels, jacobian=True)
 cuda.integrate(volume.float(), pixels, pixels, jacobian=True)
