@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .inputs import load_landmarks, load_mask, load_xray
-from .options import Counted, Patient, Start, Taken, Targets
+from .options import Counted, Known, Patient, Start, Taken, Targets
 from .progress import Steps
 from ..errors import UserError
 from ..paths import check_writable, existing
 from ..report import RESULT_FILES, reduced, write_results
-from ..results import MOST, load_start, start_pose
+from ..results import MOST, in_context, load_start, numbers, start_pose
 
 if TYPE_CHECKING:
     import torchio
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffpose.calibration import Camera
     from diffpose.drr import DRR
     from diffpose.pose import RigidTransform
-    from diffpose.registration import Result
+    from diffpose.registration import CameraPrior, MotionPrior, Result
     from diffpose.training import PoseEstimator
 
 # %% ../../notebooks/api/108_cli_job.ipynb #57be41a3
@@ -56,6 +56,7 @@ class Case:
     counted: Counted = Counted()
     targets: Targets = Targets()
     start: Start = Start()
+    known: Known = Known()
     full_paths: bool = False  # write where CT and X-ray lie, not only their names
 
     def check(self) -> None:
@@ -72,7 +73,26 @@ class Case:
                 "--restarts, --prior-rotation and --prior-translation must not be negative or huge,"
                 f" not {start.restarts}, {box[0]} and {box[1]}"
             )
+        if self.known.camera_tolerance is not None and (start.model or start.antipodal):
+            raise UserError(
+                "--camera-tolerance registers the camera with the pose, from one start: leave out"
+                " --model and --antipodal"
+            )
+        self.priors()
         existing(self.ct, "a CT", folder=True)
+
+    def priors(self) -> "tuple[CameraPrior, MotionPrior]":
+        "How well the cameras are known, and how the views stand to each other."
+        from diffpose.registration import CameraPrior, MotionPrior
+
+        known, camera = self.known, CameraPrior()
+        if known.camera_tolerance is not None:
+            share, mm = numbers(known.camera_tolerance, 2, "--camera-tolerance (percent, mm)")
+            with in_context("--camera-tolerance"):
+                camera = CameraPrior(share / 100, mm)
+        turn, shift = numbers(known.views_tolerance, 2, "--views-tolerance (degrees, mm)")
+        with in_context("--views-tolerance"):
+            return camera, MotionPrior(turn, shift)
 
     @property
     def files(self) -> tuple:
@@ -85,6 +105,13 @@ class Case:
             patient.labelmap,
             patient.structures,
         )
+
+    def aimed(self, subject: "torchio.Subject") -> "Tensor | None":  # 1 N 3, world [mm]
+        "Where the expected error is to be stated, if that is said."
+        landmarks = self.targets.landmarks
+        if landmarks is None:
+            return None
+        return load_landmarks(landmarks, self.targets.landmarks_frame, subject)
 
     def estimator(self) -> "PoseEstimator | None":
         "The network that guesses the start, if there is one and it knows this view."
@@ -136,24 +163,50 @@ class Job:
     ) -> "tuple[Result, RigidTransform, float]":  # result, start, seconds
         "Register the X-ray, and write what came of it."
         (image, camera, counts), case = seen, self.case
-        landmarks, targets = case.targets.landmarks, None
-        if landmarks is not None:
-            targets = load_landmarks(landmarks, case.targets.landmarks_frame, subject)
         if estimator is None:
             pose = start_pose(self.start, subject, camera, case.start.init)
         else:
             pose = estimator.estimate(image, camera, counts)
-        result, drr, seconds = solve(
-            step, subject, camera, image, pose, counts, targets, case.start, estimator
-        )
+        targets = case.aimed(subject)
+        if case.known.camera_tolerance is None:
+            how = (pose, counts, targets, case.start, estimator)
+            result, drr, seconds = solve(step, subject, camera, image, *how)
+        else:
+            [(result, drr)], seconds = solve_together(step, subject, [seen], [pose], case)
         step("writing")
-        # results are passed on, and folders may be named after patients
-        shown = str if case.full_paths else lambda path: Path(path).resolve().name
-        about = {"ct": shown(case.ct), "xray": shown(self.xray), "camera": camera.to_dict()}
-        write_results(self.folder, result, pose, drr, image, counts, about)
+        self.write(result, pose, drr, seen)
         return result, pose, seconds
 
+    def write(
+        self,
+        result: "Result",
+        pose: "RigidTransform",  # where it began
+        drr: "DRR",  # with the camera as found
+        seen: "tuple[Tensor, Camera, Tensor]",
+    ) -> None:
+        "Everything that is left behind."
+        # results are passed on, and folders may be named after patients
+        shown = str if self.case.full_paths else lambda path: Path(path).resolve().name
+        camera = drr.camera.to_dict()
+        about = {"ct": shown(self.case.ct), "xray": shown(self.xray), "camera": camera}
+        if drr.camera != seen[1]:
+            about["camera_as_stated"] = seen[1].to_dict()
+        write_results(self.folder, result, pose, drr, seen[0], seen[2], about)
+
 # %% ../../notebooks/api/108_cli_job.ipynb #d24be626
+def _check_start(drr: "DRR", xray: "Tensor", pose: "RigidTransform") -> None:
+    "Refuse a start that does not see the patient."
+    import torch
+
+    with torch.no_grad():
+        seen = reduced(drr, xray, 32)[0](pose)
+    if (seen == seen[0, 0, 0, 0]).all():
+        raise UserError(
+            "from the start no ray meets the CT. Lengths are in mm, and in the AP view the source"
+            " stands at positive y: --init '0,0,0;0,850,0'"
+        )
+
+
 def solve(
     step: Steps,
     subject: "torchio.Subject",
@@ -166,21 +219,14 @@ def solve(
     estimator: "PoseEstimator | None" = None,
 ) -> "tuple[Result, DRR, float]":  # result, the DRR that was fitted, seconds
     "Register one X-ray from a start that sees the patient, or from a network's guess."
-    import torch
-
     from diffpose.calibration import antipode
     from diffpose.drr import DRR
     from diffpose.registration import GaussNewton
 
     step("registering")
     drr = DRR.from_camera(subject, camera, renderer="trilinear", persistent=False)
-    with torch.no_grad():
-        seen = reduced(drr, xray, 32)[0](pose)
-    if estimator is None and (seen == seen[0, 0, 0, 0]).all():
-        raise UserError(
-            "from the start no ray meets the CT. Lengths are in mm, and in the AP view the source"
-            " stands at positive y: --init '0,0,0;0,850,0'"
-        )
+    if estimator is None:
+        _check_start(drr, xray, pose)
     began = time.perf_counter()
     around: dict[str, Any] = {}
     if start is not None:
@@ -202,3 +248,32 @@ def solve(
             xray, solver, n_more=start.restarts, antipodal=start.antipodal, **given
         )
     return result, drr, time.perf_counter() - began
+
+# %% ../../notebooks/api/108_cli_job.ipynb #af19254d
+def solve_together(
+    step: Steps,
+    subject: "torchio.Subject",
+    seen: "list[tuple[Tensor, Camera, Tensor]]",  # of each X-ray, as `Job.seen` gives it
+    poses: "list[RigidTransform]",  # where each begins
+    case: Case,
+) -> "tuple[list[tuple[Result, DRR]], float]":  # of each X-ray, with the camera as found; seconds
+    "Register X-rays of one patient together, and their cameras."
+    from diffpose.drr import DRR
+    from diffpose.pose import RigidTransform
+    from diffpose.registration import JointRegistration
+
+    step("registering")
+    cameras = [camera for _, camera, _ in seen]
+    made = lambda camera: DRR.from_camera(subject, camera, renderer="trilinear", persistent=False)
+    drrs = [made(camera) for camera in cameras]
+    for drr, (image, *_), pose in zip(drrs, seen, poses):
+        _check_start(drr, image, pose)
+    began, (camera_prior, views_prior) = time.perf_counter(), case.priors()
+    starts = RigidTransform.cat([pose.double() for pose in poses])
+    joint = JointRegistration(
+        drrs[0], cameras, starts, views_prior, camera_prior, restarts=case.start.restarts
+    )
+    images, masks = [image for image, *_ in seen], [counts for *_, counts in seen]
+    result = joint.register(images, starts, masks, case.aimed(subject))
+    found = [(result.of_view(k), made(camera)) for k, camera in enumerate(result.cameras)]
+    return found, time.perf_counter() - began

@@ -377,6 +377,29 @@ class Start:
         return None if ";" in self.init or self.init == "carm" else self.init
 
 
+@dataclass(frozen=True)
+class Known:
+    "How well cameras are known, and how the views of several X-rays stand to each other."
+
+    camera_tolerance: Annotated[
+        str | None,
+        option(
+            "How far the camera may be from what is stated: standard deviations 'percent,mm' of the"
+            " source-to-detector distance and of the principal point, such as 1,2; both are"
+            " registered with the pose. (default: the camera is exact)",
+            GEOMETRY,
+        ),
+    ] = None
+    views_tolerance: Annotated[
+        str,
+        option(
+            "With --together: how far the starts may be from how the views stand to each other,"
+            " standard deviations 'degrees,mm'; 0,0 is exact.",
+            START,
+        ),
+    ] = "1,5"
+
+
 Debug = Annotated[bool, option("Show the traceback of an error.", RESULT, "--debug")]
 
 

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .inputs import load_ct
-from .job import Case, Job
+from .job import Case, Job, solve_together
 from diffpose.cli.options import (
     CT,
     RESULT,
     Counted,
     Force,
+    Known,
     Patient,
     Run,
     Start,
@@ -37,11 +38,12 @@ from .words import NOT_CONVERGED, explained, reported
 from ..errors import UserError
 from ..paths import alone, check_writable, existing, kind_of, written_together
 from ..report import RESULT_FILES, report
-from ..results import CONVENTIONS, _columns, write_json
+from ..results import CONVENTIONS, _columns, start_pose, write_json
 
 if TYPE_CHECKING:
     import torchio
 
+    from diffpose.registration import Result
     from diffpose.training import PoseEstimator
 
 # %% ../../notebooks/api/109_cli_registration.ipynb #5e9f1a02
@@ -157,8 +159,8 @@ def register_one(
             else f"{xrays[0]} is a folder or a pattern"
         )
         raise UserError(
-            f"{given}: with --each every X-ray is registered by itself, into a folder of its own"
-            " within --out"
+            f"{given}: with --each every X-ray is registered by itself, with --together all of them"
+            " at once, as X-rays of one moment; into a folder of its own within --out"
         )
     with steps(5) as step:
         case.check()
@@ -284,6 +286,11 @@ def _row(
     step("reading")
     with alone(job.folder):
         result, _, seconds = job.answer(step, job.seen(), subject, estimator)
+    return _row_of(result, seconds)
+
+
+def _row_of(result: "Result", seconds: float) -> dict:
+    "What the table says of a registration."
     pose = result.pose.detach().cpu().double()
     rotation, translation = pose.convert("euler_angles", "ZXY", degrees=True)
     numbers = (*rotation[0].tolist(), *translation[0].tolist())
@@ -295,6 +302,49 @@ def _row(
         "reasons": "; ".join(result.reasons),
         "exit_code": 0 if result.verdict == "converged" else NOT_CONVERGED,
     }
+
+# %% ../../notebooks/api/109_cli_registration.ipynb #2456d175
+def register_together(
+    case: Case,
+    xrays: list[Path],  # files, folders and patterns
+    out: Path,  # folder for the results, a folder in it for each
+    force: bool = False,  # may they be overwritten?
+) -> tuple[list[str], int]:  # what to say on stdout and then on stderr, and the exit code
+    "The work of `register` on several X-rays of one moment."
+    case.check()
+    if case.start.model is not None:
+        raise UserError("--together begins from the starts of the views: leave out --model")
+    paths = found_xrays(xrays)
+    given = (*case.files, *paths, case.taken.camera, case.counted.mask, case.start.file)
+    out = check_writable(out, SUMMARY_FILES, force, given)
+    names = result_names(paths)
+    with steps(4 + 2 * len(paths)) as step:
+        jobs = [
+            Job.checked(path, out / name, _case_of(case, path), force)
+            for path, name in zip(paths, names)
+        ]
+        step("loading torch")
+        with alone(out):
+            seen = []
+            for name, job in zip(names, jobs):
+                step(f"reading {name}")
+                seen.append(job.seen())
+            step("reading the CT")
+            subject = load_ct(case.ct, case.patient)
+            poses = [
+                start_pose(job.start, subject, camera, job.case.start.init)
+                for job, (_, camera, _) in zip(jobs, seen)
+            ]
+            found, seconds = solve_together(step, subject, seen, poses, case)
+            rows: list[dict] = []
+            for name, job, (result, drr), pose, x in zip(names, jobs, found, poses, seen):
+                step(f"writing {name}")
+                with alone(job.folder):
+                    job.write(result, pose, drr, x)
+                shown = str(job.xray) if case.full_paths else job.xray.name
+                rows.append({"xray": shown, "folder": name, **_row_of(result, seconds)})
+            write_summary(out, rows)
+    return _summary_lines(out, rows), max(row["exit_code"] for row in rows)
 
 # %% ../../notebooks/api/109_cli_registration.ipynb #92966719
 def write_summary(
@@ -386,6 +436,7 @@ def register(
     start: Start,
     counted: Counted,
     targets: Targets,
+    known: Known,
     run: Run,
     each: Annotated[
         bool,
@@ -395,6 +446,15 @@ def register(
             " the X-ray's folder and its name without ending.",
             RESULT,
             "--each",
+        ),
+    ] = False,
+    together: Annotated[
+        bool,
+        option(
+            "Register several X-rays of one moment together: their starts say how the views stand"
+            " to each other. Folders, and {folder} and {name}, are as with --each.",
+            RESULT,
+            "--together",
         ),
     ] = False,
     full_paths: Annotated[
@@ -409,12 +469,18 @@ def register(
 ):
     "Find where the C-arm stood when it took an X-ray, given the patient's CT."
     with reported(run.debug, run.max_memory):
-        case = Case(ct, patient, taken, counted, targets, start, full_paths)
-        told, code = (
-            register_each(case, xray, out, force, run.debug)
-            if each
-            else register_one(case, xray, out, force)
-        )
+        case = Case(ct, patient, taken, counted, targets, start, known, full_paths)
+        if each and together:
+            raise UserError(
+                "--each registers every X-ray by itself, --together all of them at once: give one"
+                " of the two"
+            )
+        if each:
+            told, code = register_each(case, xray, out, force, run.debug)
+        elif together:
+            told, code = register_together(case, xray, out, force)
+        else:
+            told, code = register_one(case, xray, out, force)
         typer.echo(told[0])
         for line in told[1:]:
             typer.echo(line, err=True)

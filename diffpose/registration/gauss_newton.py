@@ -22,12 +22,30 @@ from ..errors import UserError, UserTypeError, worded
 from ..field import burnt_out, open_field
 from ..guards import exactly
 from ..pose import RigidTransform
-from .pyramid import Stage, default_stages, make_level, pooling, state_of
-from .solver import Fit, at_depth, depth_of, evaluate, refine, unseen_axis
+from diffpose.registration.pyramid import (
+    Level,
+    Stage,
+    Target,
+    default_stages,
+    make_level,
+    pooling,
+    state_of,
+)
+from .residuals import blurred
+from diffpose.registration.solver import (
+    Fit,
+    at_depth,
+    compare,
+    depth_of,
+    evaluate,
+    refine,
+    unseen_axis,
+)
 from .starts import Job, Pool, PosePrior, _Track, funnel, widen
 from diffpose.registration.uncertainty import (
     _infinite_along,
     _landmarks,
+    camera_step,
     default_landmarks,
     expected_tre,
     newton_step,
@@ -338,9 +356,9 @@ class GaussNewton:
         if len(given) and separation(agreement[0], agreement[given])[0] < margin:
             rest = torch.arange(len(pool.given))
             pool = pool[torch.cat([given, rest[rest != given]])]  # others must be clearly better
-        pool, newton = self._refined(job, pool, still)
+        pool, newton, camera = self._refined(job, pool, still)
         evidence = self._evidence(job, pool, others)
-        evidence["newton_mm"] = newton
+        evidence |= {"newton_mm": newton, **camera}
         verdict, reasons = judge(evidence, self.thresholds)
         covariance, beam = evidence.pop("covariance"), self._beam(pool.fit)
         far = job.apart(pool.fit.matrix[0], others.fit.matrix) > self.thresholds.distance_mm
@@ -363,17 +381,45 @@ class GaussNewton:
             None if beam is None else covariance,
         )
 
-    def _refined(self, job: Job, pool: Pool, still: bool) -> tuple[Pool, float]:
-        """The first of the candidates at rest in the last stage, and how far a Newton step would
-        move it [mm].
+    def _camera(self, level: Level, matrix: Tensor, blur: float, target: Target) -> dict:
+        """Does another camera explain the X-ray better?
+
+        Chi-square, and what it wants of each number.
         """
+        camera = level.drr.camera
+        if camera.parallel:
+            return {}
+        names = ("sdd", "x0", "y0")
+        pose = RigidTransform._of(matrix)
+        image, J = level.drr.jacobian(pose, intrinsics=names)
+        if blur:
+            image, J = blurred(image, blur), blurred(J.movedim(-1, 1), blur).movedim(1, -1)
+        which = torch.zeros(1, dtype=torch.long, device=matrix.device)
+        fit = compare(level, target, image, J, matrix, which).to("cpu")
+        step, covariance = camera_step(_curvature(fit, 0), fit.g[0], fit.score[0])
+        if not covariance.isfinite().all():
+            return {}
+        surprise = step @ torch.linalg.pinv(covariance, hermitian=True) @ step
+        numbers = zip(names, step.tolist(), covariance.diagonal().sqrt().tolist())
+        stated = {name: getattr(camera, name) for name in names}
+        wants = {name: (stated[name], stated[name] + d, error) for name, d, error in numbers}
+        return {"camera_surprise": surprise.item(), "camera_wants": wants}
+
+    def _refined(self, job: Job, pool: Pool, still: bool) -> tuple[Pool, float, dict]:
+        """The first of the candidates at rest in the last stage, how far a Newton step would move
+        it [mm], and what the image wants of the camera.
+        """
+        camera: dict = {}
         fit, level, x = pool.fit[:1], job.levels[-1], int(pool.fit.which[0])
         if level.stage.refine:
             target = job.targets[-1][x : x + 1]
             job.track.ids, job.track.level = pool.ids[:1], len(job.levels) - 1
             with torch.no_grad():
                 start = pool.fit.matrix[:1].to(level.drr.device)
-                fit, plain, steps, settled, renders = refine(level, target, start, job.track, still)
+                fit, plain, steps, settled, renders, sharp = refine(
+                    level, target, start, job.track, still
+                )
+                camera = self._camera(level, fit.matrix, *sharp)
             fit, plain = fit.to("cpu"), plain.to("cpu")
             plain.which[:] = x
             if job.apart(fit.matrix[0], pool.fit.matrix[:1])[0] > self.thresholds.distance_mm:
@@ -386,7 +432,7 @@ class GaussNewton:
         newton = newton_step(_curvature(fit, 0), fit.g[0], job.points, self._beam(fit))
         if not still:
             pool.settled[:1] |= newton < AT_REST_MM
-        return pool, newton
+        return pool, newton, camera
 
     def _evidence(self, job: Job, pool: Pool, others: Pool) -> dict:
         "Numbers that say whether the first of the candidates is right."

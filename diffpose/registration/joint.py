@@ -160,10 +160,11 @@ class JointResult:
     ) -> Result:
         "What was found for one view and the first body, as `GaussNewton` says it of one X-ray."
         evidence = self.evidence[view]
+        others = tuple(f"view {k + 1}: " for k in range(len(self.poses)) if k != view)
         return Result(
             self.poses[view],
             self.verdict,
-            self.reasons,
+            [reason for reason in self.reasons if not reason.startswith(others)],
             self.covariances[view, 0],
             self.error_mm[view, 0].norm().item(),
             evidence["similarity"],

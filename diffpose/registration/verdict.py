@@ -32,6 +32,8 @@ class Thresholds:
     margin: float = (
         4.0  # standard errors by which the answer agrees better than any other pose, at least
     )
+    # chi-square, of three numbers, by which another camera explains the X-ray better, at most
+    camera: float = 16.3
     newton_mm: float = 0.5  # by which a whole Newton step would move the landmarks, at most
     contrast: float = 0.02  # share of the DRR's pixels that show something of the patient, at least
 
@@ -134,9 +136,28 @@ def _where(e: dict) -> str:
     return " across the beam" if e.get("beam") else ""
 
 
+def _of_the_camera(wants: dict[str, tuple[float, float, float]]) -> str:
+    "What an image wants of its camera: stated, wanted, standard error, of the most surprising."
+    name = max(wants, key=lambda k: abs(wants[k][1] - wants[k][0]) / max(wants[k][2], 1e-12))
+    stated, wanted, error = wants[name]
+    words = {
+        "sdd": "the source-to-detector distance",
+        "x0": "the principal point's x0",
+        "y0": "the principal point's y0",
+    }
+    other = ", or pixels of another size" if name == "sdd" else ""
+    return (
+        f"the camera does not fit: {words[name]} is stated as {stated:.5g} mm, and the X-ray wants"
+        f" {wanted:.5g} +- {error:.2g} mm{other}"
+    )
+
+
 def _doubts(e: dict, t: Thresholds) -> list[Reason]:
     "What says that another pose may be the answer."
     error, apart, found = e["expected_tre_mm"], e["separation"], []
+    if e.get("camera_surprise", 0.0) > t.camera:
+        text = _of_the_camera(e["camera_wants"])
+        found.append(Reason(text, "camera", e["camera_surprise"], t.camera))
     if not error <= t.expected_tre_mm:  # NaN too
         left = f"{error:.1f} mm" if math.isfinite(error) else "any amount"
         text = (
