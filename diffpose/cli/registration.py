@@ -416,6 +416,28 @@ def _summary_lines(out: Path, rows: list[dict]) -> list[str]:
     ]
 
 # %% ../../notebooks/api/109_cli_registration.ipynb #d04d4689
+def _in_one_way(
+    case: Case,
+    xrays: list[Path],
+    out: Path,
+    force: bool,
+    debug: bool,
+    each: bool,
+    together: bool,
+) -> tuple[list[str], int]:
+    "Register one X-ray, each of several, or several together."
+    if each and together:
+        raise UserError(
+            "--each registers every X-ray by itself, --together all of them at once: give one of"
+            " the two"
+        )
+    if each:
+        return register_each(case, xrays, out, force, debug)
+    if together:
+        return register_together(case, xrays, out, force)
+    return register_one(case, xrays, out, force)
+
+
 @app.command()
 @grouped
 def register(
@@ -470,17 +492,7 @@ def register(
     "Find where the C-arm stood when it took an X-ray, given the patient's CT."
     with reported(run.debug, run.max_memory):
         case = Case(ct, patient, taken, counted, targets, start, known, full_paths)
-        if each and together:
-            raise UserError(
-                "--each registers every X-ray by itself, --together all of them at once: give one"
-                " of the two"
-            )
-        if each:
-            told, code = register_each(case, xray, out, force, run.debug)
-        elif together:
-            told, code = register_together(case, xray, out, force)
-        else:
-            told, code = register_one(case, xray, out, force)
+        told, code = _in_one_way(case, xray, out, force, run.debug, each, together)
         typer.echo(told[0])
         for line in told[1:]:
             typer.echo(line, err=True)
