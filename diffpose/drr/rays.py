@@ -109,6 +109,11 @@ def _check_intrinsics(names: tuple[str, ...], camera: Camera) -> None:
         raise UserError("an image of a parallel beam does not depend on sdd")
 
 
+def _signs(camera: Camera) -> tuple[int, int]:
+    "Which way pixels move, to the right and up, where the principal point moves right and down."
+    return 1 if camera.reverse_x_axis else -1, -1 if camera.reverse_y_axis else 1
+
+
 def _by_intrinsics(
     by_ends: Tensor,  # B N 6, as for `_by_twist`
     image: Tensor,  # B N, the values
@@ -122,7 +127,7 @@ def _by_intrinsics(
     """
     axes, pixels = axes.to(by_ends), view.pixels.to(by_ends.dtype)
     right, up, ahead = axes.unbind(-1)
-    x, y = 1 if camera.reverse_x_axis else -1, -1 if camera.reverse_y_axis else 1
+    x, y = _signs(camera)
     column, row = (pixels @ right - x * camera.x0), (pixels @ up - y * camera.y0)  # [mm]
     along = {
         "sdd": (ahead, None),
@@ -143,3 +148,20 @@ def _by_intrinsics(
         part = slope @ direction
         parts.append(part if share is None else part * share)
     return torch.stack(parts, -1)
+
+# %% ../../notebooks/api/043_drr_rays.ipynb #308617dc
+def _camera_from_twist(
+    jacobian: Tensor,  # B N 6, by a left twist [omega, v]
+    pose: Tensor,  # B 4 4
+    pixels: Tensor,  # 1|B N 3, in the frame that a pose takes to the world
+    axes: Tensor,  # 3 3, as for `_by_intrinsics`
+    camera: Camera,
+) -> Tensor:  # B N 3, by sdd, x0 and y0
+    "Derivatives by the camera, of rays that end beyond the volume."
+    R, t = (part.to(jacobian) for part in (pose[:, :3, :3], pose[:, :3, 3]))
+    arm = pixels.to(jacobian) @ R.mT
+    turned = jacobian[..., :3] - torch.linalg.cross(t[:, None].expand_as(arm), jacobian[..., 3:])
+    across = -torch.linalg.cross(arm, turned) / arm.square().sum(-1, keepdim=True)
+    right, up, ahead = (R @ axes.to(jacobian)).unbind(-1)  # B 3 each
+    x, y = _signs(camera)
+    return torch.stack([(across * d[:, None]).sum(-1) for d in (ahead, x * right, y * up)], -1)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..drr import DRR
+from ..drr.rays import _camera_from_twist
 from ..errors import UserError, UserTypeError, worded
 from ..field import burnt_out, open_field
 from ..guards import exactly
@@ -381,7 +382,15 @@ class GaussNewton:
             None if beam is None else covariance,
         )
 
-    def _camera(self, level: Level, matrix: Tensor, blur: float, target: Target) -> dict:
+    def _camera(
+        self,
+        level: Level,
+        matrix: Tensor,  # 1 4 4
+        blur: float,
+        target: Target,
+        image: Tensor,  # 1 1 H W
+        J: Tensor,  # 1 H W 6
+    ) -> dict:
         """Does another camera explain the X-ray better?
 
         Chi-square, and what it wants of each number.
@@ -389,9 +398,10 @@ class GaussNewton:
         camera = level.drr.camera
         if camera.parallel:
             return {}
-        names = ("sdd", "x0", "y0")
-        pose = RigidTransform._of(matrix)
-        image, J = level.drr.jacobian(pose, intrinsics=names)
+        names, detector = ("sdd", "x0", "y0"), level.drr.detector
+        at = (matrix, detector.pixels()[0], detector._exact[:3, :3], camera)
+        more = _camera_from_twist(J.flatten(1, 2), *at).unflatten(1, J.shape[1:3])
+        J = torch.cat([J, more], -1)
         if blur:
             image, J = blurred(image, blur), blurred(J.movedim(-1, 1), blur).movedim(1, -1)
         which = torch.zeros(1, dtype=torch.long, device=matrix.device)

@@ -326,9 +326,9 @@ def refine(
     matrix: Tensor,  # 1 4 4 pose, nearly right
     record: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # as for `descend`
     still: bool = False,  # leave the pose where it is
-    # returns fits with and without weights, steps, did it come to rest, renders, and the blur and
-    # the target with weights
-) -> tuple[Fit, Fit, int, bool, int, tuple[float, Target]]:
+    # returns fits with and without weights, steps, did it come to rest, renders, and what they are
+    # of: blur, target with weights, DRR and its derivative
+) -> tuple[Fit, Fit, int, bool, int, tuple[float, Target, Tensor, Tensor]]:
     "Descend, and go on with weights and with a DRR as sharp as the X-ray."
     look, which = _Blurred(), torch.zeros(1, dtype=torch.long, device=matrix.device)
     how, taken, settled = (which, record, 6, False, look), 0, True
@@ -341,6 +341,6 @@ def refine(
     else:
         fit, steps, settled, _ = descend(level, weighed, matrix, *how)
         taken += int(steps)
-    sharp, look.blur = (look.blur, weighed), 0.0
+    sharp, look.blur = (look.blur, weighed, *look.render(level, fit.matrix)), 0.0
     plain = look(level, target, fit.matrix, which)
     return fit, plain, taken, bool(settled), len(look.kept), sharp
