@@ -35,10 +35,12 @@ from diffpose.images import resize_image
 from diffpose.pose import RigidTransform
 from diffpose.registration.joint import JointRegistration
 from diffpose.registration.residuals import standardise_band
+from diffpose.registration.unknowns import CameraPrior
 from diffpose.twists import se3_log, so3_exp
 
 # ---------------------------------------------------------------- knobs
 STACKS = {"radius": "rad", "ulna": "uln", "metacarpal": "mc3"}
+PAIR = "mc2_mc3"  # the second and third metacarpal in one stack of the same CT
 VOXEL = (0.39625, 0.39625, 0.625)  # mm; the stacks' first page is the end towards the fingers
 FLIPS = (1, 1, 1)  # signs of its columns, rows and pages along x, y, z; (1, -1, 1) would be the other hand
 SDD = 1500.0  # mm; a calibration in pixels leaves the scale of the detector open
@@ -49,9 +51,10 @@ ROUNDS = 2  # masks around the pose found are drawn anew, so often
 TRIED = 5  # starts that are registered, of those that the search likes best
 SHAKEN, SHAKE = 20, (6.0, 3.0)  # these are turned at random first: so many times, by degrees about each axis
 REACH = 3.0  # mm at the bone by which a start may be shifted, in each of two looks
+TOLERANCE = CameraPrior(sdd=0.01, principal_point=1.0)  # of a camera that is not taken as exact
 TURNS = 24  # about the bone's axis
 TILT = 7.0  # degrees by which the axis that was read off may be wrong, in the image or towards the camera
-HEAD = {"radius": 24, "ulna": 12, "metacarpal": 6}  # page of the end that was read off
+HEAD = {"radius": 24, "ulna": 12, "metacarpal": 6, PAIR: 6}  # page of the end that was read off
 ENDS = {  # (column, row) of that end, and of a place on the axis farther from the fingers, in camera 1 and in camera 2
     ("0099", "radius"): (((845, 1245), (885, 1690)), ((700, 1270), (625, 1690))),
     ("0099", "ulna"): (((775, 1205), (762, 1640)), ((855, 1250), (803, 1690))),
@@ -124,15 +127,17 @@ def triangulate(pixels: np.ndarray) -> np.ndarray:  # 2 N 2 (column, row) to N 3
 
 
 class Bone:
-    "A bone as soft tissue shows it, in a world of its own: the CT's axes, its box's middle at the origin."
+    "A bone as soft tissue shows it, in a world of its own (the CT's axes, its box's middle at the origin), or moved from there to a place."
 
-    def __init__(self, name: str, flips: tuple[int, int, int] = FLIPS):
-        pages = ImageSequence.Iterator(Image.open(wrist() / f"{STACKS[name]}_dcm_cropped.tif"))
+    def __init__(self, name: str, place: torch.Tensor | None = None):
+        pages = ImageSequence.Iterator(Image.open(wrist() / f"{STACKS.get(name, name)}_dcm_cropped.tif"))
         stack = np.stack([np.array(page) for page in pages]).transpose(2, 1, 0)
-        affine = np.diag([*(np.array(VOXEL) * flips), 1.0])
+        affine = np.diag([*(np.array(VOXEL) * FLIPS), 1.0])
         inside = (stack > 0).astype(np.int16)
         hu = stack.astype(np.float32) - 1024
-        self.name, self.ct = name, in_tissue(read(hu, labelmap=inside, labels=1, affine=affine, hu_max=3071.0))
+        affine[:3, 3] = -affine[:3, :3] @ (np.array(stack.shape) - 1) / 2
+        options = {"labels": 1, "affine": affine, "hu_max": 3071.0, "center_volume": False, "transform": place}
+        self.name, self.ct, self.inside, self.middle_index = name, in_tissue(read(hu, labelmap=inside, **options)), inside, (np.array(stack.shape) - 1) / 2
         world = torch.from_numpy(self.ct.density.affine)
         index = torch.from_numpy(np.argwhere(inside > 0)).double()
         voxels = index @ world[:3, :3].T + world[:3, 3]
@@ -255,14 +260,15 @@ def found_in(places: RigidTransform, poses: RigidTransform, view: int) -> torch.
     return places.matrix[view] @ torch.linalg.inv(poses.matrix[0])
 
 
-def apart(bone: Bone, a: torch.Tensor, b: torch.Tensor, beam: torch.Tensor) -> dict:
-    "Root mean square distance of two motions of a bone, all, along a beam and across it [mm], and the turn between them [deg]."
+def apart(bone: Bone, a: torch.Tensor, b: torch.Tensor, beam: torch.Tensor | None = None) -> dict:
+    "Root mean square distance of two motions of a bone [mm], the turn between them [deg]; of a beam: how much farther the first is along it, and the distance across."
     off = bone.points @ (a - b)[:3, :3].T + (a - b)[:3, 3]
-    along = off @ beam
     turn = se3_log((a @ torch.linalg.inv(b))[None])[0, 3:].norm().rad2deg().item()
-    rms = lambda x: x.square().mean().sqrt().item()
-    whole = off.square().sum(-1).mean().sqrt().item()
-    return {"apart_mm": whole, "along_mm": rms(along), "across_mm": math.sqrt(max(whole**2 - rms(along) ** 2, 0)), "turned_deg": turn}
+    found = {"apart_mm": off.square().sum(-1).mean().sqrt().item(), "turned_deg": turn}
+    if beam is None:
+        return found
+    across = off - (off @ beam)[:, None] * beam
+    return found | {"farther_mm": (off @ beam).mean().item(), "across_mm": across.square().sum(-1).mean().sqrt().item()}
 
 
 def agreement(bone: Bone, film: Film, pose: RigidTransform, around: torch.Tensor) -> float:
@@ -305,8 +311,11 @@ def solve(bone: Bone, frame: str, places: RigidTransform, cameras: list[Camera],
         result = together(bone, films, places, poses_of(motion, places), 1)
         least = min(e["local_agreement"] if math.isfinite(e["local_agreement"]) else -1.0 for e in result.evidence)
         tried.append((least, len(tried), result, {"frame": frame, "bone": bone.name, "turn": turn, "search": score, "least_agreement": least, "verdict": result.verdict}))
-    best = max(tried)[2]
-    return together(bone, films, places, best.poses, ROUNDS), [row for *_, row in tried], films
+    answer = together(bone, films, places, max(tried)[2].poses, ROUNDS)
+    there = found_in(places, answer.poses[:1], 0)
+    off = [apart(bone, found_in(places, result.poses[:1], 0), there) for _, _, result, _ in tried]
+    rows = [row | {"from_answer_mm": x["apart_mm"], "turned_deg": x["turned_deg"]} for (*_, row), x in zip(tried, off)]
+    return answer, rows, films
 
 
 def row_of(frame: str, bone: Bone, places: RigidTransform, result, seconds: float) -> dict:
@@ -330,7 +339,10 @@ def alone(frame: str, bone: Bone, films: list[Film], places: RigidTransform, res
         beam, other = ((place @ bone.ct.reorient.double())[:3, 2] for place in (places.matrix[v], places.matrix[w]))
         seen = RigidTransform((torch.linalg.inv(motion) @ places.matrix[w])[None])
         row = {"frame": frame, "bone": bone.name, "camera": v + 1, "verdict": single.verdict, "agreement": single.evidence[0]["local_agreement"]}
+        loose = JointRegistration(bone.drr(film.camera), [film.camera], camera_prior=TOLERANCE, restarts=0)
+        loose = loose.register(film.xray, result.poses[v : v + 1], [around[v]], bone.points, find_field=False)
         row |= {"stated_along_mm": single.error_mm[0, 0, 0].item(), "stated_across_mm": single.error_mm[0, 0, 1].item()}
+        row |= {"tolerance_along_mm": loose.error_mm[0, 0, 0].item(), "tolerance_across_mm": loose.error_mm[0, 0, 1].item()}
         row |= {**apart(bone, motion, joint, beam)}
         row |= {"in_other_mm": apart(bone, motion, joint, other)["across_mm"]}
         row |= {"other_agrees": agreement(bone, films[w], seen, around[w]), "other_agrees_jointly": agreement(bone, films[w], result.poses[w : w + 1], around[w])}
@@ -338,24 +350,91 @@ def alone(frame: str, bone: Bone, films: list[Film], places: RigidTransform, res
     return rows
 
 
+def released(frame: str, bone: Bone, films: list[Film], places: RigidTransform, result) -> dict:
+    "What both images together want of cameras that are not taken as exact."
+    solver = JointRegistration(bone.drr(films[0].camera), [film.camera for film in films], relative=places, camera_prior=TOLERANCE, restarts=0)
+    loose = solver.register([film.xray for film in films], result.poses, masks(bone, films, result.poses), bone.points, find_field=False)
+    off = apart(bone, found_in(places, loose.poses[:1], 0), found_in(places, result.poses[:1], 0))
+    row = {"frame": frame, "bone": bone.name, "verdict": loose.verdict, "stated_mm": loose.expected_tre_mm, "moved_mm": off["apart_mm"]}
+    for v, (camera, film) in enumerate(zip(loose.cameras, films), 1):
+        row |= {f"sdd_{v}_percent": 100 * (camera.sdd / film.camera.sdd - 1), f"x0_{v}_mm": camera.x0 - film.camera.x0, f"y0_{v}_mm": camera.y0 - film.camera.y0}
+    return row
+
+
+def in_the_pair() -> torch.Tensor:  # 4 4
+    "From the world of the third metacarpal's stack to that of the stack of two, in which the same voxels are: a shift."
+    one, two = Bone("metacarpal"), Bone(PAIR)
+    size, axes = [a + b for a, b in zip(one.inside.shape, two.inside.shape)], (0, 1, 2)
+    product = np.fft.irfftn(np.fft.rfftn(one.inside, size, axes).conj() * np.fft.rfftn(two.inside, size, axes), size, axes)
+    offset = np.array(np.unravel_index(product.argmax(), size))
+    offset = np.where(offset > np.array(size) / 2, offset - size, offset)
+    print(f"{product.max() / one.inside.sum():.1%} of the third metacarpal's voxels are in the stack of two, shifted by {offset.tolist()}")
+    shift = torch.eye(4, dtype=torch.float64)
+    shift[:3, 3] = torch.from_numpy(np.array(VOXEL) * FLIPS * (offset - two.middle_index + one.middle_index))
+    return shift
+
+
+def with_its_neighbour(frame: str, films: list[Film], places: RigidTransform, result) -> dict:
+    "The third metacarpal's pose against that of second and third together, from another stack of the same CT."
+    shift, one, two = in_the_pair(), Bone("metacarpal"), Bone(PAIR)
+    motion = found_in(places, result.poses[:1], 0)
+    both = together(two, films, places, poses_of(motion @ torch.linalg.inv(shift), places), ROUNDS)
+    off = apart(one, found_in(places, both.poses[:1], 0) @ shift, motion)
+    agreements = {f"agreement_{v}": e["local_agreement"] for v, e in enumerate(both.evidence, 1)}
+    return {"frame": frame, "bone": "metacarpal", "verdict": both.verdict, "stated_mm": both.expected_tre_mm, **agreements, **off}
+
+
+def all_at_once(frame: str, found: dict[str, torch.Tensor], places: RigidTransform, cameras: list[Camera]) -> list[dict]:
+    "All bones as bodies of one problem, each in the calibration's world where it was found alone."
+    bones = {name: Bone(name, place) for name, place in found.items()}
+    box = boxes(cameras, places, torch.cat([bone.points for bone in bones.values()]))
+    films = [Film(frame, v, camera, box[v], 4) for v, camera in enumerate(cameras)]
+    near = [torch.stack([each[v] for each in (masks(bone, films, places) for bone in bones.values())]).any(0) for v in (0, 1)]
+    first, *_ = bones.values()
+    solver = JointRegistration([bone.drr(films[0].camera) for bone in bones.values()], [film.camera for film in films], relative=places, restarts=0)
+    begun = time.perf_counter()
+    result = solver.register([film.xray for film in films], places, near, first.points, find_field=False)
+    seconds, rows = time.perf_counter() - begun, []
+    for k, (name, bone) in enumerate(bones.items()):
+        moved = places.matrix[0] @ torch.linalg.inv(result.poses.matrix[0]) @ result.motions.matrix[k]
+        still = torch.eye(4, dtype=torch.float64)
+        stated = result.error_mm[:, k].norm(dim=-1).max().item()
+        rows.append({"frame": frame, "bone": name, "verdict": result.verdict, "agreement": min(e["local_agreement"] for e in result.evidence), "stated_mm": stated, **apart(bone, moved, still), "seconds": seconds, "reasons": "; ".join(result.reasons)})
+    return rows
+
+
 def run(args) -> None:
     "A row per bone and frame."
     places, cameras = calibration()
     prove(args.folder, places, cameras)
-    tables = {name: Rows(args.folder / f"rows_{name}.csv", ["frame", "bone"]) for name in ("starts", "joint", "alone")}
+    tables = {name: Rows(args.folder / f"rows_{name}.csv", ["frame", "bone"]) for name in ("starts", "joint", "alone", "cameras", "pair", "bodies")}
     for frame in args.frames:
         for name in args.bones:
-            if tables["joint"].has(frame, name):
-                continue
-            bone, begun = Bone(name), time.perf_counter()
-            result, tried, films = solve(bone, frame, places, cameras, args.turns)
-            seconds = time.perf_counter() - begun
-            for row in tried:
-                tables["starts"].add(row)
-            for row in alone(frame, bone, films, places, result):
-                tables["alone"].add(row)
-            tables["joint"].add(row_of(frame, bone, places, result, seconds))
-            print(f"{frame} {name}: {result}, {seconds:.0f} s", flush=True)
+            if not tables["joint"].has(frame, name):
+                one(frame, Bone(name), places, cameras, args.turns, tables)
+        found = {row["bone"]: motion_of(row) for row in rows_of(args.folder, "joint") if row["frame"] == frame}
+        if not tables["bodies"].has(frame, args.bones[0]) and len(found) == len(STACKS):
+            for row in all_at_once(frame, found, places, cameras):
+                tables["bodies"].add(row)
+
+
+def one(frame: str, bone: Bone, places: RigidTransform, cameras: list[Camera], turns: int, tables: dict[str, Rows]) -> None:
+    "All that is asked of a bone in a frame."
+    begun = time.perf_counter()
+    result, tried, films = solve(bone, frame, places, cameras, turns)
+    seconds = time.perf_counter() - begun
+    for name, rows in {"starts": tried, "alone": alone(frame, bone, films, places, result), "cameras": [released(frame, bone, films, places, result)]}.items():
+        for row in rows:
+            tables[name].add(row)
+    if bone.name == "metacarpal":
+        tables["pair"].add(with_its_neighbour(frame, films, places, result))
+    tables["joint"].add(row_of(frame, bone, places, result, seconds))
+    print(f"{frame} {bone.name}: {result}, {seconds:.0f} s", flush=True)
+
+
+def rows_of(folder: Path, name: str) -> list[dict]:
+    "A table that is there."
+    return pd.read_csv(folder / f"rows_{name}.csv", dtype={"frame": str}).to_dict("records")
 
 
 def prove(folder: Path, places: RigidTransform, cameras: list[Camera]) -> None:
@@ -395,11 +474,12 @@ def motion_of(row) -> torch.Tensor:  # 4 4
 
 def report(folder: Path) -> None:
     "Tables and pictures of what is there."
-    joint, single = (pd.read_csv(folder / f"rows_{name}.csv", dtype={"frame": str}) for name in ("joint", "alone"))
-    bones = {name: Bone(name) for name in joint["bone"].unique()}
     show = lambda table: print(table.drop(columns=["motion", "reasons"], errors="ignore").round(2).to_string(index=False), end="\n\n")
-    show(joint)
-    show(single)
+    for path in sorted(folder.glob("rows_*.csv")):
+        print(path.stem)
+        show(pd.read_csv(path, dtype={"frame": str}))
+    joint, single = (pd.DataFrame(rows_of(folder, name)) for name in ("joint", "alone"))
+    bones = {name: Bone(name) for name in joint["bone"].unique()}
     between = pd.DataFrame(views_apart(bones, single))
     between.to_csv(folder / "views.csv", index=False)
     show(between)
@@ -416,7 +496,7 @@ def views_apart(bones: dict, single: pd.DataFrame) -> list[dict]:
     for (frame, name), pair in single.groupby(["frame", "bone"], sort=False):
         a, b = (motion_of(row) for _, row in pair.iterrows())
         stated = math.sqrt((pair[["stated_along_mm", "stated_across_mm"]] ** 2).to_numpy().sum())
-        off = apart(bones[name], a, b, torch.eye(3, dtype=torch.float64)[0])
+        off = apart(bones[name], a, b)
         rows.append({"frame": frame, "bone": name, "stated_mm": stated, "apart_mm": off["apart_mm"], "turned_deg": off["turned_deg"], "ratio": off["apart_mm"] / stated})
     return rows
 
