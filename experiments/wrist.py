@@ -33,7 +33,7 @@ from diffpose.data import in_tissue, read, read_xray
 from diffpose.drr import DRR, silhouette
 from diffpose.images import resize_image
 from diffpose.pose import RigidTransform
-from diffpose.registration.joint import JointRegistration
+from diffpose.registration.joint import JointRegistration, JointResult
 from diffpose.registration.residuals import standardise_band
 from diffpose.registration.unknowns import CameraPrior
 from diffpose.twists import se3_log, so3_exp
@@ -85,8 +85,6 @@ def wrist() -> Path:
     return Path(root) / "wrist"
 
 
-
-
 # ---------------------------------------------------------------- cameras
 
 
@@ -132,14 +130,13 @@ class Bone:
     def __init__(self, name: str, place: torch.Tensor | None = None):
         pages = ImageSequence.Iterator(Image.open(wrist() / f"{STACKS.get(name, name)}_dcm_cropped.tif"))
         stack = np.stack([np.array(page) for page in pages]).transpose(2, 1, 0)
+        self.name, self.inside, self.middle_index = name, (stack > 0).astype(np.int16), (np.array(stack.shape) - 1) / 2
         affine = np.diag([*(np.array(VOXEL) * FLIPS), 1.0])
-        inside = (stack > 0).astype(np.int16)
-        hu = stack.astype(np.float32) - 1024
-        affine[:3, 3] = -affine[:3, :3] @ (np.array(stack.shape) - 1) / 2
+        affine[:3, 3] = -affine[:3, :3] @ self.middle_index
         options = {"labels": 1, "affine": affine, "hu_max": 3071.0, "center_volume": False, "transform": place}
-        self.name, self.ct, self.inside, self.middle_index = name, in_tissue(read(hu, labelmap=inside, **options)), inside, (np.array(stack.shape) - 1) / 2
+        self.ct = in_tissue(read(stack.astype(np.float32) - 1024, labelmap=self.inside, **options))
         world = torch.from_numpy(self.ct.density.affine)
-        index = torch.from_numpy(np.argwhere(inside > 0)).double()
+        index = torch.from_numpy(np.argwhere(self.inside)).double()
         voxels = index @ world[:3, :3].T + world[:3, 3]
         self.voxels, self.points = voxels, voxels[::997]  # all, and where errors are stated
         page = index[:, 2]
@@ -157,7 +154,6 @@ class Bone:
         along = (ends[1] - ends[0]) / (ends[1] - ends[0]).norm()
         swing = torch.linalg.cross(self.axis, along)
         turn = so3_exp((swing / swing.norm() * torch.atan2(swing.norm(), self.axis @ along))[None])
-        found = torch.eye(4, dtype=torch.float64).repeat(turns, 1, 1)
         angles = 2 * math.pi * torch.arange(turns, dtype=torch.float64) / turns
         tilts = [torch.linalg.cross(along, aside) for aside in torch.eye(3, dtype=torch.float64)[[0, 2]]]
         tilts = torch.stack([torch.zeros(3, dtype=torch.float64), *(sign * math.radians(TILT) * t for t in tilts for sign in (-1, 1))])
@@ -202,7 +198,7 @@ def masks(bone: Bone, films: list[Film], poses: RigidTransform) -> list[torch.Te
     return [film.mask & silhouette(bone.drr(film.camera), poses[v : v + 1].float(), MARGIN) for v, film in enumerate(films)]
 
 
-def together(bone: Bone, films: list[Film], places: RigidTransform, poses: RigidTransform, rounds: int):
+def together(bone: Bone, films: list[Film], places: RigidTransform, poses: RigidTransform, rounds: int) -> JointResult:
     "Both cameras, each round in masks of the pose before."
     solver = JointRegistration(bone.drr(films[0].camera), [film.camera for film in films], relative=places, restarts=0)
     for _ in range(rounds):
@@ -318,7 +314,7 @@ def solve(bone: Bone, frame: str, places: RigidTransform, cameras: list[Camera],
     return answer, rows, films
 
 
-def row_of(frame: str, bone: Bone, places: RigidTransform, result, seconds: float) -> dict:
+def row_of(frame: str, bone: Bone, places: RigidTransform, result: JointResult, seconds: float) -> dict:
     "What a table says of both cameras together."
     row = {"frame": frame, "bone": bone.name, "verdict": result.verdict, "expected_mm": result.expected_tre_mm, "seconds": seconds}
     for v, e in enumerate(result.evidence):
@@ -328,7 +324,7 @@ def row_of(frame: str, bone: Bone, places: RigidTransform, result, seconds: floa
     return row | {"reasons": "; ".join(result.reasons), "motion": " ".join(f"{x:.9g}" for x in motion.flatten().tolist())}
 
 
-def alone(frame: str, bone: Bone, films: list[Film], places: RigidTransform, result) -> list[dict]:
+def alone(frame: str, bone: Bone, films: list[Film], places: RigidTransform, result: JointResult) -> list[dict]:
     "Each camera by itself from the joint pose: how far it goes, what it states, and how it looks in the other."
     rows, around, joint = [], masks(bone, films, result.poses), found_in(places, result.poses[:1], 0)
     for v, film in enumerate(films):
@@ -350,7 +346,7 @@ def alone(frame: str, bone: Bone, films: list[Film], places: RigidTransform, res
     return rows
 
 
-def released(frame: str, bone: Bone, films: list[Film], places: RigidTransform, result) -> dict:
+def released(frame: str, bone: Bone, films: list[Film], places: RigidTransform, result: JointResult) -> dict:
     "What both images together want of cameras that are not taken as exact."
     solver = JointRegistration(bone.drr(films[0].camera), [film.camera for film in films], relative=places, camera_prior=TOLERANCE, restarts=0)
     loose = solver.register([film.xray for film in films], result.poses, masks(bone, films, result.poses), bone.points, find_field=False)
@@ -374,12 +370,14 @@ def in_the_pair() -> torch.Tensor:  # 4 4
     return shift
 
 
-def with_its_neighbour(frame: str, films: list[Film], places: RigidTransform, result) -> dict:
+def with_its_neighbour(frame: str, films: list[Film], places: RigidTransform, result: JointResult) -> dict:
     "The third metacarpal's pose against that of second and third together, from another stack of the same CT."
     shift, one, two = in_the_pair(), Bone("metacarpal"), Bone(PAIR)
     motion = found_in(places, result.poses[:1], 0)
     both = together(two, films, places, poses_of(motion @ torch.linalg.inv(shift), places), ROUNDS)
-    off = apart(one, found_in(places, both.poses[:1], 0) @ shift, motion)
+    theirs = found_in(places, both.poses[:1], 0) @ shift
+    turn = se3_log((theirs @ torch.linalg.inv(motion))[None])[0, 3:]
+    off = apart(one, theirs, motion) | {"about_own_axis": (turn @ (motion[:3, :3] @ one.axis) / turn.norm()).item()}
     agreements = {f"agreement_{v}": e["local_agreement"] for v, e in enumerate(both.evidence, 1)}
     return {"frame": frame, "bone": "metacarpal", "verdict": both.verdict, "stated_mm": both.expected_tre_mm, **agreements, **off}
 
@@ -447,9 +445,11 @@ def prove(folder: Path, places: RigidTransform, cameras: list[Camera]) -> None:
     for v in (0, 1):
         image = -np.log((np.array(Image.open(wrist() / f"xr_cam0{v + 1}_0099.tif")).astype(float) + 8) / 264)
         beads[v] = [centroid(gaussian_filter(image, 1) - gaussian_filter(image, 6), *map(int, bead)) for bead in beads[v]]
-    misses = np.abs(by_hand(triangulate(beads)) - beads).max((0, 2))
+    miss = lambda beads: np.abs(by_hand(triangulate(beads)) - beads).max((0, 2))
+    misses, below = miss(beads), miss(np.stack([beads[..., 0], cameras[0].height - 1 - beads[..., 1]], -1))
     folder.mkdir(parents=True, exist_ok=True)
     proof = {"projection_differs_px": float(off), "beads": len(misses), "beads_miss_px_median": float(np.median(misses)), "beads_miss_px_max": float(misses.max())}
+    proof |= {"rows_from_below_miss_px_median": float(np.median(below))}
     (folder / "calibration.json").write_text(json.dumps(proof, indent=1) + "\n")
     print(proof, flush=True)
 
@@ -469,6 +469,7 @@ def centroid(image: np.ndarray, column: int, row: int, reach: int = 5) -> tuple[
 
 
 def motion_of(row) -> torch.Tensor:  # 4 4
+    "Where a row has a bone in the calibration's world."
     return torch.tensor([float(x) for x in row["motion"].split()], dtype=torch.float64).reshape(4, 4)
 
 
@@ -525,7 +526,7 @@ def motions(bones: dict, joint: pd.DataFrame) -> list[dict]:
 def gap(bone: Bone, motion: torch.Tensor, radius: Bone) -> float:
     "Least distance between voxels of a bone, moved into the radius's world, and voxels of the radius [mm]."
     moved = bone.voxels @ motion[:3, :3].T + motion[:3, 3]
-    return float(cKDTree(radius.voxels.numpy()).query(moved.numpy()[::3])[0].min())
+    return float(cKDTree(radius.voxels.numpy()).query(moved.numpy())[0].min())
 
 
 def overlay(folder: Path, frame: str, bones: dict, rows: pd.DataFrame) -> None:
