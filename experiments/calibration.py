@@ -5,7 +5,7 @@
 
 The parts, on X-rays that other programs made (the gauntlet, see `gauntlet.py`; two X-rays of one patient are a biplane pair, for their true poses are known), from small starts:
 `exact` one view, the camera as it is; `camera` one view, the camera stated wrongly by random numbers of its prior (scenarios `sdd3`, `pp5` and `pix5`: by what they say);
-`pairs` two views 40 degrees apart or more: cameras exact, cameras wrong within their prior, relative pose wrong within its prior, both;
+`pairs` two views whose sources are 40 to 140 degrees apart: cameras exact, cameras wrong within their prior, relative pose wrong within its prior, both;
 `femora` X-rays that are simulated from a pelvis whose two femora are turned by up to 15 degrees about their heads, two views, three bodies.
 A row is written after each registration, and what is there is not computed again: a stopped run goes on where it was.
 """
@@ -158,9 +158,9 @@ def single(scenario: str, i: int, tolerance: str) -> dict:
 
 
 def angle(a: torch.Tensor, b: torch.Tensor) -> float:  # 4 4 each
-    "Between the beams of two views of one world [deg], whichever way they go."
-    cosine = (a[:3, :3] @ b[:3, :3].mT).trace()
-    return math.degrees(math.acos(max(-1.0, min(1.0, (cosine.item() - 1) / 2))))
+    "Between two sources, as seen from the isocentre [deg]."
+    places = torch.stack([a[:3, 3], b[:3, 3]])
+    return math.degrees(math.acos(torch.nn.functional.cosine_similarity(places[:1], places[1:]).clamp(-1, 1).item()))
 
 
 PAIR_KINDS = {"exact": (None, None), "camera": (PAIR, None), "relative": (None, ROUGH), "both": (PAIR, ROUGH)}
