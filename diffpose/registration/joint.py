@@ -28,6 +28,7 @@ from .starts import funnel, widen
 from diffpose.registration.uncertainty import (
     _inverse,
     _displacement,
+    _gradient_spread,
     _landmarks,
     default_landmarks,
 )
@@ -463,10 +464,13 @@ class _Work:
     def result(self, scene: Scene, state: Tensor, settled: bool) -> JointResult:
         "The state that was found, judged."
         u, t = self.unknowns, self.thresholds
-        fits, H, g, pieces, _ = scene.together(state)
+        fits, H, g, *_ = scene.together(state)
         rows, slope = u.prior(state)
-        inverse, k = _inverse(H), (pieces.abs().sum(1) > 0).sum().clamp(min=2)
-        sources = {"images": t.misfit**2 * k / (k - 1) * pieces.mT @ pieces}
+        inverse, images = _inverse(H), torch.zeros_like(H)
+        for v, (fit, w) in enumerate(zip(fits, scene.weights)):
+            A = u.columns(state, v)
+            images += w**2 * A.mT @ _gradient_spread(fit.H[0], fit.score[0]) @ A
+        sources = {"images": t.misfit**2 * images}
         sources |= {name: slope[part].mT @ slope[part] for name, part in u.known.items()}
         sources = {name: inverse @ form @ inverse for name, form in sources.items()}
         covariance = torch.stack([*sources.values()]).sum(0)

@@ -41,18 +41,40 @@ def _inverse(H: Tensor, beam: Tensor | None = None) -> Tensor:  # 6 6
     return (vectors / values) @ vectors.mT / unit / unit[:, None]
 
 
+def _gradient_spread(
+    H: Tensor,  # p p, Gauss-Newton matrix
+    score: Tensor,  # K p, gradients of K blocks of the image
+) -> Tensor:  # p p
+    """By how much the gradient would differ from X-ray to X-ray: half as the blocks differ, half as
+    if residuals were alike everywhere.
+    """
+    k = (score.abs().sum(1) > 0).sum().clamp(min=2)
+    blocks = score.mT @ score * (k / (k - 1))
+    known = H.diagonal() > 0
+    if not known.any():
+        return blocks
+    alike = (blocks.diagonal()[known] / H.diagonal()[known]).mean()
+    return (blocks + alike * H) / 2
+
+
 @shaped
 def pose_covariance(
     H: Float[Tensor, "p p"],  # Gauss-Newton matrix per pixel, by the p = 6 numbers of a twist
     score: Float[Tensor, "k p"],  # gradients of K blocks of the image, which sum to the whole
     beam: Float[Tensor, "3"] | None = None,  # of a parallel beam, along which the pose is held
 ) -> Float[Tensor, "p p"]:  # of a left twist [omega (rad), v (mm)]; infinite where nothing is known
-    "Sandwich estimate of the covariance of the pose, with blocks as the independent units."
-    inverse = _inverse(H, beam)
+    """Sandwich estimate of the covariance of the pose, with blocks as the independent units, half
+    way to that of residuals which are alike everywhere.
+    """
+    if beam is not None:
+        seen = _across(beam.to(H))
+        covariance = pose_covariance(seen.mT @ H @ seen, score @ seen)
+        known = covariance.isfinite().all()
+        return seen @ covariance @ seen.mT if known else torch.full_like(H, torch.inf)
+    inverse = _inverse(H)
     if not inverse.isfinite().all():
         return inverse
-    k = (score.abs().sum(1) > 0).sum().clamp(min=2)
-    return inverse @ (score.mT @ score) @ inverse * (k / (k - 1))
+    return inverse @ _gradient_spread(H, score) @ inverse
 
 
 def _infinite_along(
