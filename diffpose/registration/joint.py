@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..guards import exactly
 from ..metrics import mtre
 from ..pose import RigidTransform
+from ..twists import se3_log
 from .gauss_newton import GaussNewton, check_poses, check_xray, measured
 from .pyramid import Level, level_of, pooled_density, pooling
 from .scene import Scene, cut_out, fuse
@@ -493,7 +494,9 @@ class _Work:
                 for name, form in sources.items()
             }
             far = max(moved) if -(g @ newton) > AT_REST else 0.0  # of any significance?
-            evidence.append(self.evidence(state, v, fit, settled, far, error[v], by))
+            numbers = self.evidence(state, v, fit, settled, far, error[v], by)
+            numbers["separation"] = self.separations(state, v, covariances[0, 0])
+            evidence.append(numbers)
         verdict, reasons = judge_together(evidence, self.wants(state, H), t)
         poses = torch.stack([u.pose(state, 0, v) for v in range(V)])
         return JointResult(
@@ -537,12 +540,6 @@ class _Work:
     ) -> dict:
         "Numbers that say whether a view agrees."
         local, image = self.local.look(state, v), self.local.render(state, v)[0]
-        apart = [math.inf]
-        if self.rivals is not None:
-            for other in self.rivals.matrix:
-                if self.apart(state, other) > self.thresholds.distance_mm:
-                    theirs = self.local.look(other, v).agreement[0]
-                    apart.append(separation(local.agreement[0], theirs).item())
         return {
             "settled": settled or newton < AT_REST_MM,
             "similarity": fit.similarity[0].item(),
@@ -554,8 +551,23 @@ class _Work:
             "across_mm": error[:, 1].max().item(),
             "expected_tre_mm": error.norm(dim=-1).max().item(),
             "by_source_mm": by,
-            "separation": apart,
         }
+
+    def separations(self, state: Tensor, v: int, covariance: Tensor) -> list[float]:
+        """By how many standard errors a view agrees better than from where else a descent ended, and
+        infinity first. What the covariance 6 6 in the first view allows is no other answer.
+        """
+        apart, pose = [math.inf], torch.linalg.inv(self.unknowns.pose(state, 0, 0))
+        if self.rivals is None:
+            return apart
+        mine = self.local.look(state, v).agreement[0]
+        for other in self.rivals.matrix:
+            twist = se3_log((self.unknowns.pose(other, 0, 0) @ pose)[None])[0].roll(3)
+            allowed = twist @ torch.linalg.solve_ex(covariance, twist)[0] < FITTING
+            if self.apart(state, other) > self.thresholds.distance_mm and not allowed:
+                theirs = self.local.look(other, v).agreement[0]
+                apart.append(separation(mine, theirs).item())
+        return apart
 
     def wants(self, state: Tensor, H: Tensor) -> list[tuple[str, str, float]]:
         """How far what was known beforehand is from what the images say without it: a code, words,
