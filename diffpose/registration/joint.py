@@ -554,8 +554,8 @@ class _Work:
         }
 
     def separations(self, state: Tensor, v: int, covariance: Tensor) -> list[float]:
-        """By how many standard errors a view agrees better than from where else a descent ended, and
-        infinity first. What the covariance 6 6 in the first view allows is no other answer.
+        """By how many standard errors a view agrees better than from where else a descent ended,
+        and infinity first. What the covariance 6 6 in the first view allows is no other answer.
         """
         apart, pose = [math.inf], torch.linalg.inv(self.unknowns.pose(state, 0, 0))
         if self.rivals is None:
