@@ -22,7 +22,7 @@ from ..metrics import mtre
 from ..pose import RigidTransform
 from ..twists import se3_log
 from .gauss_newton import GaussNewton, check_poses, check_xray, measured
-from .pyramid import Level, level_of, pooled_density, pooling
+from .pyramid import Level, level_of, pooled_density, pooling, state_of
 from .scene import Scene, cut_out, fuse
 from .solver import Fit
 from .starts import funnel, widen
@@ -225,11 +225,10 @@ class JointRegistration:
         drrs = [drr] if isinstance(drr, DRR) else list(drr)
         if bodies and len(drrs) > 1:
             raise UserError("give bodies as labels of one DRR, or as several DRRs, not both")
-        self.whole = drrs[0] if len(drrs) == 1 else None
-        self.drrs = cut_out(drrs[0], bodies) if bodies else drrs
-        self.cameras = (drrs[0].camera,) if cameras is None else tuple(cameras)
-        n, others = len(self.cameras), len(self.drrs) - 1
-        places = _places(self.cameras, relative)
+        self.drrs, self.cameras = drrs, None if cameras is None else tuple(cameras)
+        self.labels = tuple(tuple(ids) for ids in bodies)
+        n, others = len(self._seen_by()), len(self.labels) or len(drrs) - 1
+        places = _places(self._seen_by(), relative)
         one = camera_prior is None or isinstance(camera_prior, CameraPrior)
         priors = [camera_prior or CameraPrior()] * n if one else list(camera_prior)
         motions = list(body_prior) if isinstance(body_prior, Sequence) else [body_prior] * others
@@ -238,27 +237,47 @@ class JointRegistration:
                 f"{n} views and {others} moving bodies need a camera_prior and a body_prior for"
                 f" each, or one for all, not {len(priors)} and {len(motions)}"
             )
-        self.unknowns = Unknowns(
-            self.cameras,
-            torch.linalg.inv(places[:1]) @ places,
-            relative_prior or MotionPrior(),
-            tuple(priors),
-            len(self.drrs),
-            tuple(motions),
-            (),
-            drrs[0].subject.reorient.double().cpu(),
-        )
-        self.thresholds = thresholds or Thresholds()
-        self._solvers = [
-            GaussNewton(self._view(v), restarts=restarts, thresholds=self.thresholds)
-            for v in range(n)
-        ]
+        self.relative = torch.linalg.inv(places[:1]) @ places
+        self.relative_prior = relative_prior or MotionPrior()
+        self.camera_priors, self.body_priors = tuple(priors), tuple(motions)
+        self.thresholds, self.restarts = thresholds or Thresholds(), restarts
+        self._made = None
+        self._parts()  # what cannot be cut out is refused here
 
-    def _view(self, v: int) -> DRR:
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_made": None}
+
+    def _seen_by(self) -> tuple[Camera, ...]:
+        "The cameras of all views."
+        return (self.drrs[0].camera,) if self.cameras is None else self.cameras
+
+    def _parts(self) -> tuple[list[DRR], Unknowns, list[GaussNewton]]:
+        "Bodies, unknowns, and what proposes in each view; made anew when a DRR has changed."
+        state = tuple(state_of(drr) for drr in self.drrs)
+        if self._made is None or self._made[0] != state:
+            bodies = cut_out(self.drrs[0], self.labels) if self.labels else self.drrs
+            unknowns = Unknowns(
+                self._seen_by(),
+                self.relative,
+                self.relative_prior,
+                self.camera_priors,
+                len(bodies),
+                self.body_priors,
+                (),
+                self.drrs[0].subject.reorient.double().cpu(),
+            )
+            solvers = [
+                GaussNewton(self._view(c), restarts=self.restarts, thresholds=self.thresholds)
+                for c in unknowns.cameras
+            ]
+            self._made = state, (bodies, unknowns, solvers)
+        return self._made[1]
+
+    def _view(self, camera: Camera) -> DRR:
         "The whole patient in a view, without a copy of the volume."
-        drr = self.drrs[0] if self.whole is None else self.whole
+        drr = self.drrs[0]
         options = {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
-        found = DRR._sharing(drr.subject, self.cameras[v], drr._volume, "trilinear", **options)
+        found = DRR._sharing(drr.subject, camera, drr._volume, "trilinear", **options)
         found.contrast = drr.contrast
         return found.to(drr.device)
 
@@ -276,47 +295,48 @@ class JointRegistration:
     ) -> JointResult:
         "Find where everything was."
         images = [xrays] if isinstance(xrays, Tensor) else list(xrays)
-        n, init = len(self.cameras), check_poses(init)
+        drrs, unknowns, solvers = self._parts()
+        n, k, init = len(unknowns.cameras), len(drrs), check_poses(init)
         masks = [None] * n if masks is None else list(masks)
         if len(images) != n or len(masks) != n or len(init) not in (1, n):
             raise UserError(
                 f"{n} views need {n} X-rays, {n} masks or none, and 1 or {n} poses to begin from,"
                 f" not {len(images)}, {len(masks)} and {len(init)}"
             )
-        unknowns, k = self._with(matches), len(self.drrs)
+        unknowns = _with(unknowns, matches)
         moved = RigidTransform.identity(k, torch.float64) if motions is None else motions
         if len(check_poses(moved)) != k:
             raise UserError(f"{k} bodies need {k} motions to begin from, or none, not {len(moved)}")
         begin = init.matrix if len(init) == n else init.matrix @ unknowns.relative
+        points = default_landmarks(solvers[0].drr) if landmarks is None else _landmarks(landmarks)
         if list(unknowns.layout) == [("body", 0)] and n == 1 and not matches:
-            points = self._points(landmarks)
-            result = self._solvers[0].register(
-                images[0], init, masks[0], points, find_field=find_field
-            )
+            result = solvers[0].register(images[0], init, masks[0], points, find_field=find_field)
             return _of_one(unknowns, result, points)
         seen = []
-        for solver, image, mask in zip(self._solvers, images, masks):
+        for solver, image, mask in zip(solvers, images, masks):
             image, mask = check_xray(solver.drr, image, mask, find_field)
             seen.append((image, (mask, measured(image, mask) if find_field else mask)))
         with torch.no_grad():
             bodies = torch.linalg.inv(check_poses(moved).matrix)
-            return self._solve(unknowns, seen, begin, bodies, self._points(landmarks))
-
-    def _points(self, landmarks: Tensor | None) -> Tensor:  # N 3
-        "Where the error is stated."
-        return (
-            default_landmarks(self._solvers[0].drr) if landmarks is None else _landmarks(landmarks)
-        )
+            how = (drrs, unknowns, solvers, seen, begin, bodies, points)
+            return self._solve(*how)
 
     def _solve(
-        self, unknowns: Unknowns, seen: list, begin: Tensor, bodies: Tensor, points: Tensor
+        self,
+        drrs: list[DRR],
+        unknowns: Unknowns,
+        solvers: list[GaussNewton],
+        seen: list,  # of each view: X-ray, and two masks
+        begin: Tensor,  # V 4 4
+        bodies: Tensor,  # K 4 4
+        points: Tensor,  # N 3
     ) -> JointResult:
         "Each view alone, up to the level that says whether images agree; then all together."
         distance = begin[:, :3, 3].norm(dim=-1).median().item()
-        jobs = [s._job(*x, distance, points) for s, x in zip(self._solvers, seen)]
+        jobs = [s._job(*x, distance, points) for s, x in zip(solvers, seen)]
         alone = []
-        if self.whole is not None:
-            for solver, job, (image, masks), start in zip(self._solvers, jobs, seen, begin):
+        if len(self.drrs) == 1:  # a whole patient
+            for solver, job, (image, masks), start in zip(solvers, jobs, seen, begin):
                 zero, apart = torch.zeros(1, dtype=torch.long), self.thresholds.distance_mm
                 pool = funnel(job, start[None], zero, zero, solver.keep, apart, lambda *_: None)
                 how = (solver.spread, solver.restarts, apart)
@@ -325,34 +345,37 @@ class JointRegistration:
         scenes = []
         for which in (0, 1):
             numbers = [len(job.levels) - 1 if which else job.local for job in jobs]
-            levels = [self._bodies(job.levels[k], distance) for job, k in zip(jobs, numbers)]
+            levels = [_bodies(drrs, job.levels[k], distance) for job, k in zip(jobs, numbers)]
             targets = [job.targets[k] for job, k in zip(jobs, numbers)]
             n = len(levels)
             scenes.append(Scene(unknowns, levels, targets, [0.0] * n, [1.0] * n))
-        work = _Work(unknowns, self.drrs, *scenes, points, self.thresholds)
+        work = _Work(unknowns, drrs, *scenes, points, self.thresholds)
         work.renders = sum(int(job.renders.sum()) for job in jobs)
         return work.solve(begin, bodies, alone)
 
-    def _bodies(self, level: Level, distance: float) -> list[Level]:
-        "A level of each body, like one of the whole."
-        if len(self.drrs) == 1:
-            return [level]
-        found = []
-        for drr in self.drrs:
-            factors = pooling(drr, level.stage, distance, level.drr.camera)
-            volume = pooled_density(drr, factors)
-            found.append(level_of(drr, level.drr.camera, level.stage, *volume))
-        return found
 
-    def _with(self, matches: Sequence[Matches]) -> Unknowns:
-        "The unknowns, with points that were found on the X-rays."
-        for match in matches:
-            if not (0 <= match.view < len(self.cameras) and 0 <= match.body < len(self.drrs)):
-                raise UserError(
-                    f"matches are of a view from 0 to {len(self.cameras) - 1} and of a body from 0"
-                    f" to {len(self.drrs) - 1}, not of view {match.view} and body {match.body}"
-                )
-        return replace(self.unknowns, matches=tuple(matches))
+def _bodies(drrs: list[DRR], level: Level, distance: float) -> list[Level]:
+    "A level of each body, like one of the whole."
+    if len(drrs) == 1:
+        return [level]
+    found = []
+    for drr in drrs:
+        factors = pooling(drr, level.stage, distance, level.drr.camera)
+        volume = pooled_density(drr, factors)
+        found.append(level_of(drr, level.drr.camera, level.stage, *volume))
+    return found
+
+
+def _with(unknowns: Unknowns, matches: Sequence[Matches]) -> Unknowns:
+    "The unknowns, with points that were found on the X-rays."
+    views, bodies = len(unknowns.cameras), unknowns.bodies
+    for match in matches:
+        if not (0 <= match.view < views and 0 <= match.body < bodies):
+            raise UserError(
+                f"matches are of a view from 0 to {views - 1} and of a body from 0 to {bodies - 1},"
+                f" not of view {match.view} and body {match.body}"
+            )
+    return replace(unknowns, matches=tuple(matches))
 
 
 def _of_one(unknowns: Unknowns, result: Result, points: Tensor) -> JointResult:
