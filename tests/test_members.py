@@ -30,3 +30,13 @@ def test_comments_belong_to_the_argument_beside_or_below_them():
         assert row in table, (row, table)
     assert "| what there is |" in table and "no argument's" not in table
     assert [(name, said) for name, _, _, said in fields(Example)] == [("length", "how long it is"), ("width", "how wide")]
+
+
+def test_a_class_of_a_notebook_is_read_from_its_module():
+    "Python knows no file of a class that a cell defines; what the cell exports has one."
+    made = {"__name__": "__main__"}
+    exec("from dataclasses import dataclass\n@dataclass\nclass Camera:\n    sdd: float\n", made)
+    exec("class Unheard:\n    length: int = 3\n", made)
+    names = [name for name, *_ in fields(made["Camera"])]
+    assert names[:3] == ["sdd", "height", "width"] and "parallel" in names, names
+    assert fields(made["Unheard"]) == []

@@ -5,12 +5,27 @@ nbdev calls `Members` for every exported name (settings.ini, `renderer`). Annota
 """
 
 import ast
+import functools
 import html
 import inspect
 import io
 import re
 import textwrap
 import tokenize
+from pathlib import Path
+
+
+@functools.cache
+def exported_classes():
+    "`{name: source}` of the classes of the package: what a notebook defines has no file that Python knows."
+    found = {}
+    for path in sorted(Path(__file__).parents[2].glob("diffpose/**/*.py")):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ClassDef):
+                first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+                found.setdefault(node.name, "\n".join(text.splitlines()[first - 1 : node.end_lineno]) + "\n")
+    return found
 
 
 def parsed(obj):
@@ -18,7 +33,9 @@ def parsed(obj):
     try:
         text = textwrap.dedent(inspect.getsource(inspect.unwrap(obj)))
     except (OSError, TypeError):
-        return None, {}
+        text = exported_classes().get(obj.__name__) if inspect.isclass(obj) else None
+        if text is None:
+            return None, {}
     tokens = tokenize.generate_tokens(io.StringIO(text).readline)
     comments, above, lines = {}, [], text.splitlines()
     for token in (t for t in tokens if t.type == tokenize.COMMENT):
