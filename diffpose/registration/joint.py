@@ -52,6 +52,7 @@ from diffpose.registration.verdict import (
 
 # %% ../../notebooks/api/074_registration_joint.ipynb #8a78aa3d
 FITTING = 30.0  # squares of standard deviations by which views may disagree and still fit
+CONTRADICTION = 120.0  # and by which they contradict each other: X-rays that fit cost 1 to 50
 NEAR = 1.0  # states that are no farther apart are one [mm]
 AT_REST_MM = 0.1  # a state that a whole Newton step would move by less has come to rest
 AT_REST = 0.1  # of the cost, in squares of standard deviations, that a Newton step promises at rest
@@ -614,6 +615,10 @@ class _Work:
                     f" the images want {wanted:.5g} mm"
                 )
                 found.append(("camera", text, off[len(found)].item()))
+        if self.fused is not None and len(u.cameras) > 1:
+            # in standard deviations of a cost that is not normal: generously
+            text = "the views contradict each other, and nothing that is unknown explains it"
+            found.append(("views", text, math.sqrt(self.fused[1] / CONTRADICTION) * SURPRISE))
         for name, text in DOUBTED.items():
             if name in u.known:
                 found.append((name, text, off[u.known[name]].abs().max().item()))
