@@ -344,8 +344,11 @@ class JointRegistration:
                 pool = widen(job, pool, 0, start, image, masks[0], *how)
                 alone.append(job.best(pool, 2, apart).fit.matrix)
         scenes = []
-        for which in (0, 1):
-            numbers = [len(job.levels) - 1 if which else job.local for job in jobs]
+        for numbers in (
+            [job.local for job in jobs],
+            [job.stated for job in jobs],
+            [len(job.levels) - 1 for job in jobs],
+        ):
             levels = [_bodies(drrs, job.levels[k], distance) for job, k in zip(jobs, numbers)]
             targets = [job.targets[k] for job, k in zip(jobs, numbers)]
             n = len(levels)
@@ -413,12 +416,14 @@ class _Work:
         unknowns: Unknowns,
         drrs: list[DRR],  # of the bodies
         local: Scene,
+        stated: Scene,  # where agreement is stated
         last: Scene,
         points: Tensor,  # N 3 landmarks
         thresholds: Thresholds,
     ):
         self.unknowns, self.drrs, self.points = unknowns, drrs, points
-        self.local, self.last, self.thresholds = local, last, thresholds
+        self.local, self.stated, self.last = local, stated, last
+        self.thresholds = thresholds
         self.renders, self.rivals, self.fused = 0, None, None
 
     def solve(
@@ -563,7 +568,7 @@ class _Work:
         by: dict[str, float],
     ) -> dict:
         "Numbers that say whether a view agrees."
-        local, image = self.local.look(state, v), self.local.render(state, v)[0]
+        local, image = self.stated.look(state, v), self.stated.render(state, v)[0]
         return {
             "settled": settled or newton < AT_REST_MM,
             "similarity": fit.similarity[0].item(),
