@@ -182,6 +182,15 @@ def register_one(
     return [*said, f"not converged ({result.verdict}): {'; '.join(result.reasons)}"], NOT_CONVERGED
 
 # %% ../../notebooks/api/109_cli_registration.ipynb #5e9f1a04
+def _laid_out(
+    case: Case, xrays: list[Path], out: Path, force: bool
+) -> tuple[list[Path], tuple, Path, list[str]]:  # X-rays, all that is read, results, their names
+    "Which files are read and written for several X-rays. Raises ValueError or OSError."
+    paths = found_xrays(xrays)
+    given = (*case.files, *paths, case.taken.camera, case.counted.mask, case.start.file)
+    return paths, given, check_writable(out, SUMMARY_FILES, force, given), result_names(paths)
+
+
 def register_each(
     case: Case,
     xrays: list[Path],  # files, folders and patterns
@@ -191,10 +200,7 @@ def register_each(
 ) -> tuple[list[str], int]:  # what to say on stdout and then on stderr, and the exit code
     "The work of `register` on each of several X-rays."
     case.check()
-    paths = found_xrays(xrays)
-    given = (*case.files, *paths, case.taken.camera, case.counted.mask, case.start.file)
-    out = check_writable(out, SUMMARY_FILES, force, given)
-    names = result_names(paths)
+    paths, given, out, names = _laid_out(case, xrays, out, force)
     with steps(2 + 3 * len(paths)) as step:
         jobs = [
             _attempt(debug, lambda: Job.checked(path, out / name, _case_of(case, path), force))
@@ -314,10 +320,7 @@ def register_together(
     case.check()
     if case.start.model is not None:
         raise UserError("--together begins from the starts of the views: leave out --model")
-    paths = found_xrays(xrays)
-    given = (*case.files, *paths, case.taken.camera, case.counted.mask, case.start.file)
-    out = check_writable(out, SUMMARY_FILES, force, given)
-    names = result_names(paths)
+    paths, _, out, names = _laid_out(case, xrays, out, force)
     with steps(4 + 2 * len(paths)) as step:
         jobs = [
             Job.checked(path, out / name, _case_of(case, path), force)

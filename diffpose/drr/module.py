@@ -291,8 +291,10 @@ class DRR(torch.nn.Module):
         Neither carries a graph.
         """
         self._begin()
-        camera, names = _intrinsics(self.camera, calibration)[1], tuple(intrinsics)
-        _check_intrinsics(names, camera)
+        camera, names = self.camera, tuple(intrinsics)
+        if names:
+            camera = _intrinsics(camera, calibration)[1]
+            _check_intrinsics(names, camera)
         if names and isinstance(calibration, Tensor):
             raise UserError(
                 "derivatives by intrinsics are of a Camera: calibration=Camera.from_matrix(...)"

@@ -32,7 +32,6 @@ from diffpose.registration.pyramid import (
     pooling,
     state_of,
 )
-from .residuals import blurred
 from diffpose.registration.solver import (
     Fit,
     at_depth,
@@ -40,6 +39,7 @@ from diffpose.registration.solver import (
     depth_of,
     evaluate,
     refine,
+    softened,
     unseen_axis,
 )
 from .starts import Job, Pool, PosePrior, _Track, funnel, widen
@@ -401,9 +401,7 @@ class GaussNewton:
         names, detector = ("sdd", "x0", "y0"), level.drr.detector
         at = (matrix, detector.pixels()[0], detector._exact[:3, :3], camera)
         more = _camera_from_twist(J.flatten(1, 2), *at).unflatten(1, J.shape[1:3])
-        J = torch.cat([J, more], -1)
-        if blur:
-            image, J = blurred(image, blur), blurred(J.movedim(-1, 1), blur).movedim(1, -1)
+        image, J = softened(image, torch.cat([J, more], -1), blur)
         which = torch.zeros(1, dtype=torch.long, device=matrix.device)
         fit = compare(level, target, image, J, matrix, which).to("cpu")
         step, covariance = camera_step(_curvature(fit, 0), fit.g[0], fit.score[0])

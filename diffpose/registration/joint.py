@@ -21,8 +21,21 @@ from ..guards import exactly
 from ..metrics import mtre
 from ..pose import RigidTransform
 from ..twists import se3_log
-from .gauss_newton import GaussNewton, check_poses, check_xray, measured
-from .pyramid import Level, level_of, pooled_density, pooling, state_of
+from diffpose.registration.gauss_newton import (
+    AT_REST_MM,
+    GaussNewton,
+    check_poses,
+    check_xray,
+    measured,
+)
+from diffpose.registration.pyramid import (
+    Level,
+    _backend,
+    level_of,
+    pooled_density,
+    pooling,
+    state_of,
+)
 from .scene import Scene, cut_out, fuse
 from .solver import Fit
 from .starts import funnel, widen
@@ -54,7 +67,6 @@ from diffpose.registration.verdict import (
 FITTING = 30.0  # squares of standard deviations by which views may disagree and still fit
 CONTRADICTION = 120.0  # and by which they contradict each other: X-rays that fit cost 1 to 50
 NEAR = 1.0  # states that are no farther apart are one [mm]
-AT_REST_MM = 0.1  # a state that a whole Newton step would move by less has come to rest
 AT_REST = 0.1  # of the cost, in squares of standard deviations, that a Newton step promises at rest
 SURPRISE = 3.5  # standard deviations from what was known beforehand that are not believed
 WORDS = {
@@ -277,8 +289,7 @@ class JointRegistration:
     def _view(self, camera: Camera) -> DRR:
         "The whole patient in a view, without a copy of the volume."
         drr = self.drrs[0]
-        options = {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
-        found = DRR._sharing(drr.subject, camera, drr._volume, "trilinear", **options)
+        found = DRR._sharing(drr.subject, camera, drr._volume, "trilinear", **_backend(drr))
         found.contrast = drr.contrast
         return found.to(drr.device)
 

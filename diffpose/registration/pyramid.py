@@ -238,6 +238,25 @@ def pooled_density(
     return pool_volume(density, affine, factors) if max(factors) > 1 else (density, affine)
 
 
+def _backend(drr: DRR) -> dict:
+    "What a DRR that renders like another is made with."
+    return {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
+
+
+def drr_like(
+    drr: DRR,  # for its orientation, backend, device and precision
+    camera: Camera,
+    density: Tensor,  # X Y Z, what is rendered
+    affine: Tensor,  # 4 4
+    renderer: str = "trilinear",
+) -> DRR:
+    "A DRR of a density, otherwise like another."
+    image = torchio.ScalarImage(tensor=density[None].cpu(), affine=affine.numpy())
+    patient = torchio.Subject(density=image, reorient=drr.subject.reorient)
+    density = density.to(drr.device, drr.dtype)
+    return DRR._sharing(patient, camera, density, renderer, **_backend(drr)).to(drr.device)
+
+
 def level_of(
     drr: DRR,  # for its orientation, backend, device and precision
     camera: Camera,  # of the X-rays
@@ -249,15 +268,7 @@ def level_of(
     "A level that renders a density."
     scale = stage.size / min(camera.height, camera.width)
     camera = camera.resize(round(camera.height * scale), round(camera.width * scale))
-    image = torchio.ScalarImage(tensor=density[None].cpu(), affine=affine.numpy())
-    patient = torchio.Subject(density=image, reorient=drr.subject.reorient)
-    options = {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
-    return Level(
-        stage,
-        DRR._sharing(patient, camera, density.to(drr.device, drr.dtype), renderer, **options).to(
-            drr.device
-        ),
-    )
+    return Level(stage, drr_like(drr, camera, density, affine, renderer))
 
 
 def make_level(

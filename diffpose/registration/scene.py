@@ -10,17 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-import torchio
 from torch import Tensor
 
-from ..calibration import Camera
 from ..drr import DRR
 from ..errors import UserError
 from ..pose import RigidTransform
 from ..twists import se3_log
-from .pyramid import Level, Stage, Target, pooled_density
-from .residuals import blurred
-from .solver import Fit, adapt, compare, descend
+from .pyramid import Level, Stage, Target, drr_like, pooled_density
+from .solver import Fit, adapt, compare, descend, softened
+from .uncertainty import _block_spread
 from .unknowns import INTRINSICS, NUMBERS, Unknowns, changed
 
 # %% ../../notebooks/api/072_registration_scene.ipynb #d46840c9
@@ -61,19 +59,10 @@ def cut_out(
         rest[box][body] = soft
         affine = drr.affine.cpu().clone()
         affine[:3, 3] += affine[:3, :3] @ low.double()
-        bodies.append(_part(drr, torch.where(body, density[box] - soft, 0.0), affine))
-    return [_part(drr, rest, drr.affine.cpu()), *bodies]
-
-
-def _part(drr: DRR, density: Tensor, affine: Tensor, camera: Camera | None = None) -> DRR:
-    "A DRR of a density, like another."
-    image = torchio.ScalarImage(tensor=density[None].cpu(), affine=affine.numpy())
-    subject = torchio.Subject(density=image, reorient=drr.subject.reorient)
-    options = {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
-    density = density.to(drr.device, drr.dtype)
-    return DRR._sharing(subject, camera or drr.camera, density, "trilinear", **options).to(
-        drr.device
-    )
+        bodies.append(
+            drr_like(drr, drr.camera, torch.where(body, density[box] - soft, 0.0), affine)
+        )
+    return [drr_like(drr, drr.camera, rest, drr.affine.cpu()), *bodies]
 
 # %% ../../notebooks/api/072_registration_scene.ipynb #4e498a36
 IDLE = 0.02  # of the cost, in squares of standard deviations: a step that brings less is none
@@ -140,9 +129,7 @@ class Scene:
     def look(self, state: Tensor, view: int) -> Fit:  # on the CPU
         "How well a view's DRR and X-ray agree, by its own twists and its camera's numbers."
         level, target, blur = self.levels[view][0], self.targets[view], self.blurs[view]
-        image, J = self.render(state, view)
-        if blur:
-            image, J = blurred(image, blur), blurred(J.movedim(-1, 1), blur).movedim(1, -1)
+        image, J = softened(*self.render(state, view), blur)
         which = torch.zeros(1, dtype=torch.long, device=image.device)
         pose = self.unknowns.pose(state, 0, view)[None]
         return compare(level, target, image, J, pose.to(image.device), which).to("cpu")
@@ -169,8 +156,7 @@ class Scene:
         """
         fit = self.look(state, view)
         H, score = fit.H[0].diagonal()[:6], fit.score[0][:, :6]
-        k = (score.abs().sum(1) > 0).sum().clamp(min=2)
-        spread = score.square().sum(0) * k / (k - 1)
+        spread = _block_spread(score).diagonal()
         share = fit.similarity[0].clamp(self.stage.curvature, 1.0)
         known = (H > 0) & (spread > 0)
         if not known.any():
@@ -263,10 +249,7 @@ def fuse(
     cost, lam = rows(state[None]).square().sum(), 1e-3
     for _ in range(steps):
         now = rows(state[None])[0]
-        with torch.enable_grad():
-            step = torch.zeros(len(now), unknowns.size, dtype=torch.float64, requires_grad=True)
-            moved = rows(unknowns.move(state.expand(len(now), -1), step))
-            (J,) = torch.autograd.grad(moved.diagonal().sum(), step)
+        J = unknowns.slope(rows, state, len(now))
         H = J.mT @ J
         H = H + torch.diag(lam * H.diagonal() + 1e-12)
         trial = unknowns.move(state[None], -torch.linalg.solve(H, J.mT @ now)[None])

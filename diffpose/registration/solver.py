@@ -298,6 +298,13 @@ def adapt(
     )
 
 
+def softened(image: Tensor, J: Tensor, blur: float) -> tuple[Tensor, Tensor]:  # as given
+    "A DRR B 1 H W and its derivative B H W P, as sharp as an X-ray."
+    if not blur:
+        return image, J
+    return blurred(image, blur), blurred(J.movedim(-1, 1), blur).movedim(1, -1)
+
+
 class _Blurred:
     "A look at poses with blurred DRRs, which keeps what it has rendered."
 
@@ -312,11 +319,7 @@ class _Blurred:
         return self.kept[-1][1:]
 
     def __call__(self, level: Level, target: Target, matrix: Tensor, which: Tensor) -> Fit:
-        image, J = self.render(level, matrix)
-        if self.blur:
-            image, J = blurred(image, self.blur), blurred(J.movedim(-1, 1), self.blur).movedim(
-                1, -1
-            )
+        image, J = softened(*self.render(level, matrix), self.blur)
         return compare(level, target, image, J, matrix, which)
 
 

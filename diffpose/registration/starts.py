@@ -21,7 +21,7 @@ from ..guards import shaped
 from ..images import resize_image
 from ..metrics import mtre
 from ..pose import RigidTransform, convert, se3_exp
-from .pyramid import Level, Target
+from .pyramid import Level, Target, _backend
 from .residuals import _along, _mean, band_support
 from .solver import Fit, descend
 
@@ -138,10 +138,6 @@ def _matches(images: Tensor, turned: Tensor, masks: Tensor, margin: int, reach: 
             back(D * spectrum(x).conj()) / (under * x.square().sum().clamp(min=1e-6)).sqrt()
         )
     return torch.stack(found)
-
-
-def _backend(drr: DRR) -> dict:
-    return {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
 
 
 def _peaks(found: Tensor, rolls: Tensor, views: Tensor, reorient: Tensor, camera, how: tuple):

@@ -41,6 +41,12 @@ def _inverse(H: Tensor, beam: Tensor | None = None) -> Tensor:  # 6 6
     return (vectors / values) @ vectors.mT / unit / unit[:, None]
 
 
+def _block_spread(score: Tensor) -> Tensor:  # K p to p p
+    "By how much a gradient would differ from X-ray to X-ray, as its K pieces differ."
+    k = (score.abs().sum(1) > 0).sum().clamp(min=2)
+    return score.mT @ score * (k / (k - 1))
+
+
 def _gradient_spread(
     H: Tensor,  # p p, Gauss-Newton matrix
     score: Tensor,  # K p, gradients of K blocks of the image
@@ -48,8 +54,7 @@ def _gradient_spread(
     """By how much the gradient would differ from X-ray to X-ray: half as the blocks differ, half as
     if residuals were alike everywhere.
     """
-    k = (score.abs().sum(1) > 0).sum().clamp(min=2)
-    blocks = score.mT @ score * (k / (k - 1))
+    blocks = _block_spread(score)
     known = H.diagonal() > 0
     if not known.any():
         return blocks
@@ -143,8 +148,7 @@ def camera_step(
     inverse = _inverse(H)
     if not inverse.isfinite().all():
         return torch.zeros_like(g[6:]), torch.full_like(H[6:, 6:], torch.inf)
-    k = (score.abs().sum(1) > 0).sum().clamp(min=2)
-    covariance = inverse @ (score.mT @ score) @ inverse * (k / (k - 1))
+    covariance = inverse @ _block_spread(score) @ inverse
     return -(inverse @ g)[6:], covariance[6:, 6:]
 
 # %% ../../notebooks/api/069_registration_uncertainty.ipynb #788fe002

@@ -7,7 +7,7 @@ __all__ = ['CameraPrior', 'MotionPrior', 'Matches']
 
 # %% ../../notebooks/api/071_registration_unknowns.ipynb #692e887a
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -317,8 +317,11 @@ class Unknowns:
         rows = self.rows(state[None])[0]
         if not len(rows):
             return rows, state.new_zeros(0, self.size)
+        return rows, self.slope(self.rows, state, len(rows))
+
+    def slope(self, rows: Callable[[Tensor], Tensor], state: Tensor, n: int) -> Tensor:  # n N
+        "Derivative by a step of n rows, which are made of states B S, at a state S."
         with torch.enable_grad():  # a state for each row: one pass backwards for all
-            step = torch.zeros(len(rows), self.size, dtype=torch.float64, requires_grad=True)
-            moved = self.rows(self.move(state.expand(len(rows), -1), step))
-            (slope,) = torch.autograd.grad(moved.diagonal().sum(), step)
-        return rows, slope
+            step = torch.zeros(n, self.size, dtype=torch.float64, requires_grad=True)
+            moved = rows(self.move(state.expand(n, -1), step))
+            return torch.autograd.grad(moved.diagonal().sum(), step)[0]
