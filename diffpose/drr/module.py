@@ -37,7 +37,15 @@ from diffpose.drr.rays import (
     _reach,
     _to_index,
 )
-from .volume import _LABELS_MAX, _Air, _alone, _density_of, _labels_of
+from diffpose.drr.volume import (
+    _LABELS_MAX,
+    _Air,
+    _alone,
+    _density_of,
+    _in_order,
+    _labels_of,
+    _upright,
+)
 from ..errors import UserError, UserTypeError
 from ..guards import exactly
 from ..pose import RigidTransform
@@ -171,7 +179,7 @@ class DRR(torch.nn.Module):
         subject's. Nobody is to write into it.
         """
         self = cls.__new__(cls)
-        density = density.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+        density = _in_order(density, _upright(subject))
         self._assemble(
             subject,
             camera,
@@ -514,7 +522,12 @@ class DRR(torch.nn.Module):
                 " leave the DRR on the CPU, whose kernels use all cores, and move its images with"
                 " .to('mps')"
             )
+        place = self._volume.data_ptr()
         super()._apply(fn, recurse)
+        if self._volume.data_ptr() != place:  # its own copy, perhaps on another device
+            for voxels in (self._volume, self.mask):
+                if voxels is not None:
+                    voxels.data = _in_order(voxels.data, _upright(self.subject))
         # beside the volume, so that no call has to bring them there
         self._world_from_index, self._index_from_world = self.affine, self.affine_inverse
         self.volume_changed_()

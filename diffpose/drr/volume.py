@@ -23,9 +23,18 @@ from ..renderers import _kernels
 _LABELS_MAX = 2**15 - 1  # of int16, as which the kernels take labels
 
 
-def _x_fastest(voxels: Tensor) -> Tensor:  # X Y Z
-    "A copy of voxels whose first axis is contiguous in memory."
-    return voxels.permute(2, 1, 0).clone(memory_format=torch.contiguous_format).permute(2, 1, 0)
+def _upright(subject: torchio.Subject) -> int:
+    "The axis of voxels along which columns of an image run, the C-arm being turned about the patient."
+    up = torch.as_tensor(subject.reorient, dtype=torch.float64)[:3, 1]
+    axes = torch.as_tensor(subject.density.affine, dtype=torch.float64)[:3, :3]
+    return int((up @ (axes / axes.norm(dim=0))).abs().argmax())
+
+
+def _in_order(voxels: Tensor, upright: int) -> Tensor:  # X Y Z
+    "Voxels in the order in memory that their device's kernels read best; as they are, if they lie so."
+    others = [axis for axis in (2, 1, 0) if axis != upright]
+    order = [upright, *others] if voxels.device.type == "cpu" else [*others, upright]
+    return voxels.permute(order).contiguous().permute([order.index(axis) for axis in range(3)])
 
 
 # X Y Z, at bone multiplier 1 if the subject knows its contrast
@@ -33,8 +42,16 @@ def _density_of(subject: torchio.Subject) -> Tensor:
     "The volume that is rendered. Contrast other than 1 is applied to samples, not to voxels."
     contrast = getattr(subject, "contrast", None)
     if isinstance(contrast, Contrast) and contrast.multiplier != 1.0:
-        return _x_fastest(contrast.density(subject.volume.data[0], 1.0))
-    return _x_fastest(subject.density.data[0])
+        density = contrast.density(subject.volume.data[0], 1.0)
+    else:
+        density = subject.density.data[0]
+    return _copied(density, subject)
+
+
+def _copied(voxels: Tensor, subject: torchio.Subject) -> Tensor:
+    "A copy of a subject's voxels in the order that kernels read best."
+    copy = _in_order(voxels, _upright(subject))
+    return copy.clone() if copy.data_ptr() == voxels.data_ptr() else copy
 
 
 def _labels_of(subject: torchio.Subject) -> Tensor | None:  # X Y Z
@@ -48,7 +65,7 @@ def _labels_of(subject: torchio.Subject) -> Tensor | None:  # X Y Z
             f" {int(labels.min())}"
         )
     small = not labels.numel() or labels.max() <= _LABELS_MAX
-    return _x_fastest(labels.to(torch.int16 if small else torch.int32))
+    return _copied(labels.to(torch.int16 if small else torch.int32, copy=True), subject)
 
 # %% ../../notebooks/api/041_drr_volume.ipynb #a1e00002
 def _alone(tensors: dict[str, Tensor | None], name: str) -> bool:

@@ -38,19 +38,15 @@ _STEPS = ["step0", "step1", "step2"]
 
 
 @_jit
-def _lanes(n_rays, columns, tiles, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr, GRID: tl.constexpr):
+def _lanes(n_rays, columns, tiles, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
     "Each lane's ray, whether there is such a ray, and which part of it the lane takes."
     lane = tl.arange(0, RAYS * PARTS)
-    r, tile = lane % RAYS, tl.program_id(0) % tiles
-    if TILED:
-        across = (columns + GRID - 1) // GRID
-        column = (tile % across) * GRID + r % GRID
-        q = ((tile // across) * (RAYS // GRID) + r // GRID) * columns + column
-        ok = (column < columns) & (q < n_rays)
-    else:
-        q = tile * RAYS + r
-        ok = q < n_rays
-    return q, ok, lane // RAYS
+    r = (tl.program_id(0) % tiles) * RAYS + lane % RAYS
+    q = r
+    if TILED:  # column by column
+        rows = n_rays // columns
+        q = (r % rows) * columns + r // rows
+    return q, r < n_rays, lane // RAYS
 
 
 @_jit
@@ -154,14 +150,22 @@ def _part(lo, hi, enter, leave, part, PARTS: tl.constexpr):
 
 
 @_jit
+def _kept_apart(first, gap, count):
+    "The first crossing, moved by a rounding where that puts the crossings that belong to the stretch at 1 at most, and those after it beyond: no lane has to ask whether one is left."
+    edge = 5e-7 if first.dtype == tl.float32 else 1e-15
+    first -= tl.where(count > 0.0, tl.maximum(first + (count - 1.0) * gap - (1.0 - edge), 0.0), 0.0)
+    return first + tl.maximum(1.0 + edge - (first + count * gap), 0.0)
+
+
+@_jit
 def _begin(s, d, inverse, lo, hi, low, high, per, REAL: tl.constexpr, WIDE: tl.constexpr):
     "On one axis: the cell at lo, the first crossing after it and the step to the next (lo to hi being 0 to 1, per = 1 / (hi - lo)), how many there are until hi, and which way."
     i = tl.minimum(tl.maximum(tl.floor(s + lo * d), low), high - 1.0)
     last = tl.minimum(tl.maximum(tl.floor(s + hi * d), low), high - 1.0)
     first = ((tl.where(d > 0.0, i + 1.0, i) - s) * inverse - lo) * per
     way = tl.where(d > 0.0, 1, -1).to(tl.int32)
-    i, count = i.to(tl.int64) if WIDE else i.to(tl.int32), tl.abs(last - i).to(REAL)
-    return i, first.to(REAL), (tl.abs(inverse) * per).to(REAL), count, way.to(tl.int64) if WIDE else way
+    i, count, gap = i.to(tl.int64) if WIDE else i.to(tl.int32), tl.abs(last - i).to(REAL), (tl.abs(inverse) * per).to(REAL)
+    return i, _kept_apart(first.to(REAL), gap, count), gap, count, way.to(tl.int64) if WIDE else way
 
 
 @_jit
@@ -175,19 +179,12 @@ def _axes(s, d, inverse, lo, hi, low, high, REAL: tl.constexpr, WIDE: tl.constex
 
 # %% ../../notebooks/api/039_kernels_cuda.ipynb #c9877f94
 @_jit
-def _next(m, axis):
-    "Where the crossing number m of an axis is; nowhere, if the stretch ends before."
-    return tl.where(m < axis[3], axis[1] + m * axis[2], float("inf"))
-
-
-@_jit
 def _cross(m, axes):
-    "Where the lanes' next crossings are, at most 1, and in which of them it is a plane of axis 0, 1, 2; of axis 0 where none is left."
-    b0, b1, b2 = _next(m[0], axes[0]), _next(m[1], axes[1]), _next(m[2], axes[2])
-    b = tl.minimum(tl.minimum(b0, b1), b2)
-    first = b0 == b
-    second = (b1 == b) & (b0 != b)
-    return tl.minimum(b, 1.0), first, second, (b0 != b) & (b1 != b)
+    "Where the lanes' next crossings are, at most 1, and in which of them it is a plane of axis 0, 1, 2; of any where none is left."
+    b0, b1, b2 = axes[0][1] + m[0] * axes[0][2], axes[1][1] + m[1] * axes[1][2], axes[2][1] + m[2] * axes[2][2]
+    b = tl.minimum(b1, b2)
+    first = b0 <= b
+    return tl.minimum(tl.minimum(b0, b), 1.0), first, (b1 <= b2) & (b0 > b), (b1 > b2) & (b0 > b)
 
 
 @_jit
@@ -262,9 +259,10 @@ def _total(x, RAYS: tl.constexpr, PARTS: tl.constexpr):
 
 # %% ../../notebooks/api/039_kernels_cuda.ipynb #9671d30d
 @_jit
-def _credit(A, axis, change):
-    "Add a change to the sum of its axis."
-    return A[0] + tl.where(axis == 0, change, 0.0), A[1] + tl.where(axis == 1, change, 0.0), A[2] + tl.where(axis == 2, change, 0.0)
+def _credit(A, B, axis, change, a):
+    "Add a change at a to the sums of its axis, and a times the change."
+    x, y, z = tl.where(axis == 0, change, 0.0), tl.where(axis == 1, change, 0.0), tl.where(axis == 2, change, 0.0)
+    return (A[0] + x, A[1] + y, A[2] + z), (B[0] + x * a, B[1] + y * a, B[2] + z * a)
 
 
 @_jit
@@ -308,7 +306,7 @@ def _chord(walk, axes, onward, step, last, leave):
     planes = first, second, third
     after = tl.where(step < last, _among(planes, 0, 1, 2), leave)
     chord = p, live, a, e, axis, after
-    return chord, (_counted(m, planes), p + _among(planes, onward[0], onward[1], onward[2]), tl.where(live, e, a), tl.where(live, after, axis))
+    return chord, (_counted(m, planes), p + _among(planes, onward[0], onward[1], onward[2]), e, after)
 
 
 @_jit
@@ -323,11 +321,10 @@ def _add_chord(state, v, chord, JAC: tl.constexpr):
     "Add pieces of density v to the integral, and the change at their beginning to its derivatives."
     acc, before, A, B = state
     p, live, a, e, axis, after = chord
-    acc += tl.where(live, (e - a) * v, 0.0)
+    acc += (e - a) * v
     if JAC:
-        change = tl.where(live, before - v, 0.0)
-        A, B, before = _credit(A, axis, change), _credit(B, axis, change * a), tl.where(live, v, before)
-    return acc, before, A, B
+        A, B = _credit(A, B, axis, before - v, a)
+    return acc, v, A, B
 
 
 @_jit
@@ -366,7 +363,7 @@ def _save_siddon(state, MODE: tl.constexpr, out, jacobian, row, kept, hit, lengt
                 by = _moved_end(by, state[4], lo + width * state[2], d, -v, K)
                 by = _moved_end(by, state[5], lo + width * state[3], d, v, K)
             else:
-                A, B = _credit(state[2], leave, state[1]), _credit(state[3], leave, state[1] * a)
+                A, B = _credit(state[2], state[3], leave, state[1], a)
                 per = scale / tl.where(d[K] == 0.0, 1.0, d[K])
                 all_A, all_B = tl.where(hit & (d[K] != 0.0), A[K], 0.0).to(tl.float64), tl.where(hit & (d[K] != 0.0), B[K], 0.0).to(tl.float64)
                 by = (lo * all_A + width * all_B - all_A) * per, -(lo * all_A + width * all_B) * per
@@ -374,10 +371,10 @@ def _save_siddon(state, MODE: tl.constexpr, out, jacobian, row, kept, hit, lengt
 
 # %% ../../notebooks/api/039_kernels_cuda.ipynb #683c7ea6
 @_jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STEPS)
-def _siddon(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr, GRID: tl.constexpr):
+def _siddon(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
     n, strides, b = (n0, n1, n2), (step0, step1, step2), (tl.program_id(0) // tiles).to(tl.int64)
     geometry = source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays
-    q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED, GRID)
+    q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED)
     s, d = _ray(geometry, b, q, ok, LIFT)
     piece = _pieces(pieces, b, REAL)
     low, high = _bounds(box, n, 0.0, piece, pieces)
@@ -414,7 +411,7 @@ def _siddon(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, 
             state = _visit_voxel(state, MODE, voxels, one, scaled, place, fixed, REAL)
     a = walk[2]
     if MODE == "sum" or MODE == "max":
-        r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED, GRID)
+        r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED)
         _save_siddon(state, MODE, out, jacobian, b * n_rays + r, kept, hit, scale, d, lo, width, leave, a, RAYS, PARTS)
 
 
@@ -497,15 +494,16 @@ def _add_cell(sums, c, piece, live, t, d, spread, JAC: tl.constexpr):
     acc, p0, p1, p2, q0, q1, q2 = sums
     h, at = piece[1], piece[3]
     f, fx, fy, fz, fxy, fxz, fyz, fxyz = _taylor(c, at[0], at[1], at[2])
-    d0, d1, d2 = h * d[0], h * d[1], h * d[2]
-    acc = tl.where(live, acc + h * (f + spread * (d0 * (fxy * d1 + fxz * d2) + d1 * d2 * fyz)), acc)
+    r0, r1, r2 = 0.0, 0.0, 0.0
+    if spread is not None:  # a sample has no extent
+        u, d0, d1, d2 = h * spread, h * d[0], h * d[1], h * d[2]
+        f += spread * (d0 * (fxy * d1 + fxz * d2) + d1 * d2 * fyz)
+        fx, fy, fz = fx + spread * (d1 * d2) * fxyz, fy + spread * (d0 * d2) * fxyz, fz + spread * (d0 * d1) * fxyz
+        r0, r1, r2 = u * (fxy * d1 + fxz * d2), u * (fxy * d0 + fyz * d2), u * (fxz * d0 + fyz * d1)
+    acc = tl.where(live, acc + h * f, acc)
     if JAC:
-        u = h * spread
-        w0, w1, w2 = fx + spread * (d1 * d2) * fxyz, fy + spread * (d0 * d2) * fxyz, fz + spread * (d0 * d1) * fxyz
-        p0, p1, p2 = tl.where(live, p0 + h * w0, p0), tl.where(live, p1 + h * w1, p1), tl.where(live, p2 + h * w2, p2)
-        q0 = tl.where(live, q0 + h * (t * w0 + u * (fxy * d1 + fxz * d2)), q0)
-        q1 = tl.where(live, q1 + h * (t * w1 + u * (fxy * d0 + fyz * d2)), q1)
-        q2 = tl.where(live, q2 + h * (t * w2 + u * (fxz * d0 + fyz * d1)), q2)
+        p0, p1, p2 = tl.where(live, p0 + h * fx, p0), tl.where(live, p1 + h * fy, p1), tl.where(live, p2 + h * fz, p2)
+        q0, q1, q2 = tl.where(live, q0 + h * (t * fx + r0), q0), tl.where(live, q1 + h * (t * fy + r1), q1), tl.where(live, q2 + h * (t * fz + r2), q2)
     return acc, p0, p1, p2, q0, q1, q2
 
 
@@ -607,12 +605,12 @@ def _piece(walk, axes, ray, step, n_points):
 
 
 @_jit
-def _onward(walk, piece, live, after, ways, n_points):
+def _onward(walk, piece, after, ways, n_points):
     "The walk after a piece."
     m, p, a, axis = walk
     if n_points is None:
         m, p = _counted(m, piece[5]), p + _among(piece[5], ways[0], ways[1], ways[2])
-    return m, p, tl.where(live, piece[4], a), tl.where(live, after, axis)
+    return m, p, piece[4], after
 
 
 @_jit
@@ -637,6 +635,7 @@ def _both(voxels, one, two, clear, begin, live, alive, n, strides, REAL: tl.cons
 def _visit_cell(state, MODE: tl.constexpr, voxels, piece, begin, live, walk, after, stretch, d, n, strides, out, fixed, REAL: tl.constexpr):
     "What the rays' pieces in a cell add to its voxels, to the channels of their labels, or to the largest sample."
     lo, width, spread, share, whole = stretch
+    spread = 0.0 if spread is None else spread
     middle, h, at, cell = piece[0], tl.where(live, piece[1], 0.0), piece[3], _cell(begin, piece)
     x, y, z = at
     if MODE == "voxels":
@@ -679,10 +678,10 @@ def _free(s, d, inverse, lo, hi, n, begin, last, start, per, n_points):
 
 # %% ../../notebooks/api/039_kernels_cuda.ipynb #f21802df
 @_jit(do_not_specialize=_NUMBERS, do_not_specialize_on_alignment=_STEPS)
-def _trilinear(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, n_points, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr, GRID: tl.constexpr):
+def _trilinear(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, n_points, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
     n, strides, b = (n0, n1, n2), (step0, step1, step2), (tl.program_id(0) // tiles).to(tl.int64)
     geometry = source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays
-    q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED, GRID)
+    q, ok, part = _lanes(n_rays, columns, tiles, RAYS, PARTS, TILED)
     s, d = _ray(geometry, b, q, ok, LIFT)
     piece = _pieces(pieces, b, REAL)
     bottom, top = _bounds(box if n_points is None else None, n, 1.0, piece, pieces)  # equal pieces divide the whole volume's stretch
@@ -696,7 +695,7 @@ def _trilinear(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, point
         per = n_points / tl.where(low < high, high - low, 1.0)
         skipped, count = _filled(s, d, inverse, low, per, _bounds(box, n, 1.0, piece, pieces), n_points)
         start = skipped + part * count // PARTS
-        last, lo, hi, width, spread, share = skipped + (part + 1) * count // PARTS - start - 1, low, low, (high - low).to(REAL), 0.0, 1.0
+        last, lo, hi, width, spread, share = skipped + (part + 1) * count // PARTS - start - 1, low, low, (high - low).to(REAL), None, 1.0
     axes = _axes(s, d, inverse, lo, hi, bottom, top, REAL, WIDE)
     if n_points is None:
         last = (axes[0][3] + axes[1][3] + axes[2][3]).to(tl.int32)
@@ -720,18 +719,18 @@ def _trilinear(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, point
         one = _piece(walk, axes, ray, step, n_points)
         after = tl.where(step < last, _among(one[5], 0, 1, 2), leave)
         if MODE == "sum":
-            walk = _onward(walk, one, live, after, ways, n_points)
+            walk = _onward(walk, one, after, ways, n_points)
             alive = step + 1 <= last
             two = _piece(walk, axes, ray, step + 1, n_points)
-            walk = _onward(walk, two, alive, leave, ways, n_points)
+            walk = _onward(walk, two, leave, ways, n_points)
             clear = (step >= free[0]) & (step + 1 < free[1]) if labels is None else False
             c, f = _both(voxels, one, two, clear, begin, live, alive, n, strides, REAL)
             state = _add_cell(state, c, one, live, from_low + one[0], dr, spread, jacobian is not None)
             state = _add_cell(state, f, two, alive, from_low + two[0], dr, spread, jacobian is not None)
         else:
             state = _visit_cell(state, MODE, voxels, one, begin, live, walk, after, (lo, width, spread, share, whole), dr, n, strides, place, fixed, REAL)
-            walk = _onward(walk, one, live, after, ways, n_points)
-    r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED, GRID)
+            walk = _onward(walk, one, after, ways, n_points)
+    r, kept, _ = _lanes(n_rays, columns, tiles, RAYS, 1, TILED)
     if MODE == "sum":
         _save_sums(state, out, jacobian, b * n_rays + r, kept, hit, scale, d, low, high, entry, exit, n_points is None, RAYS, PARTS)
     if MODE == "max":
@@ -756,8 +755,8 @@ def _contract(jacobian, weight, points, out, n_rays, point_sets, weight_image, w
 
 # %% ../../notebooks/api/039_kernels_cuda.ipynb #539a08ca
 _WORKS_IN = {torch.float64: (torch.float64, tl.float64), torch.float32: (torch.float32, tl.float32), torch.float16: (torch.float32, tl.float32), torch.bfloat16: (torch.float32, tl.float32)}
-# below so many rays an image is walked by so many lanes for each, in tiles of so many columns; fastest of what was tried on an H200 (benchmarks/results/gpu_split.csv)
-_SPLIT = (2**14, 8, 8), (2**17, 4, 16), (math.inf, 2, 16)
+# below so many rays an image is walked by so many lanes for each, and so many rays by a program; fastest of what was tried on an H100 (benchmarks/results/gpu_split.csv)
+_SPLIT = (2**14, 8, 32), (2**17, 4, 32), (math.inf, 2, 32)
 
 
 def _beside(tensor: Tensor):
@@ -784,12 +783,12 @@ def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, we
     if batch * n == 0:
         return
     wide = sum((size - 1) * step for size, step in zip(volume.shape, volume.stride())) >= 2**31
-    parts, grid = next(how for most, *how in _SPLIT if n < most)  # not by the batch: an image is the same in any company
+    parts, count = next(how for most, *how in _SPLIT if n < most)  # not by the batch: an image is the same in any company
     parts = parts if mode == "sum" else 1
-    count = max(grid, 32 // parts)
+    count = max(count, 32 // parts)
     if os.environ.get("TRITON_INTERPRET") == "1":  # it takes one program after the other: fewer, then
         count *= 4
-    tiles = _blocks(n, count) if not columns else _blocks(columns, grid) * _blocks(_blocks(n, columns), count // grid)
+    tiles = _blocks(n, count)
     exact = lambda x: None if x is None else x.detach().double().contiguous()
     if length is None:
         length = torch.ones(1, 1, dtype=torch.float64, device=volume.device)
@@ -799,7 +798,7 @@ def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, we
     if labels is not None and labels.stride() != volume.stride():
         labels = torch.empty_like(volume, dtype=labels.dtype).copy_(labels)
     arguments = (volume.detach(), *volume.shape, *volume.stride(), *geometry, columns, tiles, exact(box), exact(pieces), labels, weight, n_channels, out, jacobian, fixed)
-    options = {"MODE": mode, "REAL": _WORKS_IN[volume.dtype][1], "WIDE": wide, "RAYS": count, "PARTS": parts, "TILED": columns > 0, "GRID": grid, "num_warps": count * parts // 32}
+    options = {"MODE": mode, "REAL": _WORKS_IN[volume.dtype][1], "WIDE": wide, "RAYS": count, "PARTS": parts, "TILED": columns > 0, "num_warps": count * parts // 32}
     with _beside(volume):
         if name == "siddon":
             _siddon[(tiles * batch,)](*arguments, LIFT=shift, **options)

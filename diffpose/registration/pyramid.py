@@ -287,7 +287,7 @@ def _fingerprint(volume: Tensor) -> int:
     """A number that a change of the voxels changes: a checksum, or on a GPU sums of bits along two
     axes.
     """
-    lies = volume.detach().permute(2, 1, 0)
+    lies = volume.detach().permute(sorted(range(3), key=volume.stride, reverse=True))
     lies = lies if lies.is_contiguous() else lies.contiguous()
     if lies.device.type == "cpu":
         return zlib.crc32(lies.view(torch.uint8).numpy())
