@@ -97,9 +97,8 @@ class RigidTransform:
             (4, 4),
             fix="From a rotation and a translation, use `convert`.",
         )
-        last = torch.arange(4, device=matrix.device) == 3
         if not unseen(matrix) and not torch.allclose(
-            matrix.detach()[:, 3], last.to(matrix.dtype), rtol=0, atol=1e-6
+            matrix.detach()[:, 3].cpu(), torch.eye(4, dtype=matrix.dtype)[3], rtol=0, atol=1e-6
         ):
             raise UserError(
                 f"the last row of a rigid transform is (0, 0, 0, 1), not {matrix[0, 3].tolist()}. A"
@@ -209,12 +208,13 @@ class RigidTransform:
         atol: builtins.float = 1e-3,
     ) -> "RigidTransform":  # itself
         "Raise a ValueError unless every R is a rotation and every t is finite."
-        R = widened(self.rotation.detach())  # LAPACK knows no half precision
+        matrix = self.matrix.detach().cpu()
+        R = widened(matrix[:, :3, :3])  # LAPACK knows no half precision
         atol = max(atol, 8 * torch.finfo(self.dtype).eps)  # no more than rounding can hold
         off = (R.mT @ R - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((-2, -1))
         det = torch.linalg.det(R)
         good = (
-            (off <= atol) & ((det - 1).abs() <= atol) & self.translation.detach().isfinite().all(-1)
+            (off <= atol) & ((det - 1).abs() <= atol) & matrix[:, :3, 3].isfinite().all(-1)
         )
         if not good.all():
             i = int((~good).nonzero()[0])

@@ -6,12 +6,14 @@
 __all__ = []
 
 # %% ../../notebooks/api/043_drr_rays.ipynb #c5dc2ffd
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
 from ..calibration import Camera, Detector
 from ..errors import UserError
-from ..renderers import View
+from ..renderers import View, _kernels
 
 # %% ../../notebooks/api/043_drr_rays.ipynb #5c1e1a30
 def _to_index(
@@ -71,6 +73,8 @@ def _by_twist(
     omega x t and omega x (t + arm), and v moves both. Rays of a parallel beam start at t + an
     arm of their own.
     """
+    if by_ends.is_cuda and view.starts is None and find_spec("triton"):
+        return _kernels("triton").twist_jacobian(by_ends, view.pose, view.frame, view.pixels)
     A, t = view.frame[:3, :3].to(by_ends.dtype), view.pose[:, :3, 3].to(by_ends.dtype)
     # by the pixel, and by both together
     out = by_ends @ torch.cat([torch.cat([torch.zeros_like(A), A], 1), torch.cat([A, A], 1)])

@@ -399,11 +399,10 @@ class GaussNewton:
         if camera.parallel:
             return {}
         names, detector = ("sdd", "x0", "y0"), level.drr.detector
-        at = (matrix, detector.pixels()[0], detector._exact[:3, :3], camera)
+        at = (matrix.to(J.device), detector.pixels()[0], detector._exact[:3, :3], camera)
         more = _camera_from_twist(J.flatten(1, 2), *at).unflatten(1, J.shape[1:3])
         image, J = softened(image, torch.cat([J, more], -1), blur)
-        which = torch.zeros(1, dtype=torch.long, device=matrix.device)
-        fit = compare(level, target, image, J, matrix, which).to("cpu")
+        fit = compare(level, target, image, J, matrix, torch.zeros(1, dtype=torch.long))
         step, covariance = camera_step(_curvature(fit, 0), fit.g[0], fit.score[0])
         if not covariance.isfinite().all():
             return {}
@@ -423,12 +422,10 @@ class GaussNewton:
             target = job.targets[-1][x : x + 1]
             job.track.ids, job.track.level = pool.ids[:1], len(job.levels) - 1
             with torch.no_grad():
-                start = pool.fit.matrix[:1].to(level.drr.device)
                 fit, plain, steps, settled, renders, sharp = refine(
-                    level, target, start, job.track, still
+                    level, target, pool.fit.matrix[:1], job.track, still
                 )
                 camera = self._camera(level, fit.matrix, *sharp)
-            fit, plain = fit.to("cpu"), plain.to("cpu")
             plain.which[:] = x
             if job.apart(fit.matrix[0], pool.fit.matrix[:1])[0] > self.thresholds.distance_mm:
                 plain, settled = self._look(job, -1, pool.fit.matrix[:1], pool.fit.which[:1]), False
@@ -483,10 +480,8 @@ class GaussNewton:
 
     def _look(self, job: Job, k: int, matrix: Tensor, which: Tensor) -> Fit:
         "A level's view of poses, beside the poses."
-        device = job.levels[k].drr.device
         with torch.no_grad():
-            fit = evaluate(job.levels[k], job.targets[k], matrix.to(device), which.to(device))
-        return fit.to("cpu")
+            return evaluate(job.levels[k], job.targets[k], matrix, which)
 
     def _contrast(self, job: Job, matrix: Tensor) -> float:
         "Share of a DRR's pixels that show something of the patient."

@@ -27,6 +27,7 @@ from ..images import resize_image
 from diffpose.registration.residuals import (
     band_areas,
     band_support,
+    _standardise_band,
     standardise_band,
     standardise_gradient,
     standardise_mncc,
@@ -175,7 +176,9 @@ class Level:
     ) -> tuple[Tensor, Tensor | None]:  # B C H W, B C H W P
         "Make images comparable, as the stage says."
         if self.stage.residual == "band":
-            return standardise_band(image, weight, jacobian, windows)
+            if windows is None:
+                return standardise_band(image, weight, jacobian)
+            return _standardise_band(image, jacobian, windows)
         if self.stage.residual == "mncc":
             return standardise_mncc(image, weight, jacobian, window=self.window)
         function = standardise_ncc if self.stage.residual == "ncc" else standardise_gradient
@@ -302,7 +305,9 @@ def state_of(
 ) -> tuple:
     "All of a DRR that decides what registration sees, as it is now: equal for equal DRRs."
     geometry = (*drr.affine.flatten().tolist(), *drr.subject.reorient.flatten().tolist())
+    drr._begin()
     volume = drr._volume
     kind = tuple(volume.shape), volume.dtype, volume.device
     renderer = drr.renderer.voxel_shift, drr.renderer.backend
-    return _fingerprint(volume), kind, geometry, drr.camera, repr(drr.contrast), renderer
+    checksum = drr._air.checksum(volume, _fingerprint)
+    return checksum, kind, geometry, drr.camera, repr(drr.contrast), renderer

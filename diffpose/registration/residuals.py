@@ -77,6 +77,19 @@ def _mean(size: int) -> tuple[float, ...]:
     return (1.0 / size,) * size
 
 
+def _fan(
+    n: int, kernels: tuple[tuple[float, ...], ...], device: torch.device, dtype: torch.dtype
+) -> Tensor:  # k n n
+    "Several filters along n pixels, each as for a slope that goes on."
+    key = n, kernels, device, dtype, True
+    if key in _BANDS:
+        return _BANDS[key]
+    fan = torch.stack([_banded(n, kernel, device, dtype, True) for kernel in kernels])
+    if type(fan) is Tensor:
+        _BANDS[key] = fan
+    return fan
+
+
 @shaped
 def blurred(
     x: Float[Tensor, "*batch h w"],
@@ -113,12 +126,34 @@ def band_areas(
 # %% ../../notebooks/api/065_registration_residuals.ipynb #bc57b2d5
 def _band(x: Tensor, whole: Tensor, area: Tensor) -> Tensor:  # ... H W to ... 3 H W
     "What stands out from its surroundings, and slopes without their trend."
-    smooth, slope = _kernels(SCALE)
-    mean, trend = _mean(SURROUND), _mean(TREND)
-    steep = lambda rows, columns: _along(x, rows, columns, True)
-    level = lambda slopes: slopes - _along(slopes * whole, trend, trend) / area
-    parts = x - steep(mean, mean), level(steep(smooth, slope)), level(steep(slope, smooth))
-    return torch.stack(parts, -3)
+    (smooth, slope), mean, trend = _kernels(SCALE), _mean(SURROUND), _mean(TREND)
+    rows = _fan(x.shape[-2], (mean, smooth, slope), x.device, x.dtype)
+    columns = _fan(x.shape[-1], (mean, slope, smooth), x.device, x.dtype)
+    seen = rows @ x.unsqueeze(-3) @ columns.mT
+    slopes = seen[..., 1:, :, :]
+    slopes = slopes - _along(slopes * whole, trend, trend) / area
+    return torch.cat([x.unsqueeze(-3) - seen[..., :1, :, :], slopes], -3)
+
+
+def _standardise_band(
+    image: Tensor, jacobian: Tensor | None, windows: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor | None]:
+    "As `standardise_band`, whose arguments are known to be right."
+    inside, areas = windows
+    mean, n = _mean(ENERGY), inside.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    x = image if jacobian is None else torch.cat([image, jacobian.movedim(-1, 1)], 1)
+    fine = _band(x, inside[:, None], areas[:, 1:, None]) * inside[:, None]  # B 1+P 3 H W
+    # the energy, and half of its derivatives
+    energy = _along((fine * fine[:, :1]).sum(2), mean, mean) / areas[:, :1]
+    floor = FLOOR * (energy * inside).sum((2, 3), keepdim=True) / n
+    energy = energy + floor
+    scale = (energy[:, :1] + 1e-20).rsqrt()
+    y = fine[:, 0] * scale
+    if jacobian is None:
+        return y, None
+    shrinks = energy[:, 1:] * scale.square()
+    J = fine[:, 1:] * scale[:, None] - y[:, None] * shrinks[:, :, None]
+    return y, J.movedim(1, -1)
 
 
 @shaped
@@ -133,21 +168,7 @@ def standardise_band(
     if windows is None:
         support = band_support(weight)
         windows = support, band_areas(support)
-    inside, areas = windows
-    mean, n = _mean(ENERGY), inside.sum((1, 2, 3), keepdim=True).clamp(min=1)
-    local = lambda x: _along(x, mean, mean) / areas[:, :1]
-    fine = _band(image[:, 0], inside[:, 0], areas[:, 1]) * inside
-    energy = local(fine.square().sum(1, keepdim=True))
-    floor = FLOOR * (energy * inside).sum((1, 2, 3), keepdim=True) / n + 1e-20
-    scale = (energy + floor).rsqrt()
-    y = fine * scale
-    if jacobian is None:
-        return y, None
-    J = _band(jacobian.movedim(-1, 1), inside, areas[:, 1:]) * inside[:, None]  # B P 3 H W
-    by_energy = local((J * fine[:, None]).sum(2))
-    by_floor = FLOOR * (by_energy * inside).sum((2, 3), keepdim=True) / n
-    J = J * scale[:, None] - y[:, None] * ((by_energy + by_floor) * scale.square())[:, :, None]
-    return y, J.movedim(1, -1)
+    return _standardise_band(image, jacobian, windows)
 
 # %% ../../notebooks/api/065_registration_residuals.ipynb #1a794714
 @shaped

@@ -132,7 +132,7 @@ class Scene:
         image, J = softened(*self.render(state, view), blur)
         which = torch.zeros(1, dtype=torch.long, device=image.device)
         pose = self.unknowns.pose(state, 0, view)[None]
-        return compare(level, target, image, J, pose.to(image.device), which).to("cpu")
+        return compare(level, target, image, J, pose, which)
 
     def together(self, state: Tensor) -> tuple[list[Fit], Tensor, Tensor, Tensor, float]:
         "Views, and curvature N N, gradient N, its pieces ... N and cost of the whole problem."
@@ -216,7 +216,7 @@ class Scene:
         which = torch.zeros(len(states), dtype=torch.long)
         with torch.no_grad():
             fit, _, settled, renders = descend(
-                self, None, states, which, together=False, look=self, motion=self
+                self, None, states, which, look=self, motion=self
             )
         return fit, bool(settled.all()), int(renders.sum()) * len(self.levels)
 

@@ -74,7 +74,7 @@ def compare(
     matrix: Tensor,  # B 4 4, the poses they were rendered from
     which: Tensor,  # B, number of the X-ray that each is compared with
 ) -> Fit:
-    "Costs, gradients and curvatures of poses, from their DRRs."
+    "Costs, gradients and curvatures of poses, from their DRRs; where the poses are."
     seen = target.of(which)
     support, wanted = seen.support, seen.y
     y, J = level.standardise(image, seen.weight, J, seen.windows)
@@ -103,7 +103,7 @@ def compare(
         H,
         score.sum(1),
         score,
-    )
+    ).to(matrix.device)
 
 
 def evaluate(
@@ -113,7 +113,7 @@ def evaluate(
     which: Tensor,  # B, number of the X-ray that each is compared with
 ) -> Fit:
     "Render poses at a level, value and Jacobian at once, and compare each with its X-ray."
-    image, J = level.drr.jacobian(RigidTransform._of(matrix))  # nothing to wait for
+    image, J = level.drr.jacobian(RigidTransform._of(matrix.to(level.drr.device)))
     return compare(level, target, image, J, matrix, which)
 
 # %% ../../notebooks/api/067_registration_solver.ipynb #653c54b6
@@ -185,32 +185,13 @@ class Twists:
         return moved if self.depth is None else at_depth(self.drr, moved, self.depth[rows])
 
 
-class _Arrival:
-    "Has everybody arrived? On a GPU the answer may be late, and is never waited for."
-
-    def __init__(self, device: torch.device):
-        self.event = torch.cuda.Event() if device.type == "cuda" else None
-        self.going = torch.ones((), dtype=torch.bool, pin_memory=self.event is not None)
-
-    def __call__(self, active: Tensor) -> bool:
-        if self.event is None:
-            return not active.any()
-        if self.event.query():  # true before the first record
-            if not self.going:
-                return True
-            self.going.copy_(active.any(), non_blocking=True)
-            self.event.record()
-        return False
-
-
 def descend(
     level: Any,  # a Level; or what `look` and `motion` take for one, with a stage
     target: Any,  # its Target, or what `look` takes for one
-    matrix: Tensor,  # B 4 4 poses, or B S states of other kinds
+    matrix: Tensor,  # B 4 4 poses, or B S states of other kinds; on the CPU, where steps are made
     which: Tensor,  # B, number of the X-ray that each is compared with
     record: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # poses, costs, similarities
     max_rejected: int = 6,
-    together: bool | None = None,  # move all in every step (a GPU), or only who still moves
     look: Callable = evaluate,  # how poses are looked at
     motion: Any = None,  # how they move, as `Twists`; None: so
 ) -> tuple[Fit, Tensor, Tensor, Tensor]:
@@ -219,46 +200,35 @@ def descend(
     motion = Twists(level.drr, matrix) if motion is None else motion
     stage, fit = level.stage, look(level, target, matrix.clone(), which.clone())
     record = record or (lambda *_: None)
-    together = matrix.is_cuda if together is None else together
-    arrived, one = _Arrival(matrix.device), torch.ones_like(fit.cost, dtype=torch.float64)
+    one = torch.ones_like(fit.cost, dtype=torch.float64)
     lam, steps, rejected, renders = 1e-2 * one, 0 * one, 0 * one, one.clone()
-    settled, away = fit.cost < ROUNDING, matrix.clone()
-    if together:
-        away[:, :3, 3] = 1e7  # whose rays miss everything: nothing is rendered for who stays
+    settled = fit.cost < ROUNDING
     record(fit.matrix, fit.cost, fit.similarity)
     for _ in range(stage.max_steps * max_rejected):
-        active = ~settled & (steps < stage.max_steps)
-        if arrived(active):
+        now = (~settled & (steps < stage.max_steps)).nonzero()[:, 0]
+        if not len(now):
             break
-        now = slice(None) if together else active.nonzero()[:, 0]
         share = fit.similarity[now].clamp(stage.curvature, 1.0)[:, None, None]
-        H, g, moving = fit.H[now] * share, fit.g[now], active[now]
+        H, g = fit.H[now] * share, fit.g[now]
         damping = torch.diag_embed(lam[now, None] * H.diagonal(dim1=1, dim2=2) + 1e-12)
         damping = damping + motion.pin(H, fit.matrix[now])
         step = -torch.linalg.solve_ex(H + damping, g)[0].nan_to_num()
         promise = -(g * step).sum(-1)
-        idle = moving & (promise < 0.5 * stage.tolerance * fit.cost[now]) & (rejected[now] == 0)
-        settled[now] = settled[now] | idle
-        moving = moving & ~idle
-        if isinstance(now, Tensor):
-            now, step, moving = now[moving], step[moving], moving[moving]
-            if not len(now):
-                continue
+        idle = (promise < 0.5 * stage.tolerance * fit.cost[now]) & (rejected[now] == 0)
+        settled[now] = idle
+        now, step = now[~idle], step[~idle]
+        if not len(now):
+            continue
         moved = motion.move(fit.matrix[now], step, now)
-        if together:
-            moved = torch.where(moving[:, None, None], moved, away)
         trial = look(level, target, moved, fit.which[now])
-        renders[now] += moving
-        better = moving & (trial.cost < fit.cost[now])
+        renders[now] += 1
+        better = trial.cost < fit.cost[now]
         small = better & (1 - trial.cost / fit.cost[now] < stage.tolerance)
         fit.put(now, better, trial)
-        lam[now] = torch.where(
-            better, (lam[now] / 5).clamp(min=1e-6), torch.where(moving, lam[now] * 6, lam[now])
-        )
+        lam[now] = torch.where(better, (lam[now] / 5).clamp(min=1e-6), lam[now] * 6)
         steps[now] += better
-        rejected[now] = torch.where(better, 0, rejected[now] + moving)
-        done = small | (rejected[now] >= max_rejected) | (fit.cost[now] < ROUNDING)
-        settled[now] = settled[now] | done
+        rejected[now] = torch.where(better, 0, rejected[now] + 1)
+        settled[now] = small | (rejected[now] >= max_rejected) | (fit.cost[now] < ROUNDING)
         record(fit.matrix, fit.cost, fit.similarity)
     return fit, steps.long(), settled, renders.long()
 
@@ -315,7 +285,8 @@ class _Blurred:
         for known, image, J in self.kept:
             if torch.equal(known, matrix):
                 return image, J
-        self.kept.append((matrix.clone(), *level.drr.jacobian(RigidTransform._of(matrix))))
+        pose = RigidTransform._of(matrix.to(level.drr.device))
+        self.kept.append((matrix.clone(), *level.drr.jacobian(pose)))
         return self.kept[-1][1:]
 
     def __call__(self, level: Level, target: Target, matrix: Tensor, which: Tensor) -> Fit:
@@ -326,7 +297,7 @@ class _Blurred:
 def refine(
     level: Level,
     target: Target,  # of one X-ray
-    matrix: Tensor,  # 1 4 4 pose, nearly right
+    matrix: Tensor,  # 1 4 4 pose, nearly right; on the CPU
     record: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # as for `descend`
     still: bool = False,  # leave the pose where it is
     # returns fits with and without weights, steps, did it come to rest, renders, and what they are
@@ -334,15 +305,15 @@ def refine(
 ) -> tuple[Fit, Fit, int, bool, int, tuple[float, Target, Tensor, Tensor]]:
     "Descend, and go on with weights and with a DRR as sharp as the X-ray."
     look, which = _Blurred(), torch.zeros(1, dtype=torch.long, device=matrix.device)
-    how, taken, settled = (which, record, 6, False, look), 0, True
+    taken, settled = 0, True
     if not still:
-        fit, steps, *_ = descend(level, target, matrix, *how)
+        fit, steps, *_ = descend(level, target, matrix, which, record, look=look)
         matrix, taken = fit.matrix, int(steps)
     look.blur, weighed = adapt(level, target, look.render(level, matrix)[0])
     if still:
         fit = look(level, weighed, matrix, which)
     else:
-        fit, steps, settled, _ = descend(level, weighed, matrix, *how)
+        fit, steps, settled, _ = descend(level, weighed, matrix, which, record, look=look)
         taken += int(steps)
     sharp, look.blur = (look.blur, weighed, *look.render(level, fit.matrix)), 0.0
     plain = look(level, target, fit.matrix, which)

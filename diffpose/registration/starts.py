@@ -278,15 +278,12 @@ class Job:
 
     def descend(self, k: int, pool: Pool) -> Pool:
         "One stage for all candidates."
-        device = self.levels[k].drr.device
         self.track.ids, self.track.level = pool.ids, k
-        matrix, which = pool.fit.matrix.to(device), pool.fit.which.to(device)
         fit, steps, settled, renders = descend(
-            self.levels[k], self.targets[k], matrix, which, self.track
+            self.levels[k], self.targets[k], pool.fit.matrix, pool.fit.which, self.track
         )
-        fit = fit.to("cpu")
-        self.renders.index_add_(0, fit.which, renders.cpu())
-        return Pool(fit, pool.ids, pool.steps + steps.cpu(), settled.cpu(), pool.given)
+        self.renders.index_add_(0, fit.which, renders)
+        return Pool(fit, pool.ids, pool.steps + steps, settled, pool.given)
 
     def enter(self, matrix: Tensor, which: Tensor, given: bool) -> Pool:
         "New candidates, which no stage has seen."
