@@ -28,7 +28,8 @@ parser.add_argument("--points", type=int, default=500, help="samples per ray of 
 parser.add_argument("--peers", action="store_true", help="those too that take milliseconds")
 parser.add_argument("--registered", type=int, nargs="*", default=[1, 64], help="X-rays registered at once")
 parser.add_argument("--rounds", type=int, default=9, help="turns of each contender")
-parser.add_argument("--replays", type=int, default=50, help="replays of a graph in a turn")
+parser.add_argument("--replays", type=int, default=50, help="replays of a graph in a turn, at most")
+parser.add_argument("--turn", type=float, default=20.0, help="a turn replays a graph once or for so long [ms]")
 
 
 class Work:
@@ -98,7 +99,7 @@ def captured(work):
 
 
 def microseconds(graph, replays: int) -> float:
-    "GPU time of one replay."
+    "GPU time of one replay, of several."
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(replays):
@@ -171,9 +172,10 @@ def measure(args, volume, size: int, batch: int, copy_rate: float) -> list[dict]
             row["floor_us"] = f"{1e6 * renderer.voxels.nbytes / copy_rate:.1f}"
             rows.append(row)
     times = {key: [] for key in graphs}
+    replays = {key: max(1, min(args.replays, int(1e3 * args.turn / microseconds(graph, 1)))) for key, graph in graphs.items()}
     for _ in range(args.rounds):
         for key, graph in graphs.items():
-            times[key].append(microseconds(graph, args.replays))
+            times[key].append(microseconds(graph, replays[key]))
     for row in rows:
         key = tuple(row[name] for name in ("package", "rule", "precision", "task"))
         mine, value = np.array(times[key]), np.median(times[(*key[:3], "value")])

@@ -1,9 +1,9 @@
-"""Into how many lanes should a GPU split a ray, and how wide should its tiles be?
+"""Into how many lanes should a GPU split a ray, and how many rays should a program take?
 
     python benchmarks/gpu_split.py --out _runs/bench
 
-A small image has too few rays to keep a GPU busy: several lanes share one. Lanes of a warp read the volume together, so the shape of their tile
-counts too. The kernels' own time (a captured graph, replayed) for the frontal view of render.py, image and Jacobian, by every rule; the fastest
+A small image has too few rays to keep a GPU busy: several lanes share one. Lanes of a warp read the volume together, so how they are grouped
+counts too. The kernels' own time (a captured graph, replayed) for the frontal view of render.py and for one turned, image and Jacobian, by every rule; the fastest
 splits are `_SPLIT` in `diffpose.kernels.cuda`. `--once` renders each once instead, for a profiler:
 
     ncu --clock-control none --set full -k regex:"_siddon|_trilinear" python benchmarks/gpu_split.py --once
@@ -21,13 +21,14 @@ from gpu import captured, microseconds
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for gpu_split.csv")
 parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 512], help="images of N x N pixels")
+parser.add_argument("--turns", type=float, nargs="+", default=[0.0, 45.0], help="the C-arm turned about the patient [deg]")
 parser.add_argument("--once", action="store_true", help="one render of each, and no table")
 
-SPLITS = [(16, 8), (8, 8), (8, 16), (4, 8), (4, 16), (2, 8), (2, 16), (1, 8), (1, 16)]  # lanes of a ray, columns of a tile
+SPLITS = [(16, 16), (16, 32), (8, 8), (8, 16), (8, 32), (4, 8), (4, 16), (4, 32), (2, 16), (2, 32), (1, 32)]  # lanes of a ray, rays of a program
 RULES = ("siddon", "trilinear-exact", "trilinear-500")
 
 
-def tasks(volume, size: int) -> dict:
+def tasks(volume, size: int, turn: float) -> dict:
     "Functions of no arguments, by rule and task."
     from diffpose.pose import RigidTransform
 
@@ -35,7 +36,7 @@ def tasks(volume, size: int) -> dict:
     for rule in RULES:
         renderer = Diffpose(volume, rule, size)
         drr = renderer.drr.cuda()
-        pose = RigidTransform(renderer.pose(*(x.cuda() for x in poses(1))).detach())
+        pose = RigidTransform(renderer.pose(*(x.cuda() for x in poses(1, (turn, 0, 0)))).detach())
         found[rule, "value"], found[rule, "jacobian"] = (lambda drr=drr, pose=pose: drr(pose)), (lambda drr=drr, pose=pose: drr.jacobian(pose))
     return found
 
@@ -49,13 +50,13 @@ def main():
 
     volume, rows, own = example_volume(), [], cuda._SPLIT
     with torch.no_grad():
-        for size in args.sizes:
-            for (rule, task), call in tasks(volume, size).items():
-                row = {"size": size, "rule": rule, "task": task}
-                for parts, columns in [] if args.once else SPLITS:
-                    cuda._SPLIT = ((math.inf, parts, columns),)
+        for size, turn in [(size, turn) for size in args.sizes for turn in args.turns]:
+            for (rule, task), call in tasks(volume, size, turn).items():
+                row = {"size": size, "turned": turn, "rule": rule, "task": task}
+                for parts, rays in [] if args.once else SPLITS:
+                    cuda._SPLIT = ((math.inf, parts, rays),)
                     graph = captured(call)
-                    row[f"{parts} lanes, {columns} columns"] = f"{statistics.median(microseconds(graph, 12) for _ in range(3)):.1f}"
+                    row[f"{parts} lanes, {rays} rays"] = f"{statistics.median(microseconds(graph, 12) for _ in range(3)):.1f}"
                 cuda._SPLIT = own
                 call()
                 rows.append(row)
