@@ -133,19 +133,46 @@ def _misfit(function: Callable, args: tuple, kwargs: dict) -> str | None:
     return None
 
 
+_KNOWN_MOST = 1000  # kinds of calls that are remembered of a function
+
+
+def _kinds_of(args: tuple, kwargs: dict) -> tuple | None:
+    """All of a call that a check of its annotations looks at, to be remembered; None where that is
+    not known.
+    """
+    found: list = []
+    for value in (*args, *kwargs.values()):
+        kind = type(value)
+        if kind is Tensor or kind is torch.nn.Parameter:
+            found.append((value.dtype, value.shape))
+        elif kind is str:
+            found.append(value)  # one of several, perhaps
+        elif kind in (tuple, list, dict, set) or issubclass(kind, Tensor):
+            return None  # what is in it counts
+        else:
+            found.append(kind)
+    return *found, *kwargs
+
+
 def shaped(function: _F) -> _F:
     """Decorator: arguments and results are what their annotations say, shapes included.
 
     Raises UserError, in a sentence, for an argument that is not.
     """
-    checked = jaxtyped(typechecker=beartype)(function)
+    checked, known = jaxtyped(typechecker=beartype)(function), set()
 
     @functools.wraps(function)
     def call(*args, **kwargs):
         if torch.compiler.is_compiling():
             return checked(*args, **kwargs)
+        kinds = _kinds_of(args, kwargs)
+        if kinds in known:
+            return function(*args, **kwargs)
         try:
-            return checked(*args, **kwargs)
+            result = checked(*args, **kwargs)
+            if kinds is not None and len(known) < _KNOWN_MOST:
+                known.add(kinds)
+            return result
         except TypeCheckError:
             misfit = _misfit(function, args, kwargs)
             if misfit is None:

@@ -18,12 +18,11 @@ from importlib.util import find_spec
 from typing import Literal, NamedTuple, overload
 
 import torch
-from beartype import beartype
-from jaxtyping import Float, jaxtyped
+from jaxtyping import Float
 from torch import Tensor
 
 from .errors import UserError, UserTypeError
-from .guards import exactly
+from .guards import exactly, shaped
 from .kernels import reference
 from .kernels.reference import compose
 from .predecessors import former_names
@@ -401,7 +400,7 @@ class _Projection(_Kernel):
         return by_volume, by_pose, None, by_pixels, by_lengths, None, None, None, None
 
 # %% ../notebooks/api/040_renderers.ipynb #087370d7
-@jaxtyped(typechecker=beartype)
+@shaped
 def line_integral(
     volume: Float[Tensor, "x y z"],
     source: Float[Tensor, "b s 3"],  # ray starts, index coordinates; s is 1 or n
@@ -422,7 +421,7 @@ def line_integral(
     return reference.integrate(volume, *ends, **_options(request, "occupied")).to(volume.dtype)
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def project(
     volume: Float[Tensor, "x y z"],
     view: View,  # of b images and n pixels
@@ -440,7 +439,7 @@ def project(
     )
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def project_with_ends(
     volume: Float[Tensor, "x y z"],
     view: View,

@@ -16,12 +16,12 @@ from contextlib import nullcontext
 import numba as nb
 import numpy as np
 import torch
-from beartype import beartype
-from jaxtyping import Float, Integer, UInt8, jaxtyped
+from jaxtyping import Float, Integer, UInt8
 from numba.np.ufunc import parallel
 from torch import Tensor
 
 from ..errors import UserError
+from ..guards import shaped
 from .compiled import compiled
 from diffpose.kernels.lanes import (
     LANES,
@@ -195,7 +195,7 @@ def _mark(voxels, out):
                 out[a, b, c] = found
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def occupancy(
     volume: Float[Tensor, "x y z"],  # float32 or float64, in any layout
 ) -> UInt8[Tensor, "u v w"]:  # as `reference.occupancy`
@@ -920,7 +920,7 @@ class _Rays:
         return flat
 
 # %% ../../notebooks/api/038_kernels_cpu.ipynb #d69ad09d
-@jaxtyped(typechecker=beartype)
+@shaped
 def integrate(
     volume: Float[Tensor, "x y z"],
     source: Float[Tensor, "b s 3"] | None,  # ray starts, index coordinates; s is 1 or n; None: the origin of the pose
@@ -957,7 +957,7 @@ def integrate(
     return torch.from_numpy(out)[:, None], torch.from_numpy(jac) if jacobian else None
 
 # %% ../../notebooks/api/038_kernels_cpu.ipynb #c3dc4200
-@jaxtyped(typechecker=beartype)
+@shaped
 def channel_jacobian(
     volume: Float[Tensor, "x y z"],
     source: Float[Tensor, "b s 3"] | None,
@@ -983,7 +983,7 @@ def channel_jacobian(
     return torch.from_numpy(jac)
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def volume_gradient(
     volume: Float[Tensor, "x y z"],
     source: Float[Tensor, "b s 3"] | None,
@@ -1027,7 +1027,7 @@ def _contract(jacobian, weight, points, out):
             out[b, part, axis, 0], out[b, part, axis, 1], out[b, part, axis, 2], out[b, part, axis, 3] = x, y, z, both
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def frame_gradient(
     jacobian: Float[Tensor, "b n 6"],  # from `integrate`
     weight: Float[Tensor, "b n"],  # gradient of the loss by each pixel

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import triton
 import triton.language
-from beartype import beartype
-from jaxtyping import Float, Integer, jaxtyped
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ..errors import UserError
+from ..guards import shaped
 from .reference import check_rays
 
 # %% ../../notebooks/api/039_kernels_cuda.ipynb #01e3b1cc
@@ -944,7 +944,7 @@ def _check(volume: Tensor, *others: Tensor | None) -> Tensor:
     return volume if dense else volume.contiguous()
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def integrate(
     volume: Float[Tensor, "x y z"],
     source: Float[Tensor, "b s 3"] | None,  # ray starts, index coordinates; s is 1 or n; None: the origin of the pose
@@ -971,7 +971,7 @@ def integrate(
     return out, by_ends if jacobian else None
 
 # %% ../../notebooks/api/039_kernels_cuda.ipynb #e899432d
-@jaxtyped(typechecker=beartype)
+@shaped
 def channel_jacobian(
     volume: Float[Tensor, "x y z"],
     source: Float[Tensor, "b s 3"] | None,
@@ -995,7 +995,7 @@ def channel_jacobian(
     return _channel_jacobian(volume, source, target, pose, frame, length, columns, occupied, pieces, labels, weight, rule, n_points or 0, voxel_shift)
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def volume_gradient(
     volume: Float[Tensor, "x y z"],
     source: Float[Tensor, "b s 3"] | None,
@@ -1019,7 +1019,7 @@ def volume_gradient(
     return _volume_gradient(volume, source, target, pose, frame, length, columns, pieces, labels, weight, rule, n_points or 0, voxel_shift, deterministic)
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def frame_gradient(
     jacobian: Float[Tensor, "b n 6"],  # from `integrate`
     weight: Float[Tensor, "b n"],  # gradient of the loss by each pixel
@@ -1031,7 +1031,7 @@ def frame_gradient(
     return _frame_gradient(jacobian, weight, points)
 
 
-@jaxtyped(typechecker=beartype)
+@shaped
 def twist_jacobian(
     by_ends: Float[Tensor, "b n 6"],  # from `integrate`
     pose: Float[Tensor, "b 4 4"],

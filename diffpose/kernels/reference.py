@@ -13,11 +13,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from beartype import beartype
-from jaxtyping import Float, Integer, UInt8, jaxtyped
+from jaxtyping import Float, Integer, UInt8
 from torch import Tensor
 
 from ..errors import UserError
+from ..guards import shaped
 
 # %% ../../notebooks/api/036_kernels_reference.ipynb #870c7fa5
 def stretch(
@@ -164,7 +164,7 @@ def _corners(volume: Tensor, points: Tensor, pieces: Tensor | None) -> tuple[Ten
     return torch.stack(densities, -1), torch.stack(flats, -1)
 
 # %% ../../notebooks/api/036_kernels_reference.ipynb #a90a1158
-@beartype
+@shaped
 def reduce_samples(
     samples: Samples,
     length: Tensor,  # ray lengths [mm], B N
@@ -193,7 +193,7 @@ def reduce_samples(
     raise UserError(f"reducefn must be 'sum', 'max' or a callable, not {reducefn!r}")
 
 # %% ../../notebooks/api/036_kernels_reference.ipynb #5e33c842
-@jaxtyped(typechecker=beartype)
+@shaped
 def compose(
     frame: Float[Tensor, "4 4"],  # index coordinates from world
     pose: Float[Tensor, "b 4 4"],  # world from the coordinates of the pixels
@@ -237,7 +237,7 @@ def check_rays(
         raise UserError(f"{n} rays are no rows of {columns}: columns must divide them, or be 0")
 
 # %% ../../notebooks/api/036_kernels_reference.ipynb #20d48dba
-@jaxtyped(typechecker=beartype)
+@shaped
 def integrate(
     volume: Float[Tensor, "x y z"],
     source: Float[Tensor, "b s 3"],  # ray starts, index coordinates; s is 1 or n
@@ -279,7 +279,7 @@ def integrate(
 BRICK = 8  # voxels along the side of a brick
 
 # %% ../../notebooks/api/036_kernels_reference.ipynb #efc44858
-@jaxtyped(typechecker=beartype)
+@shaped
 def occupancy(
     volume: Float[Tensor, "x y z"],
     # returns 1 where a brick holds something, or a voxel beside it does; first axis fastest in
@@ -301,7 +301,7 @@ def occupancy(
     )
 
 # %% ../../notebooks/api/036_kernels_reference.ipynb #157c3c20
-@jaxtyped(typechecker=beartype)
+@shaped
 def bounding_box(
     volume: Float[Tensor, "x y z"],
     # returns float64: first voxel on each axis, then last + 1; where the volume lies, and nothing
