@@ -25,10 +25,11 @@ parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folde
 parser.add_argument("--sizes", type=int, nargs="+", default=[200, 512], help="images of N x N pixels")
 parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 64], help="images per call")
 parser.add_argument("--points", type=int, default=500, help="samples per ray of the sampled trilinear rule")
-parser.add_argument("--peers", action="store_true", help="those too that take milliseconds")
+parser.add_argument("--peers", type=int, default=0, nargs="?", const=64, help="those too that take milliseconds, up to so many images per call")
 parser.add_argument("--registered", type=int, nargs="*", default=[1, 64], help="X-rays registered at once")
 parser.add_argument("--rounds", type=int, default=9, help="turns of each contender")
 parser.add_argument("--replays", type=int, default=50, help="replays of a graph in a turn, at most")
+parser.add_argument("--budget", type=float, default=1.0, help="a contender that has run for so long [s] takes no more turns")
 parser.add_argument("--turn", type=float, default=20.0, help="a turn replays a graph once or for so long [ms]")
 
 
@@ -84,7 +85,7 @@ def captured(work):
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3):
+        for _ in range(2):
             work()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -150,7 +151,7 @@ def measure(args, volume, size: int, batch: int, copy_rate: float) -> list[dict]
     "Rows of the table for one size and batch."
     exact = {rule: Diffpose(volume, rule, size, torch.float64)(*poses(min(batch, 8))) for rule in ("siddon", "trilinear-exact")}
     graphs, works, rows = {}, {}, []
-    for key, renderer in contenders(volume, size, args.points, args.peers).items():
+    for key, renderer in contenders(volume, size, args.points, batch <= args.peers).items():
         for task in TASKS if key[0] == "diffpose" else TASKS[:-1]:
             work = Work(renderer, task, batch)
             try:
@@ -175,12 +176,13 @@ def measure(args, volume, size: int, batch: int, copy_rate: float) -> list[dict]
     replays = {key: max(1, min(args.replays, int(1e3 * args.turn / microseconds(graph, 1)))) for key, graph in graphs.items()}
     for _ in range(args.rounds):
         for key, graph in graphs.items():
-            times[key].append(microseconds(graph, replays[key]))
+            if 1e-6 * replays[key] * sum(times[key]) < args.budget:
+                times[key].append(microseconds(graph, replays[key]))
     for row in rows:
         key = tuple(row[name] for name in ("package", "rule", "precision", "task"))
         mine, value = np.array(times[key]), np.median(times[(*key[:3], "value")])
         row |= {"gpu_us": f"{np.median(mine):.1f} ({mine.min():.1f}-{mine.max():.1f})", "times_value": f"{np.median(mine) / value:.2f}"}
-        row |= {"graph": "no" if isinstance(graphs[key], Called) else "yes", "wall_us": f"{statistics.median(wall_microseconds(works[key]) for _ in range(9)):.0f}"}
+        row |= {"graph": "no" if isinstance(graphs[key], Called) else "yes", "wall_us": f"{statistics.median(wall_microseconds(works[key]) for _ in range(9 if value < 1e4 else 1)):.0f}"}
     return rows
 
 

@@ -24,6 +24,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--out", type=Path, default=Path("_runs/bench"), help="folder for parity.csv")
 parser.add_argument("--small", action="store_true", help="a tiny volume and tiny images")
 parser.add_argument("--rules", nargs="+", default=["siddon", "trilinear", "trilinear-500"])
+parser.add_argument("--pixels", nargs="+", default=["all", "some"], help="of an image, or a random twentieth of them")
 parser.add_argument("--precisions", nargs="+", default=["float64", "float32", "float16", "bfloat16"])
 
 ALLOWED = {  # images, their maxima (a single chord or sample), derivatives, gradients by voxels (in the volume's type)
@@ -87,7 +88,7 @@ def main():
         kind, _, n = rule.partition("-")
         options = {"renderer": kind} | ({"n_points": int(n)} if n else {})
         for precision in args.precisions:
-            for subset in (None, 0.05):
+            for subset in [{"all": None, "some": 0.05}[name] for name in args.pixels]:
                 drr = DRR(subject, SDD, height, FIELD / width, width, p_subsample=subset, generator=torch.Generator().manual_seed(3), **options)
                 drr.to(getattr(torch, precision))
                 twin = DRR(subject, SDD, height, FIELD / width, width, p_subsample=subset, generator=torch.Generator().manual_seed(3), **options).double()

@@ -790,7 +790,7 @@ def _twist(by_ends, points, pose, frame, out, n_rays, point_sets, blocks, REAL: 
 # %% ../../notebooks/api/039_kernels_cuda.ipynb #539a08ca
 _WORKS_IN = {torch.float64: (torch.float64, tl.float64), torch.float32: (torch.float32, tl.float32), torch.float16: (torch.float32, tl.float32), torch.bfloat16: (torch.float32, tl.float32)}
 # below so many rays an image is walked by so many lanes for each, and so many rays by a program; fastest of what was tried on an H100 (benchmarks/results/gpu_split.csv)
-_SPLIT = (2**14, 8, 16), (2**17, 4, 16), (math.inf, 2, 32)
+_SPLIT = (2**14, 8, 16), (2**17, 4, 16), (math.inf, 2, 16)
 
 
 def _beside(tensor: Tensor):
