@@ -9,7 +9,9 @@ __all__ = ['so3_exp', 'so3_log', 'euler_angles_to_matrix', 'matrix_to_euler_angl
            'matrix_to_quaternion_adjugate']
 
 # %% ../notebooks/api/003_rotations.ipynb #f2cfc56b
-import roma
+import math
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,12 +20,38 @@ from .errors import UserError
 from .guards import exactly, shaped, unseen
 
 # %% ../notebooks/api/003_rotations.ipynb #e7f37b51
+_A = [(-1) ** k / math.factorial(2 * k + 1) for k in range(10)]  # sin t / t, in powers of t²
+_B = [(-1) ** k / math.factorial(2 * k + 2) for k in range(10)]  # (1 - cos t) / t²
+
+
+def _smooth(x: Tensor, *functions: tuple[list[float], Callable[[Tensor], Tensor]]) -> list[Tensor]:
+    """Each (series in x, closed form in sqrt(x)) at x = t²: the series below t = 1, the closed form
+    above.
+    """
+    near = x < 1
+    low, t = torch.where(near, x, 0), torch.where(near, 1, x).sqrt()
+    out = []
+    for series, closed in functions:
+        y = torch.full_like(x, series[-1])
+        for c in reversed(series[:-1]):
+            y = y * low + c
+        out.append(torch.where(near, y, closed(t)))
+    return out
+
+
 @shaped
 def so3_exp(
     w: Float[Tensor, "*b 3"],  # rotation vectors [rad], any length
 ) -> Float[Tensor, "*b 3 3"]:  # rotation matrices
     "Rotation by the angle |w| about the axis w: the exponential map of SO(3)."
-    return roma.unitquat_to_rotmat(roma.rotvec_to_unitquat(w))
+    square = (w * w).sum(-1, keepdim=True)
+    A, B = _smooth(
+        square, (_A, lambda t: t.sin() / t), (_B, lambda t: 2 * ((t / 2).sin() / t) ** 2)
+    )
+    x, y, z = (A * w).unbind(-1)
+    cosine = (1 - B * square)[..., 0]
+    flat = torch.stack([cosine, -z, y, z, cosine, -x, -y, x, cosine], -1)
+    return flat.unflatten(-1, (3, 3)) + (B * w)[..., None] * w[..., None, :]
 
 # %% ../notebooks/api/003_rotations.ipynb #3086d7fc
 @shaped
@@ -31,7 +59,30 @@ def so3_log(
     R: Float[Tensor, "*b 3 3"],  # rotation matrices
 ) -> Float[Tensor, "*b 3"]:  # rotation vectors [rad], |w| <= π
     "Shortest rotation vector of a rotation matrix: the logarithm map of SO(3)."
-    return roma.rotmat_to_rotvec(R)
+    q = _quaternion(R)
+    real, v = torch.where(q[..., :1] < 0, -q, q).split([1, 3], -1)
+    square = (v * v).sum(-1, keepdim=True)
+    near = square < 0.01
+    slope = torch.where(near, square, 0) / torch.where(near, real, 1) ** 2  # of the arcus tangent
+    series = torch.full_like(slope, 1 / 19)
+    for k in range(8, -1, -1):
+        series = 1 / (2 * k + 1) - slope * series
+    n = torch.where(near, 1, square).sqrt()
+    return v * 2 * torch.where(near, series / torch.where(near, real, 1), torch.atan2(n, real) / n)
+
+
+def _quaternion(R: Tensor) -> Tensor:  # *b 3 3 to *b 4
+    """Unit quaternions (w, x, y, z) of rotations, of either sign: the longest row of 4 q qᵀ, which
+    is linear in R.
+    """
+    a, b, c, d, e, f, g, h, i = R.flatten(-2).unbind(-1)
+    x, y, z, xy, xz, yz = h - f, c - g, d - b, b + d, c + g, f + h
+    squares = 1 + a + e + i, 1 + a - e - i, 1 - a + e - i, 1 - a - e + i
+    rows = squares[0], x, y, z, x, squares[1], xy, xz, y, xy, squares[2], yz, z, xz, yz, squares[3]
+    matrix = torch.stack(rows, -1).unflatten(-1, (4, 4))
+    longest = torch.stack(squares, -1).argmax(-1)
+    q = torch.take_along_dim(matrix, longest[..., None, None], -2)[..., 0, :]
+    return q / q.norm(dim=-1, keepdim=True)
 
 # %% ../notebooks/api/003_rotations.ipynb #28abff1d
 def _axes(convention: str | None) -> tuple[int, int, int]:
@@ -112,7 +163,13 @@ def quaternion_to_matrix(
         ~(norm > 0),
         "a quaternion of zero (or undefined) length has no direction, so it is no rotation",
     )
-    return roma.unitquat_to_rotmat(roma.quat_wxyz_to_xyzw(q / norm))
+    real, x, y, z = (q / norm).unbind(-1)
+    ww, xx, yy, zz = real * real, x * x, y * y, z * z
+    xy, xz, yz, wx, wy, wz = x * y, x * z, y * z, real * x, real * y, real * z
+    rows = ww + xx - yy - zz, 2 * (xy - wz), 2 * (xz + wy)
+    rows += 2 * (xy + wz), ww - xx + yy - zz, 2 * (yz - wx)
+    rows += 2 * (xz - wy), 2 * (yz + wx), ww - xx - yy + zz
+    return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
 def _refuse(bad: Tensor, why: str) -> None:
@@ -126,7 +183,7 @@ def matrix_to_quaternion(
     R: Float[Tensor, "*b 3 3"],  # rotations
 ) -> Float[Tensor, "*b 4"]:  # (w, x, y, z), of length one, w >= 0
     "Unit quaternion of a rotation."
-    q = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(R))
+    q = _quaternion(R)
     return torch.where(q[..., :1] < 0, -q, q)
 
 # %% ../notebooks/api/003_rotations.ipynb #144dd820
@@ -144,7 +201,11 @@ def rotation_6d_to_matrix(
         ),
         "the two rows of a rotation_6d are zero or parallel, so they span no frame",
     )
-    return roma.special_gramschmidt(rows.mT).mT
+    first, second = rows.unbind(-2)
+    first = first / first.norm(dim=-1, keepdim=True)
+    second = second - (second * first).sum(-1, keepdim=True) * first
+    second = second / second.norm(dim=-1, keepdim=True)
+    return torch.stack([first, second, torch.linalg.cross(first, second)], -2)
 
 
 def _rank_tol(x: Tensor) -> float:
@@ -165,6 +226,8 @@ def rotation_9d_to_matrix(
     x: Float[Tensor, "*b 9"],  # a 3x3 matrix, row by row
 ) -> Float[Tensor, "*b 3 3"]:
     "Nearest rotation (in the Frobenius norm)."
+    import roma  # which brings all of torch's compiler
+
     if not unseen(x) and not x.isfinite().all():
         raise UserError("a rotation_9d must be finite.")
     R, s = roma.special_procrustes(
@@ -243,5 +306,5 @@ def matrix_to_quaternion_adjugate(
     R: Float[Tensor, "*b 3 3"],  # rotations
 ) -> Float[Tensor, "*b 10"]:  # upper triangle of q qᵀ
     "The projector q qᵀ onto the rotation's quaternion."
-    q = roma.quat_xyzw_to_wxyz(roma.rotmat_to_unitquat(R))
+    q = _quaternion(R)
     return _upper(q[..., :, None] * q[..., None, :])

@@ -7,17 +7,16 @@ __all__ = ['se3_exp', 'se3_log']
 
 # %% ../notebooks/api/004_twists.ipynb #8d657d9f
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .guards import exactly, shaped
-from .rotations import so3_exp, so3_log
+from .rotations import _B, _smooth, so3_exp, so3_log
 
 # %% ../notebooks/api/004_twists.ipynb #7dc2789b
-_B = [(-1) ** k / math.factorial(2 * k + 2) for k in range(10)]  # (1 - cos t) / t², in powers of t²
+# in powers of t²
 _C = [(-1) ** k / math.factorial(2 * k + 3) for k in range(10)]  # (t - sin t) / t³
 # (1 - t/2 cot(t/2)) / t²
 _D = [
@@ -26,21 +25,6 @@ _D = [
     / (2 * math.pi) ** (2 * k)
     for k in range(1, 13)
 ]
-
-
-def _smooth(x: Tensor, *functions: tuple[list[float], Callable[[Tensor], Tensor]]) -> list[Tensor]:
-    """Each (series in x, closed form in sqrt(x)) at x = t²: the series below t = 1, the closed form
-    above.
-    """
-    near = x < 1
-    low, t = torch.where(near, x, 0), torch.where(near, 1, x).sqrt()
-    out = []
-    for series, closed in functions:
-        y = torch.full_like(x, series[-1])
-        for c in reversed(series[:-1]):
-            y = y * low + c
-        out.append(torch.where(near, y, closed(t)))
-    return out
 
 # %% ../notebooks/api/004_twists.ipynb #1c0a4fd1
 @exactly

@@ -138,12 +138,11 @@ def _nothing() -> None:
     "Where no volume is known."
 
 
-@torch.compiler.disable
-def _occupied_bricks(volume: Tensor, backend: str) -> Tensor:
-    "By a kernel of numba, into which dynamo of some releases (2.11) looks, and fails."
-    return _kernels(backend).occupancy(volume)
-
-
 def _filled(volume: Tensor, backend: str) -> Tensor:
     "What of a volume is not empty, as the kernels of a backend take it."
-    return bounding_box(volume) if backend == "triton" else _occupied_bricks(volume, backend)
+    if backend == "triton":
+        return bounding_box(volume)
+    find = _kernels(backend).occupancy
+    if torch.compiler.is_compiling():  # dynamo of some releases (2.11) looks into it, and fails
+        find = torch.compiler.disable(find)
+    return find(volume)

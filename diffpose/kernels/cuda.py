@@ -151,10 +151,12 @@ def _part(lo, hi, enter, leave, part, PARTS: tl.constexpr):
 
 @_jit
 def _kept_apart(first, gap, count):
-    "The first crossing, moved by a rounding where that puts the crossings that belong to the stretch at 1 at most, and those after it beyond: no lane has to ask whether one is left."
-    edge = 5e-7 if first.dtype == tl.float32 else 1e-15
-    first -= tl.where(count > 0.0, tl.maximum(first + (count - 1.0) * gap - (1.0 - edge), 0.0), 0.0)
-    return first + tl.maximum(1.0 + edge - (first + count * gap), 0.0)
+    "The first crossing and the step to the next, changed by a rounding where that puts the crossings that belong to the stretch at 1 at most, and those after it beyond: no lane has to ask whether one is left."
+    edge = 3e-7 if first.dtype == tl.float32 else 6e-16
+    over = tl.where(count > 0.0, tl.maximum(first + (count - 1.0) * gap - (1.0 - edge), 0.0), 0.0)
+    first, gap = tl.where(count == 1.0, first - over, first), gap - over / tl.maximum(count - 1.0, 1.0)
+    short = tl.maximum(1.0 + edge - (first + count * gap), 0.0)
+    return tl.where(count == 0.0, first + short, first), gap + short / tl.maximum(count, 1.0)
 
 
 @_jit
@@ -165,7 +167,8 @@ def _begin(s, d, inverse, lo, hi, low, high, per, REAL: tl.constexpr, WIDE: tl.c
     first = ((tl.where(d > 0.0, i + 1.0, i) - s) * inverse - lo) * per
     way = tl.where(d > 0.0, 1, -1).to(tl.int32)
     i, count, gap = i.to(tl.int64) if WIDE else i.to(tl.int32), tl.abs(last - i).to(REAL), (tl.abs(inverse) * per).to(REAL)
-    return i, _kept_apart(first.to(REAL), gap, count), gap, count, way.to(tl.int64) if WIDE else way
+    first, gap = _kept_apart(first.to(REAL), gap, count)
+    return i, first, gap, count, way.to(tl.int64) if WIDE else way
 
 
 @_jit
