@@ -1,4 +1,4 @@
-"""A GPU is never waited for: not from a pose to its image, nor in the loop of a registration. No GPU is needed.
+"""A GPU is not waited for from a pose to its image, nor in a registration from poses to their costs and slopes. No GPU is needed.
 
 torch's fake tensors know shapes and devices, and have no values. What they go through cannot have looked at a value, nor mixed
 devices, nor brought anything from the CPU's memory: so it can be captured in a CUDA graph, too. The kernels themselves do not run.
@@ -118,16 +118,15 @@ def test_gradients(subject, gpu, labelled):
 
 @pytest.mark.parametrize("residual", ["band", "ncc", "mncc", "gradient"])
 @pytest.mark.parametrize("n_xrays", [1, 2])
-def test_descent(subject, gpu, monkeypatch, residual, n_xrays):
-    monkeypatch.setattr(solver, "_Arrival", lambda device: lambda active: False)  # what it reads has come: it asks the event first
+def test_a_look(subject, gpu, residual, n_xrays):
     level = pyramid.Level(pyramid.Stage(12, residual), moved(gpu, subject))
     channels = {"band": 3, "gradient": 2}.get(residual, 1)
     with gpu, torch.no_grad():
         image, weight, support = (on_gpu(n_xrays, 1, 12, 12) for _ in range(3))
         target = pyramid.Target(image, weight, support, on_gpu(n_xrays, channels, 12, 12))
         poses, numbers = on_gpu(4, 4, 4, dtype=torch.float64), on_gpu(4, dtype=torch.long)
-        fit, *rest = solver.descend(level, target, poses, numbers, max_rejected=1)
-    assert fit.matrix.shape == (4, 4, 4) and all(x.is_cuda for x in (fit.matrix, fit.H, *rest))
+        fit = solver.evaluate(level, target, poses, numbers)
+    assert fit.matrix.shape == (4, 4, 4) and all(x.is_cuda for x in (fit.matrix, fit.H, fit.score))
 
 
 def test_waiting_would_be_noticed(subject, gpu, monkeypatch):

@@ -25,14 +25,14 @@ _LABELS_MAX = 2**15 - 1  # of int16, as which the kernels take labels
 
 
 def _upright(subject: torchio.Subject) -> int:
-    "The axis of voxels along which columns of an image run, the C-arm being turned about the patient."
+    "The axis of voxels along which an image's columns run, however the C-arm is turned."
     up = torch.as_tensor(subject.reorient, dtype=torch.float64)[:3, 1]
     axes = torch.as_tensor(subject.density.affine, dtype=torch.float64)[:3, :3]
     return int((up @ (axes / axes.norm(dim=0))).abs().argmax())
 
 
 def _in_order(voxels: Tensor, upright: int) -> Tensor:  # X Y Z
-    "Voxels in the order in memory that their device's kernels read best; as they are, if they lie so."
+    "Voxels in the order in memory that kernels of their device read best; perhaps as they are."
     others = [axis for axis in (2, 1, 0) if axis != upright]
     order = [upright, *others] if voxels.device.type == "cpu" else [*others, upright]
     return voxels.permute(order).contiguous().permute([order.index(axis) for axis in range(3)])
