@@ -20,6 +20,8 @@ from ..report import RESULT_FILES, reduced, write_results
 from ..results import MOST, in_context, load_start, numbers, start_pose
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torchio
     from torch import Tensor
 
@@ -160,8 +162,9 @@ class Job:
         seen: "tuple[Tensor, Camera, Tensor]",  # as `seen` gives it
         subject: "torchio.Subject",
         estimator: "PoseEstimator | None" = None,
+        tell: "Callable[[Result, RigidTransform, float], None] | None" = None,  # as returned
     ) -> "tuple[Result, RigidTransform, float]":  # result, start, seconds
-        "Register the X-ray, and write what came of it."
+        "Register the X-ray, tell what came of it, and write it."
         (image, camera, counts), case = seen, self.case
         if estimator is None:
             pose = start_pose(self.start, subject, camera, case.start.init)
@@ -173,6 +176,8 @@ class Job:
             result, drr, seconds = solve(step, subject, camera, image, *how)
         else:
             [(result, drr)], seconds = solve_together(step, subject, [seen], [pose], case)
+        if tell is not None:  # the pictures take their time
+            tell(result, pose, seconds)
         step("writing")
         self.write(result, pose, drr, seen)
         return result, pose, seconds

@@ -43,6 +43,7 @@ from ..results import CONVENTIONS, _columns, start_pose, write_json
 if TYPE_CHECKING:
     import torchio
 
+    from diffpose.pose import RigidTransform
     from diffpose.registration import Result
     from diffpose.training import PoseEstimator
 
@@ -174,9 +175,13 @@ def register_one(
             seen = job.seen()
             step("reading the CT")
             subject = load_ct(case.ct, case.patient)
-            result, pose, seconds = job.answer(step, seen, subject, estimator)
-    table = report(pose, result, seconds, seen[2].float().mean().item())
-    said = [f"{table}\n\n{job.folder}: {', '.join(RESULT_FILES)}"]
+            share = seen[2].float().mean().item()
+
+            def tell(result: "Result", pose: "RigidTransform", seconds: float) -> None:
+                print(report(pose, result, seconds, share), end="\n\n", flush=True)
+
+            result, *_ = job.answer(step, seen, subject, estimator, tell)
+    said = [f"{job.folder}: {', '.join(RESULT_FILES)}"]
     if result.verdict == "converged":
         return said, 0
     return [*said, f"not converged ({result.verdict}): {'; '.join(result.reasons)}"], NOT_CONVERGED
