@@ -147,10 +147,10 @@ def _kinds_of(args: tuple, kwargs: dict) -> tuple | None:
             found.append((value.dtype, value.shape))
         elif kind is str:
             found.append(value)  # one of several, perhaps
-        elif kind in (tuple, list, dict, set) or issubclass(kind, Tensor):
-            return None  # what is in it counts
-        else:
+        elif value is None or kind in (bool, int, float) or kind.__module__.startswith("diffpose."):
             found.append(kind)
+        else:
+            return None  # what is in it counts, or what it returns
     return *found, *kwargs
 
 
@@ -166,8 +166,11 @@ def shaped(function: _F) -> _F:
         if torch.compiler.is_compiling():
             return checked(*args, **kwargs)
         kinds = _kinds_of(args, kwargs)
-        if kinds in known:
-            return function(*args, **kwargs)
+        try:
+            if kinds in known:
+                return function(*args, **kwargs)
+        except TypeError:  # a size that is a symbol
+            kinds = None
         try:
             result = checked(*args, **kwargs)
             if kinds is not None and len(known) < _KNOWN_MOST:

@@ -14,7 +14,6 @@ import builtins
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,7 +98,10 @@ class RigidTransform:
             fix="From a rotation and a translation, use `convert`.",
         )
         if not unseen(matrix) and not torch.allclose(
-            matrix.detach()[:, 3].cpu(), torch.eye(4, dtype=matrix.dtype)[3], rtol=0, atol=1e-6
+            matrix.detach()[:, 3].cpu(),
+            torch.eye(4, dtype=matrix.dtype, device="cpu")[3],
+            rtol=0,
+            atol=1e-6,
         ):
             raise UserError(
                 f"the last row of a rigid transform is (0, 0, 0, 1), not {matrix[0, 3].tolist()}. A"
@@ -209,15 +211,14 @@ class RigidTransform:
         atol: builtins.float = 1e-3,
     ) -> "RigidTransform":  # itself
         "Raise a ValueError unless every R is a rotation and every t is finite."
-        matrix = self.matrix.detach().cpu().double().numpy()
-        R, t = matrix[:, :3, :3], matrix[:, :3, 3]
+        matrix = self.matrix.detach().cpu()
+        R = widened(matrix[:, :3, :3])  # LAPACK knows no half precision
         atol = max(atol, 8 * torch.finfo(self.dtype).eps)  # no more than rounding can hold
-        with np.errstate(invalid="ignore", over="ignore"):
-            off = np.abs(R.swapaxes(1, 2) @ R - np.eye(3)).max((1, 2))
-            det = np.linalg.det(R)
-        good = (off <= atol) & (np.abs(det - 1) <= atol) & np.isfinite(t).all(1)
+        off = (R.mT @ R - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax((-2, -1))
+        det = torch.linalg.det(R)
+        good = (off <= atol) & ((det - 1).abs() <= atol) & matrix[:, :3, 3].isfinite().all(-1)
         if not good.all():
-            i = int(good.argmin())
+            i = int((~good).nonzero()[0])
             what = (
                 "is a reflection" if off[i] <= atol and det[i] < 0 else "is not rigid or not finite"
             )

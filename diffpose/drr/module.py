@@ -225,6 +225,7 @@ class DRR(torch.nn.Module):
         self.register_buffer("density", density, persistent=persistent)
         self.register_buffer("mask", _labels_of(subject), persistent=persistent)
         self.n_channels = None if self.mask is None else int(self.mask.max()) + 1
+        self._upright = _upright(subject)
         # float64 whatever `.to(dtype)` says: kept outside the buffers and moved with the volume
         self._world_from_index = torch.as_tensor(subject.density.affine, dtype=torch.float64)
         self._index_from_world = torch.linalg.inv(self._world_from_index)
@@ -465,6 +466,11 @@ class DRR(torch.nn.Module):
         self._air.lent = True
         return super().named_buffers(*args, **kwargs)
 
+    def named_modules(self, *args, **kwargs):
+        "As of every module: a parent's buffers are found through it."
+        self._air.lent = True
+        return super().named_modules(*args, **kwargs)
+
     def _save_to_state_dict(self, *args, **kwargs):
         self._air.lent = True
         super()._save_to_state_dict(*args, **kwargs)
@@ -522,12 +528,12 @@ class DRR(torch.nn.Module):
                 " leave the DRR on the CPU, whose kernels use all cores, and move its images with"
                 " .to('mps')"
             )
-        place = self._volume.data_ptr()
+        before = [None if x is None else x.device.type for x in (self._volume, self.mask)]
         super()._apply(fn, recurse)
-        if self._volume.data_ptr() != place:  # its own copy, perhaps on another device
-            for voxels in (self._volume, self.mask):
-                if voxels is not None:
-                    voxels.data = _in_order(voxels.data, _upright(self.subject))
+        for voxels, kind in zip((self._volume, self.mask), before):
+            moved = voxels is not None and voxels.device.type != kind
+            if moved and not voxels.is_inference():  # a copy of its own, on another device
+                voxels.data = _in_order(voxels.data, self._upright)
         # beside the volume, so that no call has to bring them there
         self._world_from_index, self._index_from_world = self.affine, self.affine_inverse
         self.volume_changed_()

@@ -92,6 +92,8 @@ class _Air:
 
     def __init__(self, volume: Tensor | None = None):  # a volume into which nobody else will write
         self.found, self.made_of, self.sum = None, None, None
+        self.place = None if volume is None else volume.data_ptr()
+        self.foreign = False  # memory that torch did not allocate: its owner is not seen
         self.volume = _nothing if volume is None else weakref.ref(volume)
         self.lent = False  # may somebody else hold the volume, and write into it unseen?
 
@@ -103,7 +105,7 @@ class _Air:
         if backend == "torch":
             return None
         made_of = volume._version, volume.data_ptr(), volume.shape, volume.stride(), backend
-        if made_of == self.made_of and volume is self.volume() and not self.lent:
+        if made_of == self.made_of and volume is self.volume() and self.trusts(volume):
             return self.found
         if capturing(volume):
             return None  # what is not known before a capture cannot be kept by one
@@ -115,14 +117,23 @@ class _Air:
                 and (old.shape, old.device) == (new.shape, new.device)
             ):
                 new = old.copy_(new)  # where a captured graph reads it
+        self.trusts(volume)
         if volume is not self.volume():
             self.volume, self.lent = weakref.ref(volume), True  # whoever made it may still have it
         self.found, self.made_of = new, made_of
         return new
 
+    def trusts(self, volume: Tensor) -> bool:
+        "Can nobody have written into it without being seen?"
+        if volume.data_ptr() != self.place:
+            self.place = volume.data_ptr()
+            # NumPy's; or torch's that NumPy looked at before it came here
+            self.foreign = not volume.untyped_storage().resizable()
+        return not self.lent and not self.foreign
+
     def checksum(self, volume: Tensor, make: Callable[[Tensor], int]) -> int:
         "What `make` makes of a volume; made once while nobody can have changed it unseen."
-        if self.lent or volume is not self.volume() or volume.is_inference():
+        if volume.is_inference() or volume is not self.volume() or not self.trusts(volume):
             return make(volume)
         made_of = volume._version, volume.data_ptr()
         if self.sum is None or self.sum[0] != made_of:
@@ -138,11 +149,15 @@ def _nothing() -> None:
     "Where no volume is known."
 
 
+def _occupied_bricks(volume: Tensor, backend: str) -> Tensor:
+    "By a kernel of numba."
+    return _kernels(backend).occupancy(volume)
+
+
 def _filled(volume: Tensor, backend: str) -> Tensor:
     "What of a volume is not empty, as the kernels of a backend take it."
     if backend == "triton":
         return bounding_box(volume)
-    find = _kernels(backend).occupancy
-    if torch.compiler.is_compiling():  # dynamo of some releases (2.11) looks into it, and fails
-        find = torch.compiler.disable(find)
-    return find(volume)
+    if torch.compiler.is_compiling():  # dynamo of some releases (2.11) looks into numba, and fails
+        return torch.compiler.disable(_occupied_bricks)(volume, backend)
+    return _occupied_bricks(volume, backend)

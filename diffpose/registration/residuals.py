@@ -84,7 +84,8 @@ def _fan(
     key = n, kernels, device, dtype, True
     if key in _BANDS:
         return _BANDS[key]
-    fan = torch.stack([_banded(n, kernel, device, dtype, True) for kernel in kernels])
+    with torch.inference_mode(False):
+        fan = torch.stack([_banded(n, kernel, device, dtype, True) for kernel in kernels])
     if type(fan) is Tensor:
         _BANDS[key] = fan
     return fan
