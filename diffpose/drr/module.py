@@ -466,11 +466,6 @@ class DRR(torch.nn.Module):
         self._air.lent = True
         return super().named_buffers(*args, **kwargs)
 
-    def named_modules(self, *args, **kwargs):
-        "As of every module: a parent's buffers are found through it."
-        self._air.lent = True
-        return super().named_modules(*args, **kwargs)
-
     def _save_to_state_dict(self, *args, **kwargs):
         self._air.lent = True
         super()._save_to_state_dict(*args, **kwargs)

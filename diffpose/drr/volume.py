@@ -8,7 +8,6 @@ __all__ = []
 # %% ../../notebooks/api/041_drr_volume.ipynb #faf2603a
 import sys
 import weakref
-from collections.abc import Callable
 
 import torch
 import torchio
@@ -91,7 +90,7 @@ class _Air:
     """
 
     def __init__(self, volume: Tensor | None = None):  # a volume into which nobody else will write
-        self.found, self.made_of, self.sum = None, None, None
+        self.found, self.made_of = None, None
         self.place = None if volume is None else volume.data_ptr()
         self.foreign = False  # memory that torch did not allocate: its owner is not seen
         self.volume = _nothing if volume is None else weakref.ref(volume)
@@ -131,18 +130,9 @@ class _Air:
             self.foreign = not volume.untyped_storage().resizable()
         return not self.lent and not self.foreign
 
-    def checksum(self, volume: Tensor, make: Callable[[Tensor], int]) -> int:
-        "What `make` makes of a volume; made once while nobody can have changed it unseen."
-        if volume.is_inference() or volume is not self.volume() or not self.trusts(volume):
-            return make(volume)
-        made_of = volume._version, volume.data_ptr()
-        if self.sum is None or self.sum[0] != made_of:
-            self.sum = made_of, make(volume)
-        return self.sum[1]
-
     def forget(self) -> None:
         "Look at the volume again when it is next needed."
-        self.made_of, self.sum = None, None
+        self.made_of = None
 
 
 def _nothing() -> None:
