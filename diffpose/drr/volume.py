@@ -65,7 +65,7 @@ def _labels_of(subject: torchio.Subject) -> Tensor | None:  # X Y Z
             f" {int(labels.min())}"
         )
     small = not labels.numel() or labels.max() <= _LABELS_MAX
-    return _copied(labels.to(torch.int16 if small else torch.int32, copy=True), subject)
+    return _copied(labels.to(torch.int16 if small else torch.int32), subject)
 
 # %% ../../notebooks/api/041_drr_volume.ipynb #a1e00002
 def _alone(tensors: dict[str, Tensor | None], name: str) -> bool:
@@ -104,7 +104,8 @@ class _Air:
         if backend == "torch":
             return None
         made_of = volume._version, volume.data_ptr(), volume.shape, volume.stride(), backend
-        if made_of == self.made_of and volume is self.volume() and self.trusts(volume):
+        trusted = self.trusts(volume)
+        if made_of == self.made_of and volume is self.volume() and trusted:
             return self.found
         if capturing(volume):
             return None  # what is not known before a capture cannot be kept by one
@@ -116,7 +117,6 @@ class _Air:
                 and (old.shape, old.device) == (new.shape, new.device)
             ):
                 new = old.copy_(new)  # where a captured graph reads it
-        self.trusts(volume)
         if volume is not self.volume():
             self.volume, self.lent = weakref.ref(volume), True  # whoever made it may still have it
         self.found, self.made_of = new, made_of

@@ -130,7 +130,7 @@ class Scene:
         "How well a view's DRR and X-ray agree, by its own twists and its camera's numbers."
         level, target, blur = self.levels[view][0], self.targets[view], self.blurs[view]
         image, J = softened(*self.render(state, view), blur)
-        which = torch.zeros(1, dtype=torch.long, device=image.device)
+        which = torch.zeros(1, dtype=torch.long)
         pose = self.unknowns.pose(state, 0, view)[None]
         return compare(level, target, image, J, pose, which)
 
