@@ -33,7 +33,7 @@ from diffpose.results import load_poses, pose_from_dict, pose_to_dict, write_jso
 from diffpose.data import containers
 from diffpose.data import max_memory, read, read_xray
 from diffpose.data.memory import bytes_of, check_memory
-from diffpose.data.dicom import _check_gaps
+from diffpose.data.dicom import _even_places
 from diffpose.data.volumes import _load
 from diffpose.deepfluoro import check_layout
 from diffpose.deepfluoro.checking import _open
@@ -586,9 +586,9 @@ def test_rounded_positions_are_an_even_stack(tmp_path, silence):
     volume, affine = _load(tmp_path / "ct")
     assert np.array_equal(volume.numpy(), BLOCK) and abs(affine[2, 2] - 0.625) < 0.1 / 7
     places = np.round(-61.2 + 0.625 * np.arange(500), 1)
-    _check_gaps(places, "ct")
+    assert _even_places(places, "ct") is None
     with pytest.raises(ValueError, match="slices are missing between"):
-        _check_gaps(np.delete(places, 250), "ct")
+        _even_places(np.delete(places, 250), "ct")
 
 
 def test_how_even_a_stack_must_be_can_be_said(tmp_path):
@@ -597,8 +597,11 @@ def test_how_even_a_stack_must_be_can_be_said(tmp_path):
     with pytest.raises(ValueError, match=r"the one at 407.80 mm is 0.2\d mm off its place .* pass slice_tolerance="):
         read(tmp_path / "ct")
     assert np.array_equal(read(tmp_path / "ct", slice_tolerance=0.4).volume.data[0].numpy(), BLOCK)
+    regions = np.r_[np.arange(40.0), 39 + 1.1 * np.arange(1, 40)]
+    with pytest.warns(UserWarning, match=r"1.00 to 1.10 mm apart"):
+        assert np.allclose(np.interp(_even_places(regions, "ct"), np.arange(79), regions)[[0, -1]], regions[[0, -1]])
     with pytest.raises(ValueError, match="unevenly spaced"):
-        _check_gaps(np.r_[np.arange(40.0), 40 + 1.1 * np.arange(40)], "two scans")
+        _even_places(np.r_[regions, regions[-1] + 1.4], "one slice moved")
 
 
 def test_a_copy_of_a_slice_counts_once(tmp_path):

@@ -57,6 +57,9 @@ def load_ct(
             series=patient.series,
             structures=structures,
             slice_tolerance=patient.slice_tolerance,
+            resample_slices=patient.resample_slices,
+            hu_offset=patient.hu_offset,
+            outside=patient.outside,
         )
 
 # %% ../../notebooks/api/106_cli_inputs.ipynb #4785ff6f

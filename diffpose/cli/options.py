@@ -125,6 +125,17 @@ Tolerance = Annotated[
         max=1000,
     ),
 ]
+Resample = Annotated[
+    bool,
+    option("Interpolate between DICOM slices that are not evenly spaced.", PATIENT),
+]
+Offset = Annotated[
+    float, option("Added to every voxel: -1024 where HU + 1024 is stored.", PATIENT)
+]
+Outside = Annotated[
+    float | None,
+    option("Value of voxels that are none of the scan's, before --hu-offset: air.", PATIENT),
+]
 
 
 @dataclass(frozen=True)
@@ -140,6 +151,9 @@ class Patient:
     ct_spacing: CtSpacing = None
     series: Series = None
     slice_tolerance: Tolerance = None
+    resample_slices: Resample = False
+    hu_offset: Offset = 0.0
+    outside: Outside = None
 
     @property
     def view(self) -> Literal["AP", "PA"] | None:
@@ -168,6 +182,9 @@ class Patients:
     ct_spacing: CtSpacing = None
     series: Series = None
     slice_tolerance: Tolerance = None
+    resample_slices: Resample = False
+    hu_offset: Offset = 0.0
+    outside: Outside = None
 
     def each(
         self,
@@ -180,16 +197,8 @@ class Patients:
                 f"{n} CTs and {len(maps)} label maps are given: give --labelmap once for each CT,"
                 " in their order, or not at all"
             )
-        shared = Patient(
-            self.orientation,
-            None,
-            self.labels,
-            self.structures,
-            density=self.density,
-            ct_spacing=self.ct_spacing,
-            series=self.series,
-            slice_tolerance=self.slice_tolerance,
-        )
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "labelmap"}
+        shared = Patient(**named)
         return [replace(shared, labelmap=path) for path in maps or [None] * n]
 
 # %% ../../notebooks/api/105_cli_options.ipynb #6984596f

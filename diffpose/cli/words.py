@@ -24,6 +24,9 @@ from ..errors import UserError, marked, said
 OPTIONS = {  # of the command, by the argument in Python
     "max_memory": "--max-memory",
     "slice_tolerance": "--slice-tolerance",
+    "resample_slices": "--resample-slices",
+    "hu_offset": "--hu-offset",
+    "outside": "--outside",
     "polarity": "--polarity",
     "frame": "--frame",
     "camera": "--camera",

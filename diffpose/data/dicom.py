@@ -11,18 +11,30 @@ import math
 import re
 import warnings
 import zlib
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
 from .containers import _PIECE
+from .density import AIR_HU
 from .grids import _LPS, _three
 from .memory import _check_memory, _check_pixels, check_memory, memory_limit
 from ..errors import UserError, UserNotice, argument, marked, worded
 
 # %% ../../notebooks/api/021_data_dicom.ipynb #c9339dd2
+# what tells scans apart that a scanner stored under one series UID
+_PARTS = (
+    "SeriesNumber",
+    "AcquisitionNumber",
+    "TemporalPositionIdentifier",
+    "ConvolutionKernel",
+    "KVP",
+    "ImageType",
+    "SeriesDescription",
+)
 _SLICE_TAGS = [
-    *("Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType"),
+    *("Modality", "SeriesInstanceUID", "SOPInstanceUID", "NumberOfFrames", *_PARTS),
     *(
         "Rows",
         "Columns",
@@ -81,7 +93,9 @@ def _dicom_series(folder):
         if series:
             break
     _check_odd_files(odd, series, folder)
-    several = {k: v for k, v in series.items() if len(v) > 1}  # lone slices are scouts
+    series = {(*k, said): part for k, v in series.items() for said, part in _parted(v).items()}
+    # lone slices are scouts
+    several = {k: v for k, v in series.items() if sum(_frames(h) for _, h in v) > 1}
     lone = [
         v[0][0].relative_to(folder).as_posix()
         for k, v in series.items()
@@ -94,6 +108,37 @@ def _dicom_series(folder):
             stacklevel=2,
         )
     return several or series
+
+
+def _frames(header):
+    "How many images a DICOM file holds."
+    return int(header.get("NumberOfFrames") or 1)
+
+
+def _parted(slices):
+    """A series [(path, header)] as the scans that it holds, by what tells them apart: slices of
+    several acquisitions or kernels may share one UID, and then they share places. {"": all} where
+    there is one, or where nothing tells them apart.
+    """
+
+    def repeated(part):
+        one = {(str(h.get("SOPInstanceUID")), str(h.get("ImagePositionPatient"))) for _, h in part}
+        places = [place for _, place in one]
+        return len(set(places)) < len(places)
+
+    def said(header, tag):
+        value = header.get(tag)
+        several = isinstance(value, Iterable) and not isinstance(value, str)
+        return "\\".join(map(str, value)) if several else str(value)
+
+    placed = all(h.get("ImagePositionPatient") for _, h in slices)
+    for tag in _PARTS if placed and repeated(slices) else ():
+        parts = {}
+        for path, header in slices:
+            parts.setdefault(f"{tag}={said(header, tag)}", []).append((path, header))
+        if len(parts) > 1 and not any(len(p) < 2 or repeated(p) for p in parts.values()):
+            return parts
+    return {"": slices}
 
 
 def _check_odd_files(odd, series, folder):
@@ -133,10 +178,11 @@ def _choose_series(series, wanted, folder):
     "The series that was asked for, or the only one."
 
     def about(key, slices):
-        head = slices[0][1]
+        head, count = slices[0][1], sum(_frames(h) for _, h in slices)
         return (
-            f"{key[0] or 'no UID'} (number {head.get('SeriesNumber')},"
-            f" {head.get('SeriesDescription', 'no description')!r}, {len(slices)} slices)"
+            f"{key[0] or 'no UID'}{' ' * bool(key[-1])}{key[-1]} (number"
+            f" {head.get('SeriesNumber')}, {head.get('SeriesDescription', 'no description')!r},"
+            f" {count} slices)"
         )
 
     if not series:
@@ -145,12 +191,14 @@ def _choose_series(series, wanted, folder):
             " are passed over)"
         )
     listing = "\n  ".join(about(k, s) for k, s in series.items())
+    parted = any(k[-1] for k in series)
     if wanted is not None:
         names = ("SeriesNumber", "SeriesDescription")
         series = {
             k: s
             for k, s in series.items()
-            if str(wanted) in (k[0], *(str(s[0][1].get(n)) for n in names))
+            if str(wanted)
+            in (k[0], k[-1], f"{k[0]} {k[-1]}", *(str(s[0][1].get(n)) for n in names))
         }
     if len(series) != 1:
         said = (
@@ -160,7 +208,7 @@ def _choose_series(series, wanted, folder):
         )
         raise UserError(
             f"{folder}: {said} of these series; pass {argument('series')} a UID, number or"
-            f" description:\n  {listing}"
+            f" description{', or what stands behind the UID' * parted}:\n  {listing}"
         )
     return next(iter(series.values()))
 
@@ -175,8 +223,10 @@ _WITHOUT_PLACE = (
 )
 
 
-def _slice_geometry(slices, folder, spacing, tolerance=None):
-    "Slices in order along the normal of their plane, and their LPS affine."
+def _slice_geometry(slices, folder, spacing, tolerance=None, resample=False):
+    """Slices in order along the normal of their plane, their LPS affine, and, where they are not
+    evenly spaced, at which of them (with fractions) those of an even stack lie, else None.
+    """
     first, n = slices[0][1], len(slices)
     if n < 2:
         raise UserError(f"{folder} holds one slice: a volume needs at least two")
@@ -211,24 +261,25 @@ def _slice_geometry(slices, folder, spacing, tolerance=None):
     place = np.array([h.ImagePositionPatient for _, h in slices], dtype=np.float64)
     along = place @ np.cross(row, column)
     order = np.argsort(along)
-    _check_gaps(along[order], folder, tolerance)
-    _check_line(place[order], folder, tolerance)
+    even = _even_places(along[order], folder, tolerance, resample)
+    _check_line(place[order], along[order], folder, tolerance)
+    n = n if even is None else len(even)
     affine = np.eye(4)
     dy, dx = map(float, first.PixelSpacing) if spacing is None else (spacing[1], spacing[0])
     affine[:3, :3] = np.stack(
         [row * dx, column * dy, (place[order[-1]] - place[order[0]]) / (n - 1)], axis=1
     )
     affine[:3, 3] = place[order[0]]
-    return [slices[i][0] for i in order], affine
+    return [slices[i][0] for i in order], affine, even
 
 
-def _check_line(place, folder, tolerance=None):
-    """Do the first voxels of evenly spaced slices, at these places [mm], lie on one line, each
-    within `tolerance` [mm] of it?
+def _check_line(place, along, folder, tolerance=None):
+    """Do the first voxels of slices, at these places [mm] and distances along their normal [mm],
+    lie on one line, each within `tolerance` [mm] of it?
     """
-    index, allowed = np.arange(len(place)), 0.1 if tolerance is None else max(tolerance, 0.1)
+    allowed = 0.1 if tolerance is None else max(tolerance, 0.1)
     off = np.linalg.norm(
-        place - np.stack([np.polyval(np.polyfit(index, p, 1), index) for p in place.T], axis=1),
+        place - np.stack([np.polyval(np.polyfit(along, p, 1), along) for p in place.T], axis=1),
         axis=1,
     )
     if off.max() > allowed:
@@ -239,9 +290,10 @@ def _check_line(place, folder, tolerance=None):
         )
 
 
-def _check_gaps(along, folder, tolerance=None):
-    """Are the slices, at these places along the normal [mm], one even stack, each within
-    `tolerance` [mm] of its place in it?
+def _even_places(along, folder, tolerance=None, resample=False):
+    """Where the slices of an even stack lie among these, at `along` [mm] on their normal: None if
+    these are one, each within `tolerance` [mm] of its place in it. Else they are to be interpolated
+    if the user wants that (`resample`) or the scan has regions of unlike steps.
     """
     gaps = np.diff(along)
     if gaps.min() < 1e-3:
@@ -250,22 +302,55 @@ def _check_gaps(along, folder, tolerance=None):
             f"{folder}: two slices at {at:.2f} mm that differ: several scans share this series;"
             " keep one of them in the folder"
         )
-    step, worst = np.median(gaps), int(gaps.argmax())
+    step, worst, index = np.median(gaps), int(gaps.argmax()), np.arange(len(along))
+    off = abs(along - np.polyval(np.polyfit(index, along, 1), index))
+    allowed = max(0.02 * step + 0.01, min(0.06, 0.25 * step)) if tolerance is None else tolerance
+    uneven = gaps[worst] > 1.5 * step or off.max() > allowed
+    if uneven and (resample or _in_regions(gaps)):
+        count = max(round((along[-1] - along[0]) / gaps.min()), 1) + 1
+        places = np.linspace(along[0], along[-1], count)
+        warnings.warn(
+            UserNotice(
+                f"{folder}: slices are {gaps.min():.2f} to {gaps.max():.2f} mm apart: between"
+                f" neighbours {len(along)} of them are interpolated to {count},"
+                f" {places[1] - places[0]:.2f} mm apart"
+            ),
+            stacklevel=2,
+        )
+        return np.interp(places, along, index)
+    instead = f"pass {argument('resample_slices', True, '')} to interpolate between neighbours"
     if gaps[worst] > 1.5 * step:
         raise UserError(
             f"{folder}: slices are missing between {along[worst]:.2f} and {along[worst + 1]:.2f} mm"
-            f" (the others are {step:.2f} mm apart)"
+            f" (the others are {step:.2f} mm apart); if the scan was made so, {instead}"
         )
-    index = np.arange(len(along))
-    off = abs(along - np.polyval(np.polyfit(index, along, 1), index))
-    allowed = max(0.02 * step + 0.01, min(0.06, 0.25 * step)) if tolerance is None else tolerance
-    if off.max() > allowed:
+    if uneven:
         raise UserError(
             f"{folder}: slices are unevenly spaced: the one at {along[off.argmax()]:.2f} mm is"
             f" {off.max():.2f} mm off its place in an even stack ({step:.2f} mm apart),"
             f" {allowed:.2f} mm are allowed; pass {argument('slice_tolerance')} (mm) if that is"
-            " good enough"
+            f" good enough, or {instead.removeprefix('pass ')}"
         )
+    return None
+
+
+_REGION, _REGION_MM = 3, 10.0  # steps alike in a row that make a region, and how wide they may be
+
+
+def _in_regions(gaps):
+    "Do steps [mm] change between regions of the scan only, as a protocol has it?"
+    ends = np.flatnonzero(abs(np.diff(gaps)) > 0.02 * gaps[:-1] + 0.02) + 1
+    lengths = np.diff([0, *ends, len(gaps)])
+    return len(ends) > 0 and lengths.min() >= _REGION and gaps.max() <= _REGION_MM
+
+
+def _evened(volume, even):
+    "A volume [X Y Z] whose slices lie at these places among its own, with fractions."
+    if even is None:
+        return volume
+    below = np.clip(np.floor(even), 0, volume.shape[2] - 2).astype(int)
+    weight = torch.from_numpy(even - below).to(volume.dtype)
+    return torch.lerp(volume[:, :, below], volume[:, :, below + 1], weight)
 
 # %% ../../notebooks/api/021_data_dicom.ipynb #b870a3e5
 def _dicom_pixels(path):
@@ -353,6 +438,41 @@ def _rescale(header, path):
     return slope, intercept
 
 
+def _remove_padding(pixels, header, slope, intercept):
+    """Write air into the rescaled pixels of a slice that are none of the patient's: those from
+    PixelPaddingValue to PixelPaddingRangeLimit (DICOM PS3.3, C.7.5.1.1.2). Returns which values
+    [HU] that a patient may have were taken so.
+    """
+    value = header.get("PixelPaddingValue")
+    if value in (None, "") or header.get("ModalityLUTSequence"):
+        return set()
+    limit = header.get("PixelPaddingRangeLimit")
+    bits = int(header.get("BitsAllocated") or 16)
+    ends = []
+    for stored in (value, value if limit in (None, "") else limit):
+        # a signed number that was written as an unsigned one
+        signed = int(header.get("PixelRepresentation") or 0) and stored >= 2 ** (bits - 1)
+        ends.append((int(stored) - (2**bits if signed else 0)) * slope + intercept)
+    near = abs(slope) / 4
+    padded = (pixels >= min(ends) - near) & (pixels <= max(ends) + near)
+    pixels[padded] = AIR_HU
+    return {max(ends)} if padded.any() and max(ends) > _PADDING_HU else set()
+
+
+_PADDING_HU = -900.0  # above, a value that is taken as padding may be a patient's
+
+
+def _say_padding(removed, path):
+    "Say which values that a patient may have were taken as padding."
+    if removed:
+        values = ", ".join(f"{x:.0f}" for x in sorted(removed))
+        warnings.warn(
+            f"{path}: voxels of {values} HU are taken as air, for the header says that they are"
+            " padding (PixelPaddingValue)",
+            stacklevel=2,
+        )
+
+
 def _scale_doubt(header):
     "Why the pixels of a slice may not be HU; None where the header says that they are."
     if header.get("ModalityLUTSequence"):
@@ -409,7 +529,7 @@ def _once(slices):
     """
     places, kept = {}, []
     for path, header in slices:
-        place = header.get("ImagePositionPatient")
+        place = header.get("ImagePositionPatient") or (_frames(header) > 1 and "of each frame")
         twins = places.setdefault(str(place), []) if place else []
         if any(_same_slice(path, twin) for twin in twins):
             warnings.warn(f"{path} is a copy of another slice and is passed over", stacklevel=2)
@@ -433,21 +553,27 @@ def _same_slice(path, twin):
     return placed[0] == placed[1] and np.array_equal(pixels, twins)
 
 
-def _load_dicom(folder, series, spacing, tolerance):
-    "Tensor [X Y Z] and RAS affine of a folder of slices."
+def _load_dicom(folder, series, spacing, tolerance, resample=False):
+    "Tensor [X Y Z] and RAS affine of a folder of slices, or of files that hold several each."
     slices = _once(_choose_series(_dicom_series(folder), series, folder))
-    paths, affine = _slice_geometry(
-        slices, folder, None if spacing is None else _three(spacing, "spacing"), tolerance
+    if any(_frames(header) > 1 for _, header in slices):
+        paths = [path for path, _ in slices]
+        return _load_multiframe(paths, folder, spacing, None, tolerance, resample)
+    paths, affine, even = _slice_geometry(
+        slices, folder, None if spacing is None else _three(spacing, "spacing"), tolerance, resample
     )
-    _check_memory(folder, (slices[0][1].Columns, slices[0][1].Rows, len(paths)), 0)
+    count = len(paths) if even is None else len(paths) + 2 * len(even)
+    _check_memory(folder, (slices[0][1].Columns, slices[0][1].Rows, count), 0)
     volume = torch.empty(slices[0][1].Columns, slices[0][1].Rows, len(paths))
-    doubtful = None
-    for k in range(0, len(paths), 16):
-        headers, pixels = zip(*map(_dicom_pixels, paths[k : k + 16]))
-        volume[:, :, k : k + 16] = torch.from_numpy(np.stack(pixels)).permute(2, 1, 0)
-        doubtful = doubtful or next(filter(_scale_doubt, headers), None)
-    _check_scale(folder, [doubtful or headers[0]])
-    return volume, _LPS @ affine
+    doubtful, removed = None, set()
+    for k, path in enumerate(paths):
+        header, pixels = _dicom_pixels(path)
+        removed |= _remove_padding(pixels, header, *_rescale(header, path))
+        volume[:, :, k] = torch.from_numpy(pixels).T
+        doubtful = doubtful or (header if _scale_doubt(header) else None)
+    _say_padding(removed, folder)
+    _check_scale(folder, [doubtful or header])
+    return _evened(volume, even), _LPS @ affine
 
 # %% ../../notebooks/api/021_data_dicom.ipynb #c31ac887
 def _is_dicom(path):
@@ -494,28 +620,41 @@ def _frame_headers(header, n, path, wanted=_PLACE_TAGS):
     return found
 
 
-def _load_multiframe(path, spacing, affine, tolerance):
-    """Tensor [X Y Z] and RAS affine of an enhanced (multi-frame) DICOM file; frames without a
-    position are in order if the caller knows the affine.
+def _load_multiframe(paths, name, spacing, affine, tolerance, resample=False):
+    """Tensor [X Y Z] and RAS affine of an enhanced (multi-frame) DICOM file, or of the several that
+    a scanner cut one scan into; frames without a position are in order if the caller knows the
+    affine. Messages call it by `name`.
     """
-    header, stack = _dicom_pixels(path)
-    if stack.ndim != 3:
-        raise UserError(
-            f"{path} is a single slice: pass the folder that holds all slices of the scan"
-        )
-    frames = _frame_headers(header, len(stack), path)
+    frames, images, removed = [], [], set()
+    for path in paths:
+        header, stack = _dicom_pixels(path)
+        if stack.ndim != 3 and len(paths) == 1:
+            raise UserError(
+                f"{path} is a single slice: pass the folder that holds all slices of the scan"
+            )
+        stack = stack if stack.ndim == 3 else stack[None]
+        _check_memory(name, (stack[0].size, len(images) + 2 * len(stack)), 0)
+        said = _frame_headers(header, len(stack), path)
+        for image, frame in zip(stack, said):
+            slope, intercept = _rescale(frame, path)
+            images.append(image * np.float32(slope) + np.float32(intercept))
+            one, zero = _rescale(header, path)  # of the file, which comes before
+            removed |= _remove_padding(images[-1], header, one * slope, zero * slope + intercept)
+        _check_scale(path, said if header.get("RescaleSlope") in (None, "") else [header])
+        frames += said
+    even = None
     if affine is not None and not any(f.get("ImagePositionPatient") for f in frames):
         order, affine = range(len(frames)), np.eye(4)
     else:
-        order, affine = _slice_geometry(
+        order, affine, even = _slice_geometry(
             list(enumerate(frames)),
-            path,
+            name,
             None if spacing is None else _three(spacing, "spacing"),
             tolerance,
+            resample,
         )
-    volume = torch.empty(stack.shape[::-1])
-    _check_scale(path, frames if header.get("RescaleSlope") in (None, "") else [header])
+    _say_padding(removed, name)
+    volume = torch.empty(*images[0].shape[::-1], len(order))
     for k, i in enumerate(order):
-        slope, intercept = _rescale(frames[i], path)
-        volume[:, :, k] = torch.from_numpy(stack[i]).T * slope + intercept
-    return volume, _LPS @ affine
+        volume[:, :, k] = torch.from_numpy(images[i]).T
+    return _evened(volume, even), _LPS @ affine

@@ -90,6 +90,7 @@ _NRRD_SPACES = (
     "las",
     "lps",
 )
+_PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".lsm")  # know no patient
 
 
 def _text_lengths(path, fields):
@@ -117,7 +118,7 @@ def _text_lengths(path, fields):
         unit = _MM.get(fields.get("distanceunits", "mm").lower(), 1.0)
     else:
         # the rest is ITK's to know
-        size = [] if kind in (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".lsm") else ["1"]
+        size = [] if kind in _PICTURES else ["1"]
     if not positive:  # ITK would turn the image over
         raise UserError(
             f"{path} gives a voxel size of {' '.join(size)}, and sizes are positive: correct its"
@@ -157,6 +158,8 @@ def _text_geometry(path, fields, sized):
             "space directions" in fields
             and fields.get("space", "").lower().removesuffix("-time") in _NRRD_SPACES
         )
+    elif path.suffix.lower() in _PICTURES:
+        frame = False
     elif path.suffix.lower() in (".mha", ".mhd"):
         frame = bool({"transformmatrix", "rotation", "orientation"} & fields.keys())
     if not frame:

@@ -34,7 +34,7 @@ from .grids import _check_affine, _three, resample
 from .labels import _label_ids, _load_labels, _load_structures, _named, _select
 from .memory import check_memory
 from .volumes import _load
-from ..errors import UserError, UserNotice, UserTypeError, argument, worded
+from ..errors import UserError, UserNotice, UserTypeError, argument
 from ..pose import RigidTransform
 
 # %% ../../notebooks/api/024_data_patients.ipynb #9634e02f
@@ -81,6 +81,43 @@ def _resampled(hu: Tensor, affine: np.ndarray, wanted) -> tuple[Tensor, np.ndarr
     return resample(hu, affine, shape, target, fill=AIR_HU), target
 
 
+def _in_hu(hu: Tensor, offset: float, outside: float | None) -> Tensor:
+    """Stored values as HU. Nothing in a scan has one value over a large part of it: where that is
+    0, up to the corners, and nothing is below, no scan was taken there (as where one bone was cut
+    out), and it is air.
+    """
+    if outside is None:
+        corners = hu[:: max(len(hu) - 1, 1), :: max(hu.shape[1] - 1, 1), :: max(hu.shape[2] - 1, 1)]
+        empty = hu.numel() - torch.count_nonzero(hu).item()
+        if corners.any() or hu.min() < 0 or not 0.2 * hu.numel() < empty < hu.numel():
+            return hu + offset if offset else hu
+        inside = hu[hu > 0]
+        low = inside.view(-1)[:: max(inside.numel() // 100_000, 1)].quantile(0.01).item()
+        shifted = low > 500 and not offset
+        warnings.warn(
+            UserNotice(
+                f"{empty / hu.numel():.0%} of the volume, to its corners, is exactly 0 and nothing"
+                " is below: that is taken as air around what was cut out of a scan"
+                + shifted
+                * (
+                    f". Of the rest 99% is above {low:.0f}: if HU + 1024 is stored, pass"
+                    f" {argument('hu_offset', -1024)}"
+                )
+            ),
+            stacklevel=3,
+        )
+        outside = 0.0
+    return torch.where(hu == outside, AIR_HU, hu + offset)
+
+
+def _hu_of(volume, reading: dict, offset: float, outside: float | None, target):
+    "Hounsfield units [X Y Z] and RAS affine of a volume of any kind, on the grid that is wanted."
+    hu, scan = _load(volume, **reading)
+    hu = _in_hu(_as_hu(hu), offset, outside)
+    _doubt_hu(hu)
+    return (hu, scan) if target is None else _resampled(hu, scan, target)
+
+
 def _doubt_hu(hu: Tensor) -> None:
     "Say so where values may not be in HU."
     if hu.min() >= 0:
@@ -92,9 +129,8 @@ def _doubt_hu(hu: Tensor) -> None:
         return
     warnings.warn(
         UserNotice(
-            f"no voxel of the volume {what}: is it a CT in HU? Stored values are often 1024 higher;"
-            " subtract"
-            f" that{worded(', and pass the array with affine=', ' and save the volume again')}"
+            f"no voxel of the volume {what}: is it a CT in HU? Stored values are often 1024 higher:"
+            f" if these are, pass {argument('hu_offset', -1024)}"
         ),
         stacklevel=3,
     )
@@ -145,25 +181,25 @@ def read(
     hu_max: float | None = None,
     # mm that a DICOM slice may be off an even stack; None: 2 % of the step, at least 0.06
     slice_tolerance: float | None = None,
+    resample_slices: bool = False,  # interpolate between DICOM slices that are uneven
+    hu_offset: float = 0.0,  # added to every voxel: -1024 where HU + 1024 is stored
+    outside: float | None = None,  # value of voxels outside the scan, before the offset: air
     **extra,  # anything else to keep in the Subject
 ) -> tio.Subject:
     "A patient, ready to be rendered."
     if labels is not None:
         labels = [labels] if isinstance(labels, (int, str, np.integer)) else list(labels)
-    _check_read(
-        orientation, density, bone_attenuation_multiplier, labels, labelmap, extra, slice_tolerance
-    )
+    _check_read(orientation, density, bone_attenuation_multiplier, labels, labelmap, extra)
+    _check_numbers(slice_tolerance, hu_offset, outside)
     transform = _rigid(transform)
     with _named(structures):
         structures = None if structures is None else _load_structures(structures)
     ids = None if labels is None else _label_ids(labels, structures)
     points = _points(fiducials)
 
-    hu, scan = _load(volume, True, spacing, affine, series, tolerance=slice_tolerance)
-    hu = _as_hu(hu)
-    _doubt_hu(hu)
-    if resample_target is not None:
-        hu, scan = _resampled(hu, scan, resample_target)
+    reading = {"spacing": spacing, "affine": affine, "series": series}
+    reading |= {"tolerance": slice_tolerance, "resample": resample_slices}
+    hu, scan = _hu_of(volume, reading, hu_offset, outside, resample_target)
     with _named(labelmap):
         mask = None if labelmap is None else _load_labels(labelmap, hu, scan)
     contrast = Contrast.measure(hu, bone_attenuation_multiplier, density, hu_max)
@@ -196,7 +232,17 @@ _SUBJECT_KEYS = (
 _READ_ARGUMENTS = tuple(inspect.signature(read).parameters)
 
 
-def _check_read(orientation, density, multiplier, labels, labelmap, extra, tolerance):
+def _check_numbers(tolerance, offset, outside):
+    if tolerance is not None and not (0 <= float(tolerance) < math.inf):
+        raise UserError(
+            f"{argument('slice_tolerance', tolerance)} must be a finite number >= 0, in mm"
+        )
+    for name, value in (("hu_offset", offset), ("outside", outside)):
+        if value is not None and not math.isfinite(float(value)):
+            raise UserError(f"{argument(name, value)} must be a finite number")
+
+
+def _check_read(orientation, density, multiplier, labels, labelmap, extra):
     if orientation not in ("AP", "PA", None):
         raise UserError(
             f"{argument('orientation', repr(orientation), orientation)} is not 'AP', 'PA' or None"
@@ -207,10 +253,6 @@ def _check_read(orientation, density, multiplier, labels, labelmap, extra, toler
             f" {', '.join(map(repr, DENSITY_MODES))}"
         )
     _check_multiplier(multiplier)
-    if tolerance is not None and not (0 <= float(tolerance) < math.inf):
-        raise UserError(
-            f"{argument('slice_tolerance', tolerance)} must be a finite number >= 0, in mm"
-        )
     if labels is not None and labelmap is None:
         raise UserError(
             f"{argument('labels')} selects from a label map, but there is none: pass"

@@ -10,6 +10,7 @@ import gzip
 import inspect
 import math
 import os
+import re
 import zlib
 from pathlib import Path
 
@@ -104,6 +105,48 @@ def _itk_reader(path):
     return reader
 
 
+_PAGES = (".tif", ".tiff", ".png", ".bmp")  # endings of files that hold a slice each
+
+
+def _pages(folder):
+    "Pictures of a folder without DICOM files, in the order of the numbers in their names."
+    files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
+    pages = [p for p in files if p.suffix.lower() in _PAGES]
+    if len(pages) < 2 or any(_is_dicom(p) for p in files if p not in pages):
+        return []
+    numbers = {p: [int(n) for n in re.findall(r"\d+", p.stem)] for p in pages}
+    pages.sort(key=lambda p: (numbers[p], p.name))
+    counted = [column for column in zip(*(numbers[p] for p in pages)) if len({*column}) > 1]
+    steps = np.diff(counted[0]) if len(counted) == 1 else np.ones(1)
+    if steps.max() > np.median(steps):
+        last = int(steps.argmax())
+        raise UserError(
+            f"{folder}: pages are missing between {pages[last].name} and {pages[last + 1].name}"
+        )
+    return pages
+
+
+def _load_pages(folder, pages, floating, sized, placed):
+    "Tensor [X Y Z] and RAS affine of a folder of pictures, a slice each."
+    import SimpleITK as sitk
+
+    if not placed:
+        _text_geometry(folder / pages[0].name, {}, sized)
+    sizes = {}
+    for path in pages:
+        reader = _itk_reader(path)
+        sizes.setdefault((reader.GetSize(), reader.GetNumberOfComponents()), path.name)
+    (size, count), *others = sizes
+    if others or count != 1 or len(size) != 2:
+        said = ", ".join(f"{name}: {size} with {n} values" for (size, n), name in sizes.items())
+        raise UserError(
+            f"{folder}: the pages of a volume have one size, and one value per pixel ({said})"
+        )
+    _check_memory(folder, (*size, len(pages)), 4)
+    image = sitk.ReadImage([str(p) for p in pages], *[sitk.sitkFloat32] * floating)
+    return _to_tensor(sitk.GetArrayViewFromImage(image).T, floating), _LPS @ np.eye(4)
+
+
 def _load_sitk(path, floating, sized, placed):
     import SimpleITK as sitk
 
@@ -154,22 +197,41 @@ def _array(source):
     return data
 
 
-def _load(source, floating=True, spacing=None, affine=None, series=None, like=None, tolerance=None):
+def _load_path(path, floating, spacing, affine, series, tolerance, resample):
+    "Tensor [X Y Z] and RAS affine [4 4] of a file, or of a folder of slices."
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist")
+    sized, placed = spacing is not None, affine is not None
+    if path.is_dir() and (pages := _pages(path)):
+        data, found = _load_pages(path, pages, floating, sized, placed)
+    elif path.is_dir():
+        data, found = _load_dicom(path, series, spacing, tolerance, resample)
+    elif _is_dicom(path):
+        data, found = _load_multiframe([path], path, spacing, affine, tolerance, resample)
+    else:
+        data, found = _load_file(path, floating, sized, placed)
+    if sized and not placed:
+        found[:3, :3] *= _three(spacing, "spacing") / np.linalg.norm(found[:3, :3], axis=0)
+    return data, found
+
+
+def _load(
+    source,
+    floating=True,
+    spacing=None,
+    affine=None,
+    series=None,
+    like=None,
+    tolerance=None,
+    resample=False,
+):
     "Tensor [X Y Z] and RAS affine [4 4] (float64) of a path, array or torchio image."
+    options = floating, spacing, affine, series, like, tolerance, resample
     if isinstance(source, (str, os.PathLike)):
         name, path = f"{source}", Path(source).expanduser()
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist")
-        if path.suffix.lower() == ".npy":
-            return _load(_load_npy(path), floating, spacing, affine, series, like, tolerance)
-        if path.is_dir():
-            data, found = _load_dicom(path, series, spacing, tolerance)
-        elif _is_dicom(path):
-            data, found = _load_multiframe(path, spacing, affine, tolerance)
-        else:
-            data, found = _load_file(path, floating, spacing is not None, affine is not None)
-        if spacing is not None and affine is None:
-            found[:3, :3] *= _three(spacing, "spacing") / np.linalg.norm(found[:3, :3], axis=0)
+        if path.suffix.lower() == ".npy" and path.exists():
+            return _load(_load_npy(path), *options)
+        data, found = _load_path(path, floating, spacing, affine, series, tolerance, resample)
     elif isinstance(source, tio.Image):
         if (
             tio.DATA not in source.keys()
@@ -177,7 +239,7 @@ def _load(source, floating=True, spacing=None, affine=None, series=None, like=No
             and source.reader is _TORCHIO_READER
         ):
             # torchio would not notice a missing slice, nor a flipped bit
-            return _load(source.path, floating, spacing, affine, series, like, tolerance)
+            return _load(source.path, *options)
         name, data, found = "the torchio image", source.data, source.affine.copy()
         if len(data) != 1:
             raise UserError(
