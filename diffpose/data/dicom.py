@@ -9,8 +9,10 @@ __all__ = []
 import filecmp
 import math
 import re
+import tempfile
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -268,8 +270,8 @@ def _check_gaps(along, folder, tolerance=None):
         )
 
 # %% ../../notebooks/api/021_data_dicom.ipynb #b870a3e5
-def _dicom_pixels(path):
-    """Header and rescaled pixels (float32) of one DICOM file; SimpleITK decodes what pydicom has no
+def _stored_pixels(path):
+    """Header and pixels of one DICOM file as they are stored; SimpleITK decodes what pydicom has no
     plugin for.
     """
     import pydicom
@@ -286,7 +288,7 @@ def _dicom_pixels(path):
             int(header.get("NumberOfFrames") or 1),
             int(header.get("BitsAllocated") or 16) // 8,
         )
-        stored = header.pixel_array  # of every frame
+        return header, header.pixel_array  # of every frame
     except InvalidDicomError as error:
         raise UserError(
             f"cannot read {path}: no DICOM file, or damaged: it has not the mark DICM behind its"
@@ -299,18 +301,57 @@ def _dicom_pixels(path):
     except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
         if str(path) in str(error):
             raise
-        import SimpleITK as sitk
-
         try:
-            # ITK would make up what is missing
-            if not getattr(header.file_meta.get("TransferSyntaxUID"), "is_compressed", False):
-                raise RuntimeError
-            return (
-                header,
-                sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat32)).squeeze(),
-            )
+            return header, _decoded_by_itk(header)
         except RuntimeError:  # neither can
             raise UserError(f"cannot decode the pixels of {path}: {marked(error)}") from error
+
+
+_PIXEL_MODULE = (
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelData",
+)
+
+
+def _decoded_by_itk(header):
+    """Stored pixels of a compressed image. ITK is shown no more of the header than it takes to
+    decode them: it turns MONOCHROME1 around, and rescales some kinds of images and not others.
+    """
+    import pydicom
+    import SimpleITK as sitk
+
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if not getattr(syntax, "is_compressed", False):
+        raise RuntimeError  # ITK would make up what is missing
+    bare = pydicom.Dataset()
+    bare.file_meta = pydicom.dataset.FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = syntax
+    bare.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    bare.SOPClassUID = bare.file_meta.MediaStorageSOPClassUID
+    bare.SOPInstanceUID = pydicom.uid.generate_uid()
+    bare.file_meta.MediaStorageSOPInstanceUID = bare.SOPInstanceUID
+    bare.PhotometricInterpretation = "MONOCHROME2"
+    for name in _PIXEL_MODULE:
+        if name in header:
+            bare[name] = header[name]
+    with tempfile.TemporaryDirectory() as folder:
+        bare.save_as(Path(folder) / "pixels.dcm", enforce_file_format=True)
+        image = sitk.ReadImage(str(Path(folder) / "pixels.dcm"))
+    return sitk.GetArrayFromImage(image).squeeze()
+
+
+def _dicom_pixels(path):
+    "Header and rescaled pixels (float32) of one DICOM file."
+    import pydicom
+
+    header, stored = _stored_pixels(path)
     if header.get("ModalityLUTSequence"):
         return header, pydicom.pixels.apply_modality_lut(stored, header).astype(np.float32)
     slope, intercept = _rescale(header, path)

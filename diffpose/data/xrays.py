@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..calibration.camera import Camera
-from .pictures import _pixel_meaning, _xray_pixels, to_line_integrals
+from .pictures import _Meaning, _pixel_meaning, _xray_pixels, to_line_integrals
 from ..errors import UserError, UserNotice, UserTypeError, argument
 from ..field import find_field
 
@@ -223,7 +223,7 @@ def read_xray(
             else "leave it out here, and make the camera with parallel=True"
         )
         raise UserError(f"{argument('parallel', True, '')} is a beam without a source: {fix}")
-    pixels, header, pitch, top = _xray_pixels(
+    pixels, header, pitch, inside = _xray_pixels(
         image, frame, not (camera is None and sdd is None and spacing is None and not parallel)
     )
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
@@ -235,14 +235,19 @@ def read_xray(
             f" {pixels.shape[0]} x {pixels.shape[1]}: follow what was done to the image with"
             " camera.resize(height, width), camera.crop(...) or camera.flip_horizontal()"
         )
-    stated = ("bone_dark", False) if header is None else _pixel_meaning(header)
-    dark = (polarity or stated[0]) == "bone_dark"
-    log = stated[1] if already_line_integral is None else already_line_integral
+    stated = _Meaning("bone_dark", False) if header is None else _pixel_meaning(header, name)
+    if stated.doubt and polarity is None:
+        warnings.warn(
+            UserNotice(f"{name} {stated.doubt}; pass {argument('polarity')} if that is wrong"),
+            stacklevel=2,
+        )
+    dark = (polarity or stated.polarity) == "bone_dark"
+    log = stated.log if already_line_integral is None else already_line_integral
     values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
     xray = _linearise(values, dark, log, i0)
     if not return_mask:
         return xray[None, None], camera
-    mask = _trusted(values, dark, log, top, header)
+    mask = _trusted(values, dark, log, inside, header)
     if return_mask != "file":
         mask &= find_field(xray).mask
     return xray[None, None], camera, mask[None, None]
@@ -262,13 +267,13 @@ def _linearise(values, dark, log, i0):
     return to_line_integrals(values if dark else high + low - values, i0)
 
 
-def _trusted(values, dark, log, top, header):
+def _trusted(values, dark, log, inside, header):
     "True where a pixel was exposed, and neither saturated nor behind a shutter."
     mask = values.isfinite()
     if not log and dark:
         mask &= values > 0
-    if top is not None:
-        mask &= (values < top) & (values > 0)
+    if inside is not None:
+        mask &= torch.from_numpy(inside)
     return mask & _shutter(header, values) & ~_flat_border(values)
 
 # %% ../../notebooks/api/026_data_xrays.ipynb #73fbc920
