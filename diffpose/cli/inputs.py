@@ -59,6 +59,21 @@ def load_ct(
             slice_tolerance=patient.slice_tolerance,
         )
 
+
+def viewed(
+    subject: "torchio.Subject",
+    orientation: str | None,  # "AP", "PA" or None
+) -> "torchio.Subject":
+    "The same patient for another view at zero angles; the images are shared."
+    import torchio
+
+    from diffpose.calibration import reorientation
+
+    if subject.orientation == orientation:
+        return subject
+    other = {"orientation": orientation, "reorient": reorientation(orientation)}
+    return torchio.Subject(**{**subject, **other})
+
 # %% ../../notebooks/api/106_cli_inputs.ipynb #4785ff6f
 def load_camera(
     path: Path,  # JSON
@@ -107,6 +122,7 @@ def load_xray(
     path: Path,
     # without a camera: the file's header, or sdd and spacing; None: the header
     taken: Taken | None = None,
+    shutter: bool = True,  # leave out what a shutter in the header covers
 ) -> "tuple[Tensor, Camera, Tensor]":  # (xray 1 1 H W, its camera, mask 1 1 H W)
     "An X-ray as line integrals, its geometry, and which of its pixels can be trusted."
     from diffpose.data import read_xray
@@ -125,7 +141,7 @@ def load_xray(
             frame=frame,
             sdd=sdd,
             spacing=pitch,
-            return_mask="file",
+            return_mask="file" if shutter else "pixels",
             parallel=taken.parallel,
         )
     if own is None:
@@ -175,9 +191,10 @@ def _agreed(given: "Camera", own: "Camera", camera: Path | None, path: Path) -> 
             " .crop, .flip_horizontal, ...)"
         )
     unknown = ("sid", "primary_angle", "secondary_angle")
-    return replace(
-        given, **{name: getattr(own, name) for name in unknown if getattr(given, name) is None}
-    )
+    found = {name: getattr(own, name) for name in unknown if getattr(given, name) is None}
+    if "primary_angle" in found and given.view is None:
+        found["view"] = own.view
+    return replace(given, **found)
 
 # %% ../../notebooks/api/106_cli_inputs.ipynb #7c2b00ca
 def load_mask(

@@ -80,10 +80,11 @@ CT = Annotated[
     ),
 ]
 View = Annotated[
-    Orientation,
+    Orientation | None,
     option(
         "The view at zero angles: AP (source in front), PA (behind), none (source at the feet,"
-        " looking to the head).",
+        " looking to the head). (default: as the X-ray, the camera file, the network or the pose"
+        " file says, else AP)",
         PATIENT,
     ),
 ]
@@ -131,7 +132,7 @@ Tolerance = Annotated[
 class Patient:
     "How a CT is read."
 
-    orientation: View = Orientation.AP
+    orientation: View = None
     labelmap: Annotated[Path | None, option("Segmentation of the CT, on any grid.", PATIENT)] = None
     labels: Labels = None
     structures: Structures = None
@@ -144,7 +145,7 @@ class Patient:
     @property
     def view(self) -> Literal["AP", "PA"] | None:
         "The orientation as `diffpose.data.read` takes it. Raises ValueError where it is none."
-        wanted = Orientation(self.orientation)
+        wanted = Orientation(self.orientation or "AP")
         if wanted == Orientation.none:
             return None
         return "AP" if wanted == Orientation.AP else "PA"
@@ -154,7 +155,7 @@ class Patient:
 class Patients:
     "How the CTs of several patients are read."
 
-    orientation: View = Orientation.AP
+    orientation: View = None
     labelmap: Annotated[
         list[Path] | None,
         option(

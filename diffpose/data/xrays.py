@@ -53,11 +53,11 @@ _VIEWS = {
 
 def _view_position(header):
     "The view and primary angle that a radiograph names, else None."
-    from pydicom.sr.codedict import codes
-    from pydicom.sr.coding import Code
-
     named = str(header.get("ViewPosition") or "").strip().upper()
     for item in header.get("ViewCodeSequence") or ():
+        from pydicom.sr.codedict import codes  # takes its time
+        from pydicom.sr.coding import Code
+
         code = Code(item.get("CodeValue"), item.get("CodingSchemeDesignator"), "")
         for name in ("AnteroPosterior", "PosteroAnterior", "LeftLateral", "RightLateral"):
             if code == getattr(codes.cid4010, name):
