@@ -82,8 +82,9 @@ def _relation(header):
 
 def _falls(tables):
     "Does the first of some look-up tables end below its start?"
-    data = np.atleast_1d(np.asarray(tables[0].get("LUTData", 0) if tables else 0))
-    return bool(data[-1] < data[0])
+    data = tables[0].get("LUTData") if tables else None
+    data = np.frombuffer(data, np.uint16) if isinstance(data, bytes) else np.atleast_1d(data or 0)
+    return bool(data.size and data[-1] < data[0])
 
 
 def _modality_values(header, stored, name):
