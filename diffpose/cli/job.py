@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .inputs import load_landmarks, load_mask, load_xray, viewed
+from .inputs import cut_out, load_landmarks, load_mask, load_xray, viewed
 from .options import Counted, Known, Patient, Start, Taken, Targets
 from .progress import Steps
 from ..errors import UserError, UserNotice
@@ -197,7 +197,7 @@ class Job:
             counts &= load_mask(counted.mask, tuple(image.shape[-2:]))
         elif not counted.whole_image:
             counts &= open_field(image)
-        return image, camera, counts
+        return cut_out(self.case.taken, image, camera, counts)
 
     def answer(
         self,

@@ -284,6 +284,22 @@ class Taken:
     polarity: PolarityOfFile = None
     line_integrals: LineIntegrals = None
     frame: FrameNumber = None
+    crop: Annotated[
+        str | None,
+        option(
+            "Register only a part of the X-ray: top,left,height,width in pixels. Camera, mask and"
+            " principal point follow.",
+            IMAGE,
+        ),
+    ] = None
+    resize: Annotated[
+        str | None,
+        option(
+            "Make the X-ray smaller first, after --crop: a factor such as 0.5, or height,width in"
+            " pixels. The camera follows.",
+            IMAGE,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -324,18 +324,18 @@ def _decoded_by_itk(header):
     """Stored pixels of a compressed image. ITK is shown no more of the header than it takes to
     decode them: it turns MONOCHROME1 around, and rescales some kinds of images and not others.
     """
-    import pydicom
     import SimpleITK as sitk
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
     syntax = header.file_meta.get("TransferSyntaxUID")
     if not getattr(syntax, "is_compressed", False):
         raise RuntimeError  # ITK would make up what is missing
-    bare = pydicom.Dataset()
-    bare.file_meta = pydicom.dataset.FileMetaDataset()
+    bare = Dataset()
+    bare.file_meta = FileMetaDataset()
     bare.file_meta.TransferSyntaxUID = syntax
-    bare.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-    bare.SOPClassUID = bare.file_meta.MediaStorageSOPClassUID
-    bare.SOPInstanceUID = pydicom.uid.generate_uid()
+    bare.SOPClassUID, bare.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    bare.file_meta.MediaStorageSOPClassUID = bare.SOPClassUID
     bare.file_meta.MediaStorageSOPInstanceUID = bare.SOPInstanceUID
     bare.PhotometricInterpretation = "MONOCHROME2"
     for name in _PIXEL_MODULE:
@@ -349,11 +349,11 @@ def _decoded_by_itk(header):
 
 def _dicom_pixels(path):
     "Header and rescaled pixels (float32) of one DICOM file."
-    import pydicom
+    from pydicom.pixels import apply_modality_lut
 
     header, stored = _stored_pixels(path)
     if header.get("ModalityLUTSequence"):
-        return header, pydicom.pixels.apply_modality_lut(stored, header).astype(np.float32)
+        return header, apply_modality_lut(stored, header).astype(np.float32)
     slope, intercept = _rescale(header, path)
     return header, stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 

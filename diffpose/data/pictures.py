@@ -113,7 +113,8 @@ def _pixel_meaning(header, name="the header"):
     turned = inverted ^ (not header.get("WindowCenter") and _falls(header.get("VOILUTSequence")))
     if not applied:
         turned ^= _falls(table) if table else _rescale(header, name)[0] < 0
-    fluoroscopy = header.get("Modality") in _FLUOROSCOPY
+    modality = header.get("Modality")
+    fluoroscopy = modality in _FLUOROSCOPY
     shown, doubt = fluoroscopy ^ turned, None
     stated = None if sign not in (1, -1) else (sign == 1) ^ (applied and _falls(table))
     final = header.get("PresentationIntentType") == "FOR PRESENTATION" and not fluoroscopy
@@ -125,13 +126,15 @@ def _pixel_meaning(header, name="the header"):
             f" {sign:+d} says that it shows it dark: the display is believed"
         )
     elif dark != stated and shape in ("INVERSE", "IDENTITY") and inverted != (shape == "INVERSE"):
+        kind = header.get("PhotometricInterpretation")
         doubt = (
-            f"contradicts itself: {header.get('PhotometricInterpretation')} and PresentationLUTShape"
-            f" {shape} do not go together; the former is taken"
+            f"contradicts itself: {kind} and PresentationLUTShape {shape} do not go together; the"
+            " former is taken"
         )
-    elif header.get("Modality") == "RTIMAGE" and stated is None:
+    elif modality == "RTIMAGE" and stated is None:
         doubt = "does not say how its pixels are related to the beam: bone is taken to be bright"
-    log = relation == "LOG" if relation else not fluoroscopy or sign == -1
+    usual = not dark if modality == "RTIMAGE" else not fluoroscopy or sign == -1
+    log = relation == "LOG" if relation else usual
     return _Meaning(polarity, log, doubt)
 
 # %% ../../notebooks/api/025_data_pictures.ipynb #05fd22b0

@@ -75,9 +75,9 @@ def _dicom_view(header, name):
     if None not in said.values():
         if named and abs(said["primary_angle"]) < 30 and named == ("AP", 0.0):
             _notice(
-                f"{name} contradicts itself: ViewPosition AP has the source in front of the patient,"
-                f" a positioner at {said['primary_angle']:g} degrees the receptor; the latter is"
-                f" taken, view PA"
+                f"{name} contradicts itself: ViewPosition AP has the source in front of the"
+                f" patient, a positioner at {said['primary_angle']:g} degrees the receptor; the"
+                " latter is taken, view PA"
             )
         return said | {"view": "PA"}
     if named is None:
@@ -113,8 +113,8 @@ def _dicom_axes(header, said, name):
     along = (letters * usual).sum(1) / np.linalg.norm(letters, axis=1)
     if words[0][0] in "HF" or words[1][0] not in "HF":
         _notice(
-            f"{name} says that its rows and columns run towards {words}, so that the patient lies on"
-            f" the side: taken as upright; turn the image, or pass {argument('camera')}"
+            f"{name} says that its rows and columns run towards {words}, so that the patient lies"
+            f" on the side: taken as upright; turn the image, or pass {argument('camera')}"
         )
         return {}
     if abs(along).min() < 0.2:
@@ -174,18 +174,16 @@ def _quarter_turns(header):
 def _magnification(header, name):
     "From the patient to the detector; None if unknown."
     stated = _number(header, "EstimatedRadiographicMagnificationFactor")
-    sdd, sid = (
-        _number(header, "DistanceSourceToDetector"),
-        _number(header, "DistanceSourceToIsocenter", "DistanceSourceToPatient"),
-    )
+    sdd = _number(header, "DistanceSourceToDetector")
+    sid = _number(header, "DistanceSourceToIsocenter", "DistanceSourceToPatient")
     kind = header.get("PixelSpacingCalibrationType")
     if stated or kind != "GEOMETRY" or not sdd or not sid or sid >= sdd:
         return stated
     _notice(
         f"{name} gives the size of pixels in the patient (PixelSpacing, calibrated by"
-        f" {kind}): taken to be {sid:g} mm from the source, and"
-        f" that of the detector {sdd / sid:.3f} times as large; pass {argument('spacing')} (detector"
-        " pixel, mm) if you know it"
+        f" {kind}): taken to be {sid:g} mm from the source, and that of the detector"
+        f" {sdd / sid:.3f} times as large; pass {argument('spacing')} (detector pixel, mm) if you"
+        " know it"
     )
     return sdd / sid
 
@@ -195,7 +193,8 @@ def _check_pitch(header, shape, pitch, name):
     size = np.array(shape) * pitch
     if _quarter_turns(header) % 2:
         size = size[::-1]
-    field, active = _pair(header, "FieldOfViewDimensions"), _pair(header, "DetectorActiveDimensions")
+    field = _pair(header, "FieldOfViewDimensions")
+    active = _pair(header, "DetectorActiveDimensions")
     elements = _pair(header, "DetectorElementSpacing")
     for tag, stated, whole in (
         ("FieldOfViewDimensions", field, True),
@@ -208,8 +207,8 @@ def _check_pitch(header, shape, pitch, name):
             _notice(
                 f"{name} contradicts itself: {shape[0]} x {shape[1]} pixels of {pitch[0]:.4g} x"
                 f" {pitch[1]:.4g} mm are {size[0]:.0f} x {size[1]:.0f} mm, and {tag} is"
-                f" {stated[0]:.0f} x {stated[1]:.0f} mm. If pixels were binned or the image resized,"
-                f" pass {argument('spacing')} (detector pixel, mm); the depth hangs on it"
+                f" {stated[0]:.0f} x {stated[1]:.0f} mm. If pixels were binned or the image"
+                f" resized, pass {argument('spacing')} (detector pixel, mm); the depth hangs on it"
             )
             return
     binned = None if elements is None else elements * _binning(header)
@@ -223,15 +222,14 @@ def _check_pitch(header, shape, pitch, name):
 # %% ../../notebooks/api/026_data_xrays.ipynb #5b0c9a19
 def _axis_on_detector(header, element):
     "Where the beam's axis meets the detector (row, column) in elements from its corner; or None."
-    projected, physical = (
-        _pair(header, "PositionOfIsocenterProjection"),
-        _pair(header, "PhysicalDetectorSize"),
-    )
+    projected = _pair(header, "PositionOfIsocenterProjection")
+    physical = _pair(header, "PhysicalDetectorSize")
     if projected is not None:
         return projected + 0.5  # counted from the centre of the first element
     if physical is not None:
         return physical / element / 2
-    active, corner = _pair(header, "DetectorActiveDimensions"), _pair(header, "DetectorActiveOrigin")
+    active = _pair(header, "DetectorActiveDimensions")
+    corner = _pair(header, "DetectorActiveOrigin")
     if active is None:
         return None
     return (0.0 if corner is None else corner) + active / element / 2
@@ -262,9 +260,9 @@ def _dicom_principal(header, shape, pitch, name):
         off[1] = -off[1]
     if abs(off).max() > 0.5:
         _notice(
-            f"{name} is a part of its detector (FieldOfViewOrigin {origin.tolist()}): the beam's axis"
-            f" meets the image {off[1]:.1f} mm right of its centre and {off[0]:.1f} mm below it, if"
-            " it meets the middle of the detector"
+            f"{name} is a part of its detector (FieldOfViewOrigin {origin.tolist()}): the beam's"
+            f" axis meets the image {off[1]:.1f} mm right of its centre and {off[0]:.1f} mm below"
+            " it, if it meets the middle of the detector"
         )
     return {"x0": float(off[1]), "y0": float(off[0])}
 
@@ -399,6 +397,25 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
     return Camera(height=int(shape[0]), width=int(shape[1]), **said)
 
 # %% ../../notebooks/api/026_data_xrays.ipynb #804409d4
+def _check_arguments(camera, polarity, sdd, parallel):
+    "What `read_xray` was given, before a file is read."
+    if polarity not in (None, "bone_dark", "bone_bright"):
+        given = argument("polarity", repr(polarity), polarity)
+        raise UserError(f"{given} is not 'bone_dark', 'bone_bright' or None")
+    if camera is not None and not isinstance(camera, Camera):
+        raise UserTypeError(
+            f"camera must be a diffpose.calibration.Camera, not {type(camera).__name__}; a file is"
+            " read with Camera.from_json(path)"
+        )
+    if parallel and (sdd is not None or camera is not None):
+        fix = (
+            f"leave out {argument('sdd')}"
+            if camera is None
+            else "leave it out here, and make the camera with parallel=True"
+        )
+        raise UserError(f"{argument('parallel', True, '')} is a beam without a source: {fix}")
+
+
 @overload
 def read_xray(
     image,
@@ -449,21 +466,7 @@ def read_xray(
     letter, not at the detector's limit. (Of a DRR that is read as an X-ray, the air is at that
     limit.)
     """
-    if polarity not in (None, "bone_dark", "bone_bright"):
-        given = argument("polarity", repr(polarity), polarity)
-        raise UserError(f"{given} is not 'bone_dark', 'bone_bright' or None")
-    if camera is not None and not isinstance(camera, Camera):
-        raise UserTypeError(
-            f"camera must be a diffpose.calibration.Camera, not {type(camera).__name__}; a file is"
-            " read with Camera.from_json(path)"
-        )
-    if parallel and (sdd is not None or camera is not None):
-        fix = (
-            f"leave out {argument('sdd')}"
-            if camera is None
-            else "leave it out here, and make the camera with parallel=True"
-        )
-        raise UserError(f"{argument('parallel', True, '')} is a beam without a source: {fix}")
+    _check_arguments(camera, polarity, sdd, parallel)
     pixels, header, pitch, inside = _xray_pixels(
         image, frame, not (camera is None and sdd is None and spacing is None and not parallel)
     )
@@ -550,7 +553,8 @@ def _rectangle(header, kind, shape):
 
 def _circle(header, kind, shape):
     "Its radius is in pixels of a row."
-    centre, radius = _pair(header, f"CenterOfCircular{kind}"), _number(header, f"RadiusOfCircular{kind}")
+    centre = _pair(header, f"CenterOfCircular{kind}")
+    radius = _number(header, f"RadiusOfCircular{kind}")
     if centre is None or radius is None:
         return np.ones(shape, dtype=bool)
     pitch = _pair(header, "ImagerPixelSpacing")
