@@ -5,12 +5,14 @@ Files are written by pydicom and by ITK. What a header says of pixels, view, geo
 
 import json
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
+from PIL import Image
 from pydicom import uid
 from pydicom.data import get_testdata_file
 from scipy.ndimage import gaussian_filter
@@ -18,6 +20,8 @@ from typer.testing import CliRunner
 
 from diffpose.calibration import Camera, carm_angles, carm_pose, reorientation
 from diffpose.cli import app
+from diffpose.cli.job import Case, Job, _doubt_depth
+from diffpose.cli.options import Counted
 from diffpose.data import read_xray
 from diffpose.phantom import make_phantom
 from diffpose.report import write_ct
@@ -153,6 +157,12 @@ def test_what_itk_compressed_is_what_was_stored(tmp_path, compressor, syntax, ki
     assert torch.equal(taken(tmp_path / "x.dcm", sdd=1000, spacing=0.3)[0], read_xray(COUNTS)[0])
 
 
+def test_a_damaged_table_is_refused_by_name(tmp_path):
+    for entry in (item(), item(LUTDescriptor=[3, 0, 16])):
+        with pytest.raises(ValueError, match="x.dcm has a ModalityLUTSequence that cannot be read"):
+            read_xray(write(tmp_path / "x.dcm", COUNTS, ModalityLUTSequence=[entry], **XA))
+
+
 def test_padding_is_no_measurement(tmp_path):
     pixels = LOG.copy()
     pixels[10:20, 30:50] = 63_000
@@ -187,6 +197,8 @@ def test_a_receptor_in_front_of_the_chest_is_the_view_pa(tmp_path):
         assert detector[1] < 0 if position == "AP" else detector[1] > 0 if position == "PA" else detector[0] * primary < 0
     found, said = camera(write(tmp_path / "x.dcm", COUNTS, ViewPosition="AP", **XA, **(angles | {"PositionerPrimaryAngle": 0})))
     assert found.view == "PA" and "ViewPosition AP has the source in front" in said
+    found, said = camera(write(tmp_path / "x.dcm", COUNTS, ViewPosition="AP", **DX, **(angles | {"PositionerPrimaryAngle": 0})))
+    assert found.view == "AP" and not said  # no C-arm: what its column says is no positioner's angle
     assert camera(write(tmp_path / "x.dcm", LOG, **DX))[0].view is None
 
 
@@ -271,6 +283,8 @@ def test_functional_groups_of_an_enhanced_file(tmp_path):
     assert [taken(several, frame=k)[1].primary_angle for k in range(3)] == [0, 5, 10]
     with pytest.raises(ValueError, match="the arm moves"):
         read_xray(several, frame="mean")
+    with pytest.raises(ValueError, match="1 frames and 3 of PositionerPrimaryAngle"):
+        read_xray(write(tmp_path / "y.dcm", COUNTS, PositionerPrimaryAngle=[0, 5, 10], PositionerSecondaryAngle=0, **XA))
 
 
 def test_a_reconstructed_volume_is_no_xray(tmp_path):
@@ -325,6 +339,24 @@ def test_a_shutter_that_cannot_be_is_passed_over(tmp_path, edges, words):
     *_, mask, said = taken(path, return_mask="file")
     assert mask.all() and words in said and "passed over" in said
     assert not taken(path, return_mask="pixels")[-1]
+
+
+def test_a_mask_and_the_whole_image_overrule_the_header(tmp_path):
+    tags = DX | {"ShutterShape": "RECTANGULAR", "ShutterRightVerticalEdge": 40, "PositionerPrimaryAngle": 0, "PositionerSecondaryAngle": 0}
+    path = write(tmp_path / "x.dcm", LOG, **tags)
+    Image.fromarray(np.full(LOG.shape, 255, np.uint8)).save(tmp_path / "mask.png")
+    counted = lambda **how: Job(path, tmp_path, Case(tmp_path, counted=Counted(**how)), None).seen()[2].sum()
+    assert counted(mask=tmp_path / "mask.png") == counted(whole_image=True) == LOG.size
+    assert counted() <= LOG.size / 2
+
+
+def test_the_depth_that_is_found_is_held_against_the_header(tmp_path, recwarn):
+    camera = Camera(1020.0, 60, 60, 6.0, 6.0, sid=760.0, primary_angle=0.0, secondary_angle=0.0, view="PA")
+    for sid, told in ((828.0, True), (790.0, False)):
+        result = SimpleNamespace(verdict="converged", pose=carm_pose(3.0, 2.0, sid, "PA"))
+        _doubt_depth(result, camera, "PA", tmp_path / "x.dcm")
+        assert any(f"found {sid:.0f} mm from the middle" in str(w.message) for w in recwarn.list) == told
+        recwarn.clear()
 
 
 # from the file to the pose

@@ -58,7 +58,7 @@ def _doubt_depth(result: "Result", camera: "Camera", view: str | None, path: Pat
 
     if camera.sid is None or camera.parallel or view is None or result.verdict != "converged":
         return
-    found = float(carm_angles(result.pose, view).sid)
+    found = abs(float(carm_angles(result.pose, view).sid))
     if abs(found - camera.sid) > DEPTH_MM:
         warnings.warn(
             UserNotice(

@@ -349,13 +349,24 @@ def _decoded_by_itk(header):
 
 def _dicom_pixels(path):
     "Header and rescaled pixels (float32) of one DICOM file."
-    from pydicom.pixels import apply_modality_lut
-
     header, stored = _stored_pixels(path)
     if header.get("ModalityLUTSequence"):
-        return header, apply_modality_lut(stored, header).astype(np.float32)
+        return header, _looked_up(header, stored, path)
     slope, intercept = _rescale(header, path)
     return header, stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _looked_up(header, stored, path):
+    "Stored pixels as the modality LUT of their header has them (float32)."
+    from pydicom.pixels import apply_modality_lut
+
+    try:
+        return apply_modality_lut(stored, header).astype(np.float32)
+    except (AttributeError, KeyError, IndexError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} has a ModalityLUTSequence that cannot be read ({marked(error)}): its header is"
+            " damaged"
+        ) from error
 
 
 def _check_deflated(path):

@@ -27,7 +27,7 @@ from diffpose.data.containers import (
     _scaled_voxels,
     _text_header,
 )
-from .dicom import _frame_headers, _is_dicom, _rescale, _stored_pixels
+from .dicom import _frame_headers, _is_dicom, _looked_up, _rescale, _stored_pixels
 from .grids import _check_real
 from .headers import _MM, _nifti_header, _text_lengths, _text_scale
 from .memory import _PIXELS_MAX, _check_pixels, _Refused
@@ -91,9 +91,7 @@ def _modality_values(header, stored, name):
     "Values (float32) of stored ones, as the modality LUT has them; see above."
     relation, table = _relation(header), header.get("ModalityLUTSequence")
     if table and relation is None:
-        from pydicom.pixels import apply_modality_lut
-
-        return apply_modality_lut(stored, header).astype(np.float32)
+        return _looked_up(header, stored, name)
     slope, intercept = (1.0, 0.0) if table else _rescale(header, name)
     counts = relation == "LIN" and header.get("PixelIntensityRelationshipSign") != -1
     return np.float32(abs(slope)) * stored.astype(np.float32) + np.float32(
@@ -346,6 +344,11 @@ def _frame_angles(header, angle, n, name):
     several = np.atleast_1d(header.get(angle) if header.get(angle) is not None else [])
     if len(several) == n > 1:  # an angle for each frame
         return several.astype(np.float64).tolist()
+    if len(several) > 1:
+        raise UserError(
+            f"{name} has {n} frames and {len(several)} of {angle}: it contradicts itself; save the"
+            f" frame that you need as a file of its own, and pass {argument('camera')}"
+        )
     steps = header.get(f"{angle}Increment")
     if steps in (None, "", []) or header.get(angle) in (None, ""):
         return [None] * n

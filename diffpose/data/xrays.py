@@ -17,7 +17,13 @@ from torch import Tensor
 
 from ..calibration.camera import Camera
 from ..calibration.carm import carm_pose, reorientation
-from .pictures import _Meaning, _pixel_meaning, _xray_pixels, to_line_integrals
+from diffpose.data.pictures import (
+    _FLUOROSCOPY,
+    _Meaning,
+    _pixel_meaning,
+    _xray_pixels,
+    to_line_integrals,
+)
 from ..errors import UserError, UserNotice, UserTypeError, argument
 from ..field import find_field
 
@@ -72,8 +78,9 @@ def _dicom_view(header, name):
         "secondary_angle": _number(header, "PositionerSecondaryAngle"),
     }
     named = _view_position(header)
-    if None not in said.values():
-        if named and abs(said["primary_angle"]) < 30 and named == ("AP", 0.0):
+    arm = header.get("Modality") in _FLUOROSCOPY or header.get("PositionerType") == "CARM"
+    if None not in said.values() and (arm or named is None):
+        if named == ("AP", 0.0) and abs(said["primary_angle"]) < 30:
             _notice(
                 f"{name} contradicts itself: ViewPosition AP has the source in front of the"
                 f" patient, a positioner at {said['primary_angle']:g} degrees the receptor; the"
@@ -102,6 +109,8 @@ def _dicom_axes(header, said, name):
         return {}
     view, stated = said.get("view"), [said.get("primary_angle"), said.get("secondary_angle")]
     letters = np.array([np.sum([_TOWARD[c] for c in word], axis=0) for word in words])
+    if not letters.any(1).all():  # to the left and to the right
+        return {}
     if view is None or None in stated:  # the letters alone
         usual = np.array([_TOWARD["L"], _TOWARD["F"]])
         if words[0][0] in "AP":  # seen from the side, it is not known from which
@@ -242,7 +251,8 @@ def _dicom_principal(header, shape, pitch, name):
         return {}
     element = _pair(header, "DetectorElementSpacing")
     pixel = np.array(pitch)[::-1] if turns % 2 else np.array(pitch)  # along the detector's axes
-    element = pixel / _binning(header) if element is None else element
+    if element is None or not (element > 0).all():
+        element = pixel / _binning(header)
     axis = _axis_on_detector(header, element)
     if axis is None:
         if origin.any():
@@ -284,18 +294,25 @@ def _rt_geometry(header, shape, pitch, name):
         "sid": _number(header, "RadiationMachineSAD"),
     }
     gantry, lying = _number(header, "GantryAngle"), str(header.get("PatientPosition") or "HFS")
+    if gantry is not None and not header.get("PatientPosition"):
+        _notice(
+            f"{name} does not say how the patient lies (PatientPosition): taken as supine, with the"
+            f" head to the gantry; if that is wrong, pass {argument('camera')} or a start"
+        )
     if gantry is not None and lying in _LYING:
         view, sense, x, y = _LYING[lying]
         said |= {"view": view, "primary_angle": (sense * gantry + 180) % 360 - 180}
         said |= {"secondary_angle": 0.0, "reverse_x_axis": x, "reverse_y_axis": y}
     first = _pair(header, "RTImagePosition")
-    way = [float(x) for x in header.get("RTImageOrientation") or (1, 0, 0, 0, -1, 0)]
+    usual = [1, 0, 0, 0, -1, 0]  # rows to the right, columns away from the gantry
+    way = [float(x) for x in header.get("RTImageOrientation") or usual]
     odd = [
         f"{tag} {_number(header, tag):g}"
         for tag in ("PatientSupportAngle", "XRayImageReceptorAngle", "GantryPitchAngle")
         if _number(header, tag)
     ]
-    odd += [] if np.allclose(way, (1, 0, 0, 0, -1, 0), atol=1e-3) else [f"RTImageOrientation {way}"]
+    if len(way) != 6 or not np.allclose(way, usual, atol=1e-3):
+        odd.append(f"RTImageOrientation {way}")
     odd += [] if lying in _LYING else [f"PatientPosition {lying}"]
     if odd:
         _notice(
@@ -304,7 +321,8 @@ def _rt_geometry(header, shape, pitch, name):
         )
     elif first is not None and pitch:
         across, down = first[0], -first[1]  # of the first pixel's centre, from the axis
-        moved = [float(x) for x in header.get("XRayImageReceptorTranslation") or (0, 0, 0)]
+        moved = [float(x) for x in header.get("XRayImageReceptorTranslation") or ()]
+        moved = moved if len(moved) == 3 else [0.0, 0.0, 0.0]
         across, down = across + moved[0], down - moved[1]
         said["x0"] = -across - pitch[1] * (shape[1] - 1) / 2
         said["y0"] = -down - pitch[0] * (shape[0] - 1) / 2
