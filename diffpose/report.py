@@ -243,6 +243,7 @@ def report(
     result: "Result",  # of GaussNewton.register
     seconds: float,
     share: float,  # of the image's pixels that counted
+    view: str = "",  # at zero angles, and who says so
 ) -> str:
     "A registration in a dozen lines."
     columns = [
@@ -269,6 +270,7 @@ def report(
             f"work            {result.steps} steps, {result.renders} images, {seconds:.1f} s;"
             f" {share:.0%} of the X-ray's pixels count"
         ),
+        *([f"view            {view}"] if view else []),
         "",
     ]
     lines += [f"{'':16}{'start':>10}{'result':>10}{'+- 1 sd':>10}"]

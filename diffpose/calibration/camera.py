@@ -110,6 +110,8 @@ class Camera:
     secondary_angle: float | None = None
     # are the rays parallel to the viewing axis, the source infinitely far away?
     parallel: bool = False
+    # the view from which the angles count, if the file states it
+    view: Literal["AP", "PA"] | None = None
 
     def __post_init__(self):
         for name in (
@@ -134,6 +136,8 @@ class Camera:
             if getattr(self, name) not in (True, False):
                 raise UserError(f"{name} must be True or False, not {getattr(self, name)!r}.")
             object.__setattr__(self, name, bool(getattr(self, name)))
+        if self.view not in (None, "AP", "PA"):
+            raise UserError(f"view must be 'AP', 'PA' or None, not {_short(self.view)}.")
 
     @classmethod
     def from_matrix(
@@ -235,11 +239,15 @@ class Camera:
         }
 
     def pose(
-        self, orientation: str | None = "AP", dtype: torch.dtype = torch.float32
+        self,
+        # "AP" or "PA", as the patient was read; "stated": as `view` says, else "AP"
+        orientation: str | None = "stated",
+        dtype: torch.dtype = torch.float32,
     ) -> RigidTransform:
         """Where the file's own `sid` and angles put the C-arm, with the isocentre at the world's
         origin. A parallel beam shows no `sid`, and needs none.
         """
+        orientation = (self.view or "AP") if orientation == "stated" else orientation
         missing = [
             n
             for n in ("sid", "primary_angle", "secondary_angle")
@@ -260,7 +268,7 @@ class Camera:
         values = (
             f"{f.name}={getattr(self, f.name)!r}"
             for f in fields(self)
-            if f.name != "parallel" or self.parallel
+            if f.name not in ("parallel", "view") or getattr(self, f.name)
         )
         return f"Camera({', '.join(values)})"
 
@@ -336,6 +344,7 @@ _UNITS = {
     "primary_angle": "_deg",
     "secondary_angle": "_deg",
     "parallel": "",
+    "view": "",
 }
 # key in a file -> field
 _KEYS = {f.name + _UNITS.get(f.name, "_mm"): f.name for f in fields(Camera)}

@@ -62,6 +62,21 @@ def load_ct(
             outside=patient.outside,
         )
 
+
+def viewed(
+    subject: "torchio.Subject",
+    orientation: str | None,  # "AP", "PA" or None
+) -> "torchio.Subject":
+    "The same patient for another view at zero angles; the images are shared."
+    import torchio
+
+    from diffpose.calibration import reorientation
+
+    if subject.orientation == orientation:
+        return subject
+    other = {"orientation": orientation, "reorient": reorientation(orientation)}
+    return torchio.Subject(**{**subject, **other})
+
 # %% ../../notebooks/api/106_cli_inputs.ipynb #4785ff6f
 def load_camera(
     path: Path,  # JSON
@@ -110,6 +125,7 @@ def load_xray(
     path: Path,
     # without a camera: the file's header, or sdd and spacing; None: the header
     taken: Taken | None = None,
+    shutter: bool = True,  # leave out what a shutter in the header covers
 ) -> "tuple[Tensor, Camera, Tensor]":  # (xray 1 1 H W, its camera, mask 1 1 H W)
     "An X-ray as line integrals, its geometry, and which of its pixels can be trusted."
     from diffpose.data import read_xray
@@ -128,7 +144,7 @@ def load_xray(
             frame=frame,
             sdd=sdd,
             spacing=pitch,
-            return_mask="file",
+            return_mask="file" if shutter else "pixels",
             parallel=taken.parallel,
         )
     if own is None:
@@ -178,9 +194,46 @@ def _agreed(given: "Camera", own: "Camera", camera: Path | None, path: Path) -> 
             " .crop, .flip_horizontal, ...)"
         )
     unknown = ("sid", "primary_angle", "secondary_angle")
-    return replace(
-        given, **{name: getattr(own, name) for name in unknown if getattr(given, name) is None}
-    )
+    found = {name: getattr(own, name) for name in unknown if getattr(given, name) is None}
+    if "primary_angle" in found and given.view is None:
+        found["view"] = own.view
+    return replace(given, **found)
+
+# %% ../../notebooks/api/106_cli_inputs.ipynb #6c19d0a2
+def cut_out(
+    taken: Taken,  # crop and resize
+    image: "Tensor",  # 1 1 H W
+    camera: "Camera",
+    mask: "Tensor",  # 1 1 H W bool
+) -> "tuple[Tensor, Camera, Tensor]":
+    "The part of an X-ray that is to be registered, at its size; the camera follows."
+    from diffpose.images import resize_image
+
+    if taken.crop is not None:
+        wanted = numbers(taken.crop, 4, "--crop (top,left,height,width in pixels)")
+        top, left, height, width = (int(x) for x in wanted)
+        if wanted != [top, left, height, width] or min(height, width) < 1:
+            raise UserError(f"--crop {taken.crop}: whole numbers of pixels are expected")
+        with in_context("--crop"):
+            camera = camera.crop(top, left, height, width)
+        part = (..., slice(top, top + height), slice(left, left + width))
+        image, mask = image[part], mask[part]
+        if not mask.any():
+            raise UserError(f"--crop {taken.crop} leaves no pixel that counts")
+    if taken.resize is not None:
+        two = "," in taken.resize
+        wanted = numbers(taken.resize, 2 if two else 1, "--resize (a factor, or height,width)")
+        size = wanted if two else [wanted[0] * camera.height, wanted[0] * camera.width]
+        height, width = (max(1, round(x)) for x in size)
+        if min(wanted) <= 0 or height > camera.height or width > camera.width:
+            raise UserError(
+                f"--resize {taken.resize} makes {height} x {width} pixels of {camera.height} x"
+                f" {camera.width}: a smaller size, or a factor from 0 to 1, is expected"
+            )
+        camera = camera.resize(height, width)
+        image = resize_image(image, height, width)
+        mask = resize_image(mask.float(), height, width) > 0.5
+    return image, camera, mask
 
 # %% ../../notebooks/api/106_cli_inputs.ipynb #7c2b00ca
 def load_mask(

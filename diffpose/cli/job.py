@@ -7,14 +7,15 @@ __all__ = []
 
 # %% ../../notebooks/api/108_cli_job.ipynb #80a96aa8
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .inputs import load_landmarks, load_mask, load_xray
+from .inputs import cut_out, load_landmarks, load_mask, load_xray, viewed
 from .options import Counted, Known, Patient, Start, Taken, Targets
 from .progress import Steps
-from ..errors import UserError
+from ..errors import UserError, UserNotice
 from ..paths import check_writable, existing
 from ..report import RESULT_FILES, reduced, write_results
 from ..results import MOST, in_context, load_start, numbers, start_pose
@@ -34,13 +35,13 @@ if TYPE_CHECKING:
 # %% ../../notebooks/api/108_cli_job.ipynb #57be41a3
 def load_model(
     path: Path,  # of a training: model.pt, or its folder
-    orientation: str | None,  # of the view that the CT will be read for
+    orientation: str | None,  # of the view that the CT will be read for; "any": what it learned
 ) -> "PoseEstimator":
     "The network of a training, if it knows this view."
     from diffpose.training import PoseEstimator
 
     estimator = PoseEstimator.load(existing(path, "a network of `diffpose train`", folder=True))
-    if estimator.orientation != orientation:
+    if orientation != "any" and estimator.orientation != orientation:
         raise UserError(
             f"{path} learned poses of view {estimator.orientation}: give --orientation"
             f" {estimator.orientation or 'none'}"
@@ -48,6 +49,28 @@ def load_model(
     return estimator
 
 # %% ../../notebooks/api/108_cli_job.ipynb #f8e28ffa
+DEPTH_MM = 50.0  # how far a patient's middle may be off the isocentre along the beam
+
+
+def _doubt_depth(result: "Result", camera: "Camera", view: str | None, path: Path) -> None:
+    "Say where the distance that was found is not the one that is stated."
+    from diffpose.calibration import carm_angles
+
+    if camera.sid is None or camera.parallel or view is None or result.verdict != "converged":
+        return
+    found = abs(float(carm_angles(result.pose, view).sid))
+    if abs(found - camera.sid) > DEPTH_MM:
+        warnings.warn(
+            UserNotice(
+                f"{path}: the source is found {found:.0f} mm from the middle of the CT along the"
+                f" beam, and is said to be {camera.sid:.0f} mm from the isocentre. If the patient"
+                " was not moved so far, the size of pixels or the distance to the detector is"
+                " wrong, and the depth with it"
+            ),
+            stacklevel=2,
+        )
+
+
 @dataclass(frozen=True)
 class Case:
     "What the X-rays of one call share."
@@ -119,7 +142,26 @@ class Case:
         "The network that guesses the start, if there is one and it knows this view."
         if self.start.model is None:
             return None
-        return load_model(self.start.model, self.patient.view)
+        free = self.patient.orientation is None
+        return load_model(self.start.model, "any" if free else self.patient.view)
+
+    def view(
+        self,
+        camera: "Camera",
+        start: dict | None,  # of `load_start`
+        estimator: "PoseEstimator | None" = None,
+    ) -> tuple[str | None, str]:  # orientation, and who says so
+        "The view at zero angles."
+        if self.patient.orientation is not None:
+            return self.patient.view, "as --orientation says"
+        if estimator is not None:
+            return estimator.orientation, "as the network learned it"
+        if start is not None:
+            stated = "orientation" in start
+            return start.get("orientation", "AP"), f"as --init {'says' if stated else 'is read'}"
+        if camera.view is None:
+            return "AP", "for nothing says another"
+        return camera.view, "as the header of the X-ray says, or the camera file"
 
 
 @dataclass(frozen=True)
@@ -148,13 +190,14 @@ class Job:
         "The X-ray, its camera, and which of its pixels count."
         from diffpose.images import open_field
 
-        image, camera, counts = load_xray(self.xray, self.case.taken)
         counted = self.case.counted
+        by_header = counted.mask is None and not counted.whole_image
+        image, camera, counts = load_xray(self.xray, self.case.taken, by_header)
         if counted.mask is not None:
             counts &= load_mask(counted.mask, tuple(image.shape[-2:]))
         elif not counted.whole_image:
             counts &= open_field(image)
-        return image, camera, counts
+        return cut_out(self.case.taken, image, camera, counts)
 
     def answer(
         self,
@@ -162,22 +205,37 @@ class Job:
         seen: "tuple[Tensor, Camera, Tensor]",  # as `seen` gives it
         subject: "torchio.Subject",
         estimator: "PoseEstimator | None" = None,
-        tell: "Callable[[Result, RigidTransform, float], None] | None" = None,  # as returned
+        # as returned, and the view
+        tell: "Callable[[Result, RigidTransform, float, str], None] | None" = None,
     ) -> "tuple[Result, RigidTransform, float]":  # result, start, seconds
         "Register the X-ray, tell what came of it, and write it."
         (image, camera, counts), case = seen, self.case
+        view, why = case.view(camera, self.start, estimator)
+        subject = viewed(subject, view)
         if estimator is None:
             pose = start_pose(self.start, subject, camera, case.start.init)
         else:
             pose = estimator.estimate(image, camera, counts)
         targets = case.aimed(subject)
         if case.known.camera_tolerance is None:
-            how = (pose, counts, targets, case.start, estimator)
-            result, drr, seconds = solve(step, subject, camera, image, *how)
+            how = (counts, targets, case.start, estimator)
+            result, drr, seconds = solve(step, subject, camera, image, pose, *how)
+            guessed = case.patient.orientation is None and self.start is None and estimator is None
+            if guessed and result.verdict != "converged":
+                step("trying the other view")
+                other = viewed(subject, "AP" if view == "PA" else "PA")
+                across = camera.pose(other.orientation)
+                second, seen_so, more = solve(step, other, camera, image, across, *how)
+                seconds += more
+                if second.verdict == "converged":
+                    result, drr, pose = second, seen_so, across
+                    why = f"which converged; {view}, {why}, did not"
+                    view = other.orientation
         else:
             [(result, drr)], seconds = solve_together(step, subject, [seen], [pose], case)
+        _doubt_depth(result, camera, view, self.xray)
         if tell is not None:  # the pictures take their time
-            tell(result, pose, seconds)
+            tell(result, pose, seconds, f"{view or 'none'}, {why}")
         step("writing")
         self.write(result, pose, drr, seen)
         return result, pose, seconds

@@ -80,10 +80,11 @@ CT = Annotated[
     ),
 ]
 View = Annotated[
-    Orientation,
+    Orientation | None,
     option(
         "The view at zero angles: AP (source in front), PA (behind), none (source at the feet,"
-        " looking to the head).",
+        " looking to the head). (default: as the X-ray, the camera file, the network or the pose"
+        " file says, else AP)",
         PATIENT,
     ),
 ]
@@ -142,7 +143,7 @@ Outside = Annotated[
 class Patient:
     "How a CT is read."
 
-    orientation: View = Orientation.AP
+    orientation: View = None
     labelmap: Annotated[Path | None, option("Segmentation of the CT, on any grid.", PATIENT)] = None
     labels: Labels = None
     structures: Structures = None
@@ -158,7 +159,7 @@ class Patient:
     @property
     def view(self) -> Literal["AP", "PA"] | None:
         "The orientation as `diffpose.data.read` takes it. Raises ValueError where it is none."
-        wanted = Orientation(self.orientation)
+        wanted = Orientation(self.orientation or "AP")
         if wanted == Orientation.none:
             return None
         return "AP" if wanted == Orientation.AP else "PA"
@@ -168,7 +169,7 @@ class Patient:
 class Patients:
     "How the CTs of several patients are read."
 
-    orientation: View = Orientation.AP
+    orientation: View = None
     labelmap: Annotated[
         list[Path] | None,
         option(
@@ -292,6 +293,22 @@ class Taken:
     polarity: PolarityOfFile = None
     line_integrals: LineIntegrals = None
     frame: FrameNumber = None
+    crop: Annotated[
+        str | None,
+        option(
+            "Register only a part of the X-ray: top,left,height,width in pixels. Camera, mask and"
+            " principal point follow.",
+            IMAGE,
+        ),
+    ] = None
+    resize: Annotated[
+        str | None,
+        option(
+            "Make the X-ray smaller first, after --crop: a factor such as 0.5, or height,width in"
+            " pixels. The camera follows.",
+            IMAGE,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

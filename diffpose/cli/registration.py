@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .inputs import load_ct
+from .inputs import load_ct, viewed
 from .job import Case, Job, solve_together
 from diffpose.cli.options import (
     CT,
@@ -177,8 +177,10 @@ def register_one(
             subject = load_ct(case.ct, case.patient)
             share = seen[2].float().mean().item()
 
-            def tell(result: "Result", pose: "RigidTransform", seconds: float) -> None:
-                print(report(pose, result, seconds, share), end="\n\n", flush=True)
+            def tell(
+                result: "Result", pose: "RigidTransform", seconds: float, view: str
+            ) -> None:
+                print(report(pose, result, seconds, share, view), end="\n\n", flush=True)
 
             result, *_ = job.answer(step, seen, subject, estimator, tell)
     said = [f"{job.folder}: {', '.join(RESULT_FILES)}"]
@@ -339,6 +341,14 @@ def register_together(
                 seen.append(job.seen())
             step("reading the CT")
             subject = load_ct(case.ct, case.patient)
+            views = {case.view(camera, job.start)[0] for job, (_, camera, _) in zip(jobs, seen)}
+            if len(views) > 1:
+                raise UserError(
+                    "the X-rays are of several views at zero angles"
+                    f" ({', '.join(map(str, sorted(views, key=str)))}): with --together they share"
+                    " one; give --orientation, and starts in it"
+                )
+            subject = viewed(subject, views.pop())
             poses = [
                 start_pose(job.start, subject, camera, job.case.start.init)
                 for job, (_, camera, _) in zip(jobs, seen)

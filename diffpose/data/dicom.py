@@ -9,9 +9,11 @@ __all__ = []
 import filecmp
 import math
 import re
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -353,8 +355,8 @@ def _evened(volume, even):
     return torch.lerp(volume[:, :, below], volume[:, :, below + 1], weight)
 
 # %% ../../notebooks/api/021_data_dicom.ipynb #b870a3e5
-def _dicom_pixels(path):
-    """Header and rescaled pixels (float32) of one DICOM file; SimpleITK decodes what pydicom has no
+def _stored_pixels(path):
+    """Header and pixels of one DICOM file as they are stored; SimpleITK decodes what pydicom has no
     plugin for.
     """
     import pydicom
@@ -371,7 +373,7 @@ def _dicom_pixels(path):
             int(header.get("NumberOfFrames") or 1),
             int(header.get("BitsAllocated") or 16) // 8,
         )
-        stored = header.pixel_array  # of every frame
+        return header, header.pixel_array  # of every frame
     except InvalidDicomError as error:
         raise UserError(
             f"cannot read {path}: no DICOM file, or damaged: it has not the mark DICM behind its"
@@ -384,22 +386,72 @@ def _dicom_pixels(path):
     except (RuntimeError, NotImplementedError, ImportError, ValueError) as error:
         if str(path) in str(error):
             raise
-        import SimpleITK as sitk
-
         try:
-            # ITK would make up what is missing
-            if not getattr(header.file_meta.get("TransferSyntaxUID"), "is_compressed", False):
-                raise RuntimeError
-            return (
-                header,
-                sitk.GetArrayFromImage(sitk.ReadImage(str(path), sitk.sitkFloat32)).squeeze(),
-            )
+            return header, _decoded_by_itk(header)
         except RuntimeError:  # neither can
             raise UserError(f"cannot decode the pixels of {path}: {marked(error)}") from error
+
+
+_PIXEL_MODULE = (
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelData",
+)
+
+
+def _decoded_by_itk(header):
+    """Stored pixels of a compressed image. ITK is shown no more of the header than it takes to
+    decode them: it turns MONOCHROME1 around, and rescales some kinds of images and not others.
+    """
+    import SimpleITK as sitk
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
+
+    syntax = header.file_meta.get("TransferSyntaxUID")
+    if not getattr(syntax, "is_compressed", False):
+        raise RuntimeError  # ITK would make up what is missing
+    bare = Dataset()
+    bare.file_meta = FileMetaDataset()
+    bare.file_meta.TransferSyntaxUID = syntax
+    bare.SOPClassUID, bare.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    bare.file_meta.MediaStorageSOPClassUID = bare.SOPClassUID
+    bare.file_meta.MediaStorageSOPInstanceUID = bare.SOPInstanceUID
+    bare.PhotometricInterpretation = "MONOCHROME2"
+    for name in _PIXEL_MODULE:
+        if name in header:
+            bare[name] = header[name]
+    with tempfile.TemporaryDirectory() as folder:
+        bare.save_as(Path(folder) / "pixels.dcm", enforce_file_format=True)
+        image = sitk.ReadImage(str(Path(folder) / "pixels.dcm"))
+    return sitk.GetArrayFromImage(image).squeeze()
+
+
+def _dicom_pixels(path):
+    "Header and rescaled pixels (float32) of one DICOM file."
+    header, stored = _stored_pixels(path)
     if header.get("ModalityLUTSequence"):
-        return header, pydicom.pixels.apply_modality_lut(stored, header).astype(np.float32)
+        return header, _looked_up(header, stored, path)
     slope, intercept = _rescale(header, path)
     return header, stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+
+
+def _looked_up(header, stored, path):
+    "Stored pixels as the modality LUT of their header has them (float32)."
+    from pydicom.pixels import apply_modality_lut
+
+    try:
+        return apply_modality_lut(stored, header).astype(np.float32)
+    except (AttributeError, KeyError, IndexError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} has a ModalityLUTSequence that cannot be read ({marked(error)}): its header is"
+            " damaged"
+        ) from error
 
 
 def _check_deflated(path):

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from diffpose.data.containers import (
     _scaled_voxels,
     _text_header,
 )
-from .dicom import _dicom_pixels, _frame_headers, _is_dicom, _rescale
+from .dicom import _frame_headers, _is_dicom, _looked_up, _rescale, _stored_pixels
 from .grids import _check_real
 from .headers import _MM, _nifti_header, _text_lengths, _text_scale
 from .memory import _PIXELS_MAX, _check_pixels, _Refused
@@ -62,37 +63,100 @@ def to_line_integrals(
     )
 
 # %% ../../notebooks/api/025_data_pictures.ipynb #bb1fa1e1
-def _pixel_meaning(header):
-    "(polarity, already_line_integral) that a DICOM header states or implies."
-    sign, relation = header.get("PixelIntensityRelationshipSign"), str(
-        header.get("PixelIntensityRelationship") or ""
+_FLUOROSCOPY = "XA", "RF"  # modalities that show bone dark
+
+
+class _Meaning(NamedTuple):
+    "What the values are that `_modality_values` gives."
+
+    polarity: str
+    log: bool  # logarithm already taken
+    doubt: str | None = None  # a contradiction, to be told
+
+
+def _relation(header):
+    "How stored values are related to the intensity of the beam: LIN, LOG or, unknown, None."
+    said = str(header.get("PixelIntensityRelationship") or "").strip().upper()
+    return said if said in ("LIN", "LOG") else None
+
+
+def _falls(tables):
+    "Does the first of some look-up tables end below its start?"
+    data = tables[0].get("LUTData") if tables else None
+    data = np.frombuffer(data, np.uint16) if isinstance(data, bytes) else np.atleast_1d(data or 0)
+    return bool(data.size and data[-1] < data[0])
+
+
+def _modality_values(header, stored, name):
+    "Values (float32) of stored ones, as the modality LUT has them; see above."
+    relation, table = _relation(header), header.get("ModalityLUTSequence")
+    if table and relation is None:
+        return _looked_up(header, stored, name)
+    slope, intercept = (1.0, 0.0) if table else _rescale(header, name)
+    counts = relation == "LIN" and header.get("PixelIntensityRelationshipSign") != -1
+    return np.float32(abs(slope)) * stored.astype(np.float32) + np.float32(
+        0.0 if counts or slope < 0 else intercept
     )
-    if sign in (1, -1):
-        dark = sign == 1
-    else:
-        dark = header.get("Modality") in ("XA", "RF")
-        dark ^= header.get("PhotometricInterpretation") == "MONOCHROME1"
-        dark ^= header.get("PresentationLUTShape") == "INVERSE"
-    log = {"LIN": False, "LOG": True}.get(relation, not dark)
-    return "bone_dark" if dark else "bone_bright", log
+
+
+def _pixel_meaning(header, name="the header"):
+    "What a DICOM header states or implies of the values that `_modality_values` gives."
+    sign, relation = header.get("PixelIntensityRelationshipSign"), _relation(header)
+    table = header.get("ModalityLUTSequence")
+    applied = bool(table) and relation is None
+    inverted, shape = (
+        header.get("PhotometricInterpretation") == "MONOCHROME1",
+        str(header.get("PresentationLUTShape") or ""),
+    )
+    turned = inverted ^ (not header.get("WindowCenter") and _falls(header.get("VOILUTSequence")))
+    if not applied:
+        turned ^= _falls(table) if table else _rescale(header, name)[0] < 0
+    modality = header.get("Modality")
+    fluoroscopy = modality in _FLUOROSCOPY
+    shown, doubt = fluoroscopy ^ turned, None
+    stated = None if sign not in (1, -1) else (sign == 1) ^ (applied and _falls(table))
+    final = header.get("PresentationIntentType") == "FOR PRESENTATION" and not fluoroscopy
+    dark = shown if stated is None or final else stated
+    polarity = "bone_dark" if dark else "bone_bright"
+    if stated is not None and dark != stated:
+        doubt = (
+            f"is for presentation and shows bone bright, and PixelIntensityRelationshipSign"
+            f" {sign:+d} says that it shows it dark: the display is believed"
+        )
+    elif dark != stated and shape in ("INVERSE", "IDENTITY") and inverted != (shape == "INVERSE"):
+        kind = header.get("PhotometricInterpretation")
+        doubt = (
+            f"contradicts itself: {kind} and PresentationLUTShape {shape} do not go together; the"
+            " former is taken"
+        )
+    elif modality == "RTIMAGE" and stated is None:
+        doubt = "does not say how its pixels are related to the beam: bone is taken to be bright"
+    usual = not dark if modality == "RTIMAGE" else not fluoroscopy or sign == -1
+    log = relation == "LOG" if relation else usual
+    return _Meaning(polarity, log, doubt)
 
 # %% ../../notebooks/api/025_data_pictures.ipynb #05fd22b0
 def _frame_of(stack, frame, name):
     "One image [H W] out of a stack [F H W]."
     if frame == "mean":
         return stack.astype(np.float32).mean(0)
-    if frame is None and len(stack) > 1:
+    return stack[_frame_index(len(stack), frame, name)].astype(np.float32)
+
+
+def _frame_index(n, frame, name):
+    "Which of n frames is meant."
+    if frame is None and n > 1:
         raise UserError(
-            f"{name} holds {len(stack)} frames: pass {argument('frame', 0)} ... {len(stack) - 1},"
+            f"{name} holds {n} frames: pass {argument('frame', 0)} ... {n - 1},"
             f" or {argument('frame', repr('mean'), 'mean')}"
         )
     index = 0 if frame is None else frame
-    if not isinstance(index, (int, np.integer)) or not -len(stack) <= index < len(stack):
+    if not isinstance(index, (int, np.integer)) or not -n <= index < n:
         raise UserError(
-            f"{argument('frame', repr(frame), frame)}: {name} holds {len(stack)} frames; pass 0 ..."
-            f" {len(stack) - 1}, or 'mean'"
+            f"{argument('frame', repr(frame), frame)}: {name} holds {n} frames; pass 0 ..."
+            f" {n - 1}, or 'mean'"
         )
-    return stack[index].astype(np.float32)
+    return index
 
 
 def _plain_picture(image, calibrated):
@@ -108,10 +172,21 @@ def _plain_picture(image, calibrated):
         raise UserError(f"the picture: {marked(error)}") from error
 
 
+class _Pixels(NamedTuple):
+    "An image, and what its file says of its pixels."
+
+    values: np.ndarray  # H W, float32; NaN where nothing is stored
+    header: Any  # of DICOM, of the frame that was read, else None
+    pitch: tuple | None  # (row, column)
+    inside: np.ndarray | None  # H W: at neither end of the stored scale, if it has ends
+
+
+def _inside(values, top):
+    return None if top is None else (values < top) & (values > 0)
+
+
 def _xray_pixels(image, frame, calibrated):
-    """Pixels [H W] (float32), DICOM header or None, pixel pitch (row, column) or None, and the top
-    of the stored scale or None.
-    """
+    "An image with what its file says."
     name = "the image"
     if isinstance(image, (str, os.PathLike)):
         name, path = str(image), Path(image).expanduser()
@@ -120,17 +195,7 @@ def _xray_pixels(image, frame, calibrated):
                 f"{path} is no file; an X-ray is one DICOM, PNG, TIFF, NPY or NIfTI file"
             )
         if _is_dicom(path):
-            header, stack = _dicom_pixels(path)
-            stack = _settle_frame(
-                header, stack.reshape(-1, header.Rows, header.Columns), frame, name
-            )
-            slope, intercept = _rescale(header, name)
-            top = (
-                (2 ** int(header.BitsStored) - 1) * slope + intercept
-                if header.get("PixelRepresentation", 0) == 0
-                else None
-            )
-            return _frame_of(stack, frame, name), header, None, top
+            return _dicom_xray(path, frame, name)
         stack, pitch, top = _picture(path, calibrated)
     else:
         if isinstance(image, Tensor):
@@ -150,26 +215,72 @@ def _xray_pixels(image, frame, calibrated):
         raise UserError(
             f"an image [H, W] or frames [F, H, W] are expected, not shape {tuple(np.shape(stack))}"
         )
-    return _frame_of(stack, frame, name), None, pitch, top
+    values = _frame_of(stack, frame, name)
+    return _Pixels(values, None, pitch, _inside(values, top))
+
+
+# what a projection is made into
+_RECONSTRUCTED = (
+    "1.2.840.10008.5.1.4.1.1.13.1.1",
+    "1.2.840.10008.5.1.4.1.1.13.1.2",
+    "1.2.840.10008.5.1.4.1.1.13.1.3",
+)
+
+
+def _dicom_xray(path, frame, name):
+    "One frame, or the mean, of a DICOM file; its header becomes that of the frame."
+    header, stored = _stored_pixels(path)
+    if header.get("SOPClassUID") in _RECONSTRUCTED:
+        raise UserError(
+            f"{name} is a reconstructed volume ({header.SOPClassUID.name}): an X-ray is one of the"
+            " projections that it was made from"
+        )
+    stack = stored.reshape(-1, header.Rows, header.Columns)
+    said = _settle_frame(header, len(stack), frame, name)
+    chosen = range(len(stack)) if frame == "mean" else [_frame_index(len(stack), frame, name)]
+    values = np.zeros(stack.shape[1:], dtype=np.float32)
+    for k in chosen:
+        for element in said[k]:
+            setattr(header, element.keyword, element.value)
+        values += _modality_values(header, stack[k], name) / np.float32(len(chosen))
+    shown = _frame_of(stack[chosen] if frame == "mean" else stack, frame, name)
+    signed = header.get("PixelRepresentation", 0) != 0
+    inside = _inside(shown, None if signed else 2 ** int(header.BitsStored) - 1)
+    values[_padding(header, shown)] = np.nan
+    return _Pixels(values, header, None, inside)
+
+
+def _padding(header, stored):
+    "Where pixels hold the value that a header reserves for no image."
+    value, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
+    if value is None:
+        return np.zeros(stored.shape, dtype=bool)
+    ends = sorted((int(value), int(value if limit is None else limit)))
+    return (stored >= ends[0]) & (stored <= ends[1])
 
 # %% ../../notebooks/api/025_data_pictures.ipynb #e3f90c11
 _WINDOWS = [
-    f"{kind}{side}"
+    name.format(kind)
     for kind in ("Shutter", "Collimator")
-    for side in (
-        "Shape",
-        "UpperHorizontalEdge",
-        "LowerHorizontalEdge",
-        "LeftVerticalEdge",
-        "RightVerticalEdge",
+    for name in (
+        "{}Shape",
+        "{}UpperHorizontalEdge",
+        "{}LowerHorizontalEdge",
+        "{}LeftVerticalEdge",
+        "{}RightVerticalEdge",
+        "CenterOfCircular{}",
+        "RadiusOfCircular{}",
+        "VerticesOfThePolygonal{}",
     )
 ]
 _POSE_TAGS = (
     "DistanceSourceToDetector",
     "DistanceSourceToPatient",
+    "DistanceSourceToIsocenter",
     "PositionerPrimaryAngle",
     "PositionerSecondaryAngle",
     "ImagerPixelSpacing",
+    "FieldOfViewOrigin",
 )
 _TABLE_TAGS = (
     "TableTopVerticalPosition",
@@ -185,6 +296,11 @@ _FRAME_TAGS = (
         "PixelSpacingCalibrationType",
         "EstimatedRadiographicMagnificationFactor",
         "PatientOrientation",
+        "FieldOfViewRotation",
+        "FieldOfViewHorizontalFlip",
+        "DetectorBinning",
+        "DetectorActiveOrigin",
+        "DetectorActiveDimensions",
     ),
     *(
         "PixelIntensityRelationship",
@@ -192,20 +308,15 @@ _FRAME_TAGS = (
         "PresentationLUTShape",
         "RescaleSlope",
         "RescaleIntercept",
+        "GantryAngle",
     ),
     *_WINDOWS,
 )
 
 
-def _settle_frame(header, stack, frame, name):
-    """Bring what a header says of one frame to its top (in place); returns the frames, rescaled as
-    the functional groups say.
-    """
-    n = len(stack)
+def _settle_frame(header, n, frame, name):
+    "What a header says of each of n frames, to be put at its top."
     said = _frame_headers(header, n, name, _FRAME_TAGS)
-    if header.get("RescaleSlope") in (None, "") and any("RescaleSlope" in s for s in said):
-        scales = np.array([_rescale(s, name) for s in said], dtype=np.float32)[:, :, None, None]
-        stack = stack * scales[:, 0] + scales[:, 1]
     for angle in ("PositionerPrimaryAngle", "PositionerSecondaryAngle"):
         for s, value in zip(said, _frame_angles(header, angle, n, name)):
             if value is not None:
@@ -223,16 +334,21 @@ def _settle_frame(header, stack, frame, name):
             f"the arm moves between the frames of {name}, or the table does, so that their mean is"
             f" no X-ray: pass {argument('frame', 0)} ... {n - 1}"
         )
-    index = frame if isinstance(frame, (int, np.integer)) and -n <= frame < n else 0
-    for element in said[index]:
-        setattr(header, element.keyword, element.value)
-    return stack
+    return said
 
 
 def _frame_angles(header, angle, n, name):
     """The positioner's angle in each of n frames of a rotational run; None where there are no
     increments.
     """
+    several = np.atleast_1d(header.get(angle) if header.get(angle) is not None else [])
+    if len(several) == n > 1:  # an angle for each frame
+        return several.astype(np.float64).tolist()
+    if len(several) > 1:
+        raise UserError(
+            f"{name} has {n} frames and {len(several)} of {angle}: it contradicts itself; save the"
+            f" frame that you need as a file of its own, and pass {argument('camera')}"
+        )
     steps = header.get(f"{angle}Increment")
     if steps in (None, "", []) or header.get(angle) in (None, ""):
         return [None] * n

@@ -16,31 +16,342 @@ import torch
 from torch import Tensor
 
 from ..calibration.camera import Camera
-from .pictures import _pixel_meaning, _xray_pixels, to_line_integrals
+from ..calibration.carm import carm_pose, reorientation
+from diffpose.data.pictures import (
+    _FLUOROSCOPY,
+    _Meaning,
+    _pixel_meaning,
+    _xray_pixels,
+    to_line_integrals,
+)
 from ..errors import UserError, UserNotice, UserTypeError, argument
 from ..field import find_field
 
 # %% ../../notebooks/api/026_data_xrays.ipynb #d2094c4c
-def _dicom_geometry(header, name, spacing):
+def _number(header, *tags):
+    "The first of some numbers that a header states, else None."
+    stated = [header.get(tag) for tag in tags if header.get(tag) not in (None, "", [])]
+    return float(np.atleast_1d(stated[0])[0]) if stated else None
+
+
+def _pair(header, tag):
+    "Two numbers (row, column) that a header states, else None."
+    stated = np.atleast_1d(np.array(header.get(tag) or [], dtype=np.float64))
+    return stated if stated.shape == (2,) and np.isfinite(stated).all() else None
+
+
+def _notice(text):
+    warnings.warn(UserNotice(text), stacklevel=3)
+
+
+# source side, angle of that view: of ViewPosition, and of its codes
+_VIEWS = {
+    "AP": ("AP", 0.0),
+    "PA": ("PA", 0.0),
+    "LL": ("PA", 90.0),  # the patient's left side at the receptor
+    "RL": ("PA", -90.0),
+    "AnteroPosterior": ("AP", 0.0),
+    "PosteroAnterior": ("PA", 0.0),
+    "LeftLateral": ("PA", 90.0),
+    "RightLateral": ("PA", -90.0),
+}
+
+
+def _view_position(header):
+    "The view and primary angle that a radiograph names, else None."
+    named = str(header.get("ViewPosition") or "").strip().upper()
+    for item in header.get("ViewCodeSequence") or ():
+        from pydicom.sr.codedict import codes  # takes its time
+        from pydicom.sr.coding import Code
+
+        code = Code(item.get("CodeValue"), item.get("CodingSchemeDesignator"), "")
+        for name in ("AnteroPosterior", "PosteroAnterior", "LeftLateral", "RightLateral"):
+            if code == getattr(codes.cid4010, name):
+                named = name
+    return _VIEWS.get(named)
+
+
+def _dicom_view(header, name):
+    "The view from which angles count, and the angles."
+    said = {
+        "primary_angle": _number(header, "PositionerPrimaryAngle"),
+        "secondary_angle": _number(header, "PositionerSecondaryAngle"),
+    }
+    named = _view_position(header)
+    arm = header.get("Modality") in _FLUOROSCOPY or header.get("PositionerType") == "CARM"
+    if None not in said.values() and (arm or named is None):
+        if named == ("AP", 0.0) and abs(said["primary_angle"]) < 30:
+            _notice(
+                f"{name} contradicts itself: ViewPosition AP has the source in front of the"
+                f" patient, a positioner at {said['primary_angle']:g} degrees the receptor; the"
+                " latter is taken, view PA"
+            )
+        return said | {"view": "PA"}
+    if named is None:
+        return said
+    return {"view": named[0], "primary_angle": named[1], "secondary_angle": 0.0}
+
+# %% ../../notebooks/api/026_data_xrays.ipynb #5b0c9a13
+_TOWARD = {  # letters of PatientOrientation in the world, RAS
+    "R": (1.0, 0.0, 0.0),
+    "L": (-1.0, 0.0, 0.0),
+    "A": (0.0, 1.0, 0.0),
+    "P": (0.0, -1.0, 0.0),
+    "H": (0.0, 0.0, 1.0),
+    "F": (0.0, 0.0, -1.0),
+}
+
+
+def _dicom_axes(header, said, name):
+    "Which way the axes of the image run, from letters and the angles that are `said`."
+    words = [str(word).upper() for word in header.get("PatientOrientation") or ()]
+    if len(words) != 2 or not all(words) or not set("".join(words)) <= _TOWARD.keys():
+        return {}
+    view, stated = said.get("view"), [said.get("primary_angle"), said.get("secondary_angle")]
+    letters = np.array([np.sum([_TOWARD[c] for c in word], axis=0) for word in words])
+    if not letters.any(1).all():  # to the left and to the right
+        return {}
+    if view is None or None in stated:  # the letters alone
+        usual = np.array([_TOWARD["L"], _TOWARD["F"]])
+        if words[0][0] in "AP":  # seen from the side, it is not known from which
+            usual[0] = letters[0]
+    else:
+        primary, secondary = torch.tensor(stated, dtype=torch.float64)
+        turned = carm_pose(primary, secondary, 1.0, view).rotation[0]
+        usual = -(turned @ reorientation(view, torch.float64)[:3, :3])[:, :2].T.numpy()
+    along = (letters * usual).sum(1) / np.linalg.norm(letters, axis=1)
+    if words[0][0] in "HF" or words[1][0] not in "HF":
+        _notice(
+            f"{name} says that its rows and columns run towards {words}, so that the patient lies"
+            f" on the side: taken as upright; turn the image, or pass {argument('camera')}"
+        )
+        return {}
+    if abs(along).min() < 0.2:
+        _notice(
+            f"{name} contradicts itself: its rows and columns run towards {words}, which cannot be"
+            f" with angles of {stated[0]:g} and {stated[1]:g} degrees; the angles are taken"
+        )
+    return {"reverse_x_axis": bool(along[0] > -0.2), "reverse_y_axis": bool(along[1] < -0.2)}
+
+# %% ../../notebooks/api/026_data_xrays.ipynb #5b0c9a16
+_PITCHES = (
+    "ImagerPixelSpacing",
+    "DetectorElementSpacing",
+    "NominalScannedPixelSpacing",
+    "PixelSpacing",
+)
+
+
+def _dicom_pitch(header, name):
+    "Pitch of the detector's pixels (row, column) in mm, None if the header does not give it."
+    tag = next((t for t in _PITCHES if header.get(t)), None)
+    if tag is None:
+        return None
+    pitch = [float(p) for p in np.atleast_1d(header.get(tag))]
+    if len(pitch) != 2 or not all(math.isfinite(p) and p > 0 for p in pitch):
+        raise UserError(
+            f"{name}: {tag} is {pitch}, two positive numbers are expected; pass"
+            f" {argument('spacing')} (detector pixel, mm: one number or (row, column))"
+        )
+    if tag == "DetectorElementSpacing":
+        binned = np.array(pitch) * _binning(header)
+        return (binned[::-1] if _quarter_turns(header) % 2 else binned).tolist()
+    if tag != "PixelSpacing":
+        return pitch
+    if header.get("PixelSpacingCalibrationType"):
+        scale = _magnification(header, name)
+        return scale and [p * scale for p in pitch]
+    _notice(
+        f"{name} gives PixelSpacing {pitch} and not in which plane: taken as the pitch of the"
+        f" detector; if it is the size in the patient, pass {argument('spacing')} (detector pixel,"
+        " mm)"
+    )
+    return pitch
+
+
+def _binning(header):
+    "Elements of the detector (row, column) that make a pixel."
+    binning = _pair(header, "DetectorBinning")
+    return np.ones(2) if binning is None or (binning < 1).any() else binning
+
+
+def _quarter_turns(header):
+    "Clockwise quarter turns from the detector to the image."
+    return round((_number(header, "FieldOfViewRotation") or 0.0) / 90) % 4
+
+
+def _magnification(header, name):
+    "From the patient to the detector; None if unknown."
+    stated = _number(header, "EstimatedRadiographicMagnificationFactor")
+    sdd = _number(header, "DistanceSourceToDetector")
+    sid = _number(header, "DistanceSourceToIsocenter", "DistanceSourceToPatient")
+    kind = header.get("PixelSpacingCalibrationType")
+    if stated or kind != "GEOMETRY" or not sdd or not sid or sid >= sdd:
+        return stated
+    _notice(
+        f"{name} gives the size of pixels in the patient (PixelSpacing, calibrated by"
+        f" {kind}): taken to be {sid:g} mm from the source, and that of the detector"
+        f" {sdd / sid:.3f} times as large; pass {argument('spacing')} (detector pixel, mm) if you"
+        " know it"
+    )
+    return sdd / sid
+
+
+def _check_pitch(header, shape, pitch, name):
+    "Say where the size of the detector contradicts that of its pixels."
+    size = np.array(shape) * pitch
+    if _quarter_turns(header) % 2:
+        size = size[::-1]
+    field = _pair(header, "FieldOfViewDimensions")
+    active = _pair(header, "DetectorActiveDimensions")
+    elements = _pair(header, "DetectorElementSpacing")
+    for tag, stated, whole in (
+        ("FieldOfViewDimensions", field, True),
+        ("DetectorActiveDimensions", active, not header.get("FieldOfViewOrigin")),
+    ):
+        if stated is None or (stated <= 0).any():
+            continue
+        ratio = size / stated
+        if (ratio > 1.03).any() or whole and (ratio < 0.97).any():
+            _notice(
+                f"{name} contradicts itself: {shape[0]} x {shape[1]} pixels of {pitch[0]:.4g} x"
+                f" {pitch[1]:.4g} mm are {size[0]:.0f} x {size[1]:.0f} mm, and {tag} is"
+                f" {stated[0]:.0f} x {stated[1]:.0f} mm. If pixels were binned or the image"
+                f" resized, pass {argument('spacing')} (detector pixel, mm); the depth hangs on it"
+            )
+            return
+    binned = None if elements is None else elements * _binning(header)
+    if binned is not None and (abs(binned / pitch - 1) > 0.03).all() and (binned > 0).all():
+        _notice(
+            f"{name} contradicts itself: a pixel is {pitch[0]:.4g} mm, and DetectorElementSpacing"
+            f" with DetectorBinning {binned[0]:.4g} mm; the former is taken. Pass"
+            f" {argument('spacing')} (detector pixel, mm) if that is wrong"
+        )
+
+# %% ../../notebooks/api/026_data_xrays.ipynb #5b0c9a19
+def _axis_on_detector(header, element):
+    "Where the beam's axis meets the detector (row, column) in elements from its corner; or None."
+    projected = _pair(header, "PositionOfIsocenterProjection")
+    physical = _pair(header, "PhysicalDetectorSize")
+    if projected is not None:
+        return projected + 0.5  # counted from the centre of the first element
+    if physical is not None:
+        return physical / element / 2
+    active = _pair(header, "DetectorActiveDimensions")
+    corner = _pair(header, "DetectorActiveOrigin")
+    if active is None:
+        return None
+    return (0.0 if corner is None else corner) + active / element / 2
+
+
+def _dicom_principal(header, shape, pitch, name):
+    "Principal point right of the image's centre and below it [mm], where the header places it."
+    origin, turns = _pair(header, "FieldOfViewOrigin"), _quarter_turns(header)
+    if origin is None:
+        return {}
+    element = _pair(header, "DetectorElementSpacing")
+    pixel = np.array(pitch)[::-1] if turns % 2 else np.array(pitch)  # along the detector's axes
+    if element is None or not (element > 0).all():
+        element = pixel / _binning(header)
+    axis = _axis_on_detector(header, element)
+    if axis is None:
+        if origin.any():
+            _notice(
+                f"{name} is a part of its detector (FieldOfViewOrigin {origin.tolist()}), and does"
+                " not say how large that is: the beam's axis is taken to meet the image's centre;"
+                f" pass {argument('camera', 'Camera(..., x0=, y0=)', 'FILE')} if it does not"
+            )
+        return {}
+    size = np.array(shape)[::-1] if turns % 2 else np.array(shape)
+    off = axis * element - (origin * element + size * pixel / 2)
+    for _ in range(turns):  # clockwise
+        off = np.array([off[1], -off[0]])
+    if header.get("FieldOfViewHorizontalFlip") == "YES":
+        off[1] = -off[1]
+    if abs(off).max() > 0.5:
+        _notice(
+            f"{name} is a part of its detector (FieldOfViewOrigin {origin.tolist()}): the beam's"
+            f" axis meets the image {off[1]:.1f} mm right of its centre and {off[0]:.1f} mm below"
+            " it, if it meets the middle of the detector"
+        )
+    return {"x0": float(off[1]), "y0": float(off[0])}
+
+# %% ../../notebooks/api/026_data_xrays.ipynb #5b0c9a23
+# of a patient's position on the table: the view at gantry 0, the sense of its angle, and whether
+# the image's first column and first row are reversed
+_LYING = {
+    "HFS": ("AP", 1.0, True, False),
+    "HFP": ("PA", 1.0, False, False),
+    "FFS": ("AP", -1.0, False, True),
+    "FFP": ("PA", -1.0, True, True),
+}
+
+
+def _rt_geometry(header, shape, pitch, name):
+    "What an RT Image states, as keyword arguments of a Camera."
+    said = {
+        "sdd": _number(header, "RTImageSID"),
+        "sid": _number(header, "RadiationMachineSAD"),
+    }
+    gantry, lying = _number(header, "GantryAngle"), str(header.get("PatientPosition") or "HFS")
+    if gantry is not None and not header.get("PatientPosition"):
+        _notice(
+            f"{name} does not say how the patient lies (PatientPosition): taken as supine, with the"
+            f" head to the gantry; if that is wrong, pass {argument('camera')} or a start"
+        )
+    if gantry is not None and lying in _LYING:
+        view, sense, x, y = _LYING[lying]
+        said |= {"view": view, "primary_angle": (sense * gantry + 180) % 360 - 180}
+        said |= {"secondary_angle": 0.0, "reverse_x_axis": x, "reverse_y_axis": y}
+    first = _pair(header, "RTImagePosition")
+    usual = [1, 0, 0, 0, -1, 0]  # rows to the right, columns away from the gantry
+    way = [float(x) for x in header.get("RTImageOrientation") or usual]
+    odd = [
+        f"{tag} {_number(header, tag):g}"
+        for tag in ("PatientSupportAngle", "XRayImageReceptorAngle", "GantryPitchAngle")
+        if _number(header, tag)
+    ]
+    if len(way) != 6 or not np.allclose(way, usual, atol=1e-3):
+        odd.append(f"RTImageOrientation {way}")
+    odd += [] if lying in _LYING else [f"PatientPosition {lying}"]
+    if odd:
+        _notice(
+            f"{name} has {', '.join(odd)}, which no camera here follows: its angles, or the way the"
+            f" image lies, are not those of the patient; pass {argument('camera')} or a start"
+        )
+    elif first is not None and pitch:
+        across, down = first[0], -first[1]  # of the first pixel's centre, from the axis
+        moved = [float(x) for x in header.get("XRayImageReceptorTranslation") or ()]
+        moved = moved if len(moved) == 3 else [0.0, 0.0, 0.0]
+        across, down = across + moved[0], down - moved[1]
+        said["x0"] = -across - pitch[1] * (shape[1] - 1) / 2
+        said["y0"] = -down - pitch[0] * (shape[0] - 1) / 2
+    return said
+
+# %% ../../notebooks/api/026_data_xrays.ipynb #5b0c9a26
+def _dicom_geometry(header, shape, name, spacing):
     """Geometry that a header states, as keyword arguments of a Camera; says what it leaves open of
     the pixel pitch, unless `spacing` is known.
     """
-
-    def number(tag):
-        value = header.get(tag)
-        return None if value in (None, "") else float(value)
-
-    said = {"sdd": number("DistanceSourceToDetector"), "sid": number("DistanceSourceToPatient")}
-    said |= {
-        "primary_angle": number("PositionerPrimaryAngle"),
-        "secondary_angle": number("PositionerSecondaryAngle"),
-    }
-    pitch = (
-        None
-        if spacing is not None
-        else _dicom_pitch(header, name, number("EstimatedRadiographicMagnificationFactor"))
-    )
-    if pitch:
+    if header.get("Modality") == "RTIMAGE":
+        stated = _pair(header, "ImagePlanePixelSpacing")
+        pitch = stated if spacing is None else spacing
+        said = _rt_geometry(header, shape, pitch if pitch is None else list(pitch), name)
+        pitch = None if spacing is not None or stated is None else stated
+    else:
+        pitch = _dicom_pitch(header, name) if spacing is None else None
+        said = {
+            "sdd": _number(header, "DistanceSourceToDetector"),
+            "sid": _number(header, "DistanceSourceToIsocenter", "DistanceSourceToPatient"),
+        }
+        said |= _dicom_view(header, name)
+        said |= _dicom_axes(header, said, name)
+        used = pitch if spacing is None else spacing
+        if used is not None:
+            said |= _dicom_principal(header, shape, used, name)
+        if pitch is not None:
+            _check_pitch(header, shape, pitch, name)
+    if pitch is not None:
         said |= {"dely": float(pitch[0]), "delx": float(pitch[1])}
     if said["sid"] and said["sdd"] and said["sid"] >= said["sdd"]:
         warnings.warn(
@@ -50,64 +361,8 @@ def _dicom_geometry(header, name, spacing):
             stacklevel=2,
         )
         said["sid"] = None
-    # where rows and columns run
-    toward = [str(word)[:1] for word in header.get("PatientOrientation") or ()]
-    if toward[:1] == ["R"]:
-        said["reverse_x_axis"] = False
-    if toward[1:2] == ["H"]:
-        said["reverse_y_axis"] = True
-    if any(toward) and (
-        toward[0] not in ("R", "L", "A", "P", "") or toward[-1] not in ("H", "F", "")
-    ):
-        warnings.warn(
-            UserNotice(
-                f"{name} says that its rows and columns run towards"
-                f" {list(header.get('PatientOrientation'))}, so that the patient lies on the side:"
-                f" taken as upright; turn the image, or pass {argument('camera')}"
-            ),
-            stacklevel=2,
-        )
-    return {
-        k: v
-        for k, v in said.items()
-        if v is not None
-        and v != 0
-        or k.endswith("angle")
-        and v is not None
-        or k.startswith("reverse")
-    }
-
-
-def _dicom_pitch(header, name, magnification):
-    "Pitch of the detector's pixels (row, column) in mm, None if the header does not give it."
-    tag = next(
-        (
-            t
-            for t in ("ImagerPixelSpacing", "DetectorElementSpacing", "PixelSpacing")
-            if header.get(t)
-        ),
-        None,
-    )
-    if tag is None:
-        return None
-    pitch = [float(p) for p in np.atleast_1d(header.get(tag))]
-    if len(pitch) != 2 or not all(math.isfinite(p) and p > 0 for p in pitch):
-        raise UserError(
-            f"{name}: {tag} is {pitch}, two positive numbers are expected; pass"
-            f" {argument('spacing')} (detector pixel, mm: one number or (row, column))"
-        )
-    if tag == "PixelSpacing" and header.get("PixelSpacingCalibrationType"):
-        return magnification and [p * magnification for p in pitch]
-    if tag == "PixelSpacing":
-        warnings.warn(
-            UserNotice(
-                f"{name} gives PixelSpacing {pitch} and not in which plane: taken as the pitch of"
-                f" the detector; if it is the size in the patient, pass {argument('spacing')}"
-                " (detector pixel, mm)"
-            ),
-            stacklevel=2,
-        )
-    return pitch
+    lengths = ("sdd", "sid", "delx", "dely")
+    return {k: v for k, v in said.items() if v is not None and (v != 0 or k not in lengths)}
 
 
 PLANE_MM = 1000.0  # of a parallel beam: where its detector is drawn
@@ -115,7 +370,15 @@ PLANE_MM = 1000.0  # of a parallel beam: where its detector is drawn
 
 def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
     "Camera from the file and the arguments; None for a picture of which nothing is known."
-    said = {} if header is None else _dicom_geometry(header, name, spacing)
+    if spacing is not None:
+        two = np.asarray(spacing, dtype=np.float64).reshape(-1)
+        if two.size not in (1, 2) or not (two > 0).all():
+            raise UserError(
+                f"{argument('spacing', spacing)} must be one positive number or two (row, column),"
+                " in mm"
+            )
+        spacing = np.broadcast_to(two, 2)
+    said = {} if header is None else _dicom_geometry(header, shape, name, spacing)
     if parallel and "sdd" in said:
         raise UserError(
             f"{name} says that its source is {said['sdd']:.6g} mm from the detector, and"
@@ -128,14 +391,7 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
     if sdd is not None:
         said["sdd"] = float(sdd)
     if spacing is not None:
-        two = np.asarray(spacing, dtype=np.float64).reshape(-1)
-        if two.size not in (1, 2) or not (two > 0).all():
-            raise UserError(
-                f"{argument('spacing', spacing)} must be one positive number or two (row, column),"
-                " in mm"
-            )
-        two = np.broadcast_to(two, 2)
-        said |= {"dely": float(two[0]), "delx": float(two[1])}
+        said |= {"dely": float(spacing[0]), "delx": float(spacing[1])}
     if parallel:
         said |= {"sdd": PLANE_MM, "parallel": True}
     elif header is None and sdd is None and spacing is None:
@@ -159,6 +415,25 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
     return Camera(height=int(shape[0]), width=int(shape[1]), **said)
 
 # %% ../../notebooks/api/026_data_xrays.ipynb #804409d4
+def _check_arguments(camera, polarity, sdd, parallel):
+    "What `read_xray` was given, before a file is read."
+    if polarity not in (None, "bone_dark", "bone_bright"):
+        given = argument("polarity", repr(polarity), polarity)
+        raise UserError(f"{given} is not 'bone_dark', 'bone_bright' or None")
+    if camera is not None and not isinstance(camera, Camera):
+        raise UserTypeError(
+            f"camera must be a diffpose.calibration.Camera, not {type(camera).__name__}; a file is"
+            " read with Camera.from_json(path)"
+        )
+    if parallel and (sdd is not None or camera is not None):
+        fix = (
+            f"leave out {argument('sdd')}"
+            if camera is None
+            else "leave it out here, and make the camera with parallel=True"
+        )
+        raise UserError(f"{argument('parallel', True, '')} is a beam without a source: {fix}")
+
+
 @overload
 def read_xray(
     image,
@@ -183,7 +458,7 @@ def read_xray(
     sdd: float | None = None,
     spacing=None,
     *,
-    return_mask: Literal[True, "file"],
+    return_mask: Literal[True, "file", "pixels"],
     parallel: bool = False,
 ) -> tuple[Tensor, Camera | None, Tensor]: ...
 def read_xray(
@@ -197,8 +472,9 @@ def read_xray(
     i0: float | None = None,  # signal of the unattenuated beam; None: the brightest pixel
     sdd: float | None = None,  # source to detector, mm, if the file does not say
     spacing=None,  # detector pixel, mm: one number or (row, column), if the file does not say
-    # also return which pixels can be trusted; "file": by the file alone
-    return_mask: bool | Literal["file"] = False,
+    # also return which pixels can be trusted; "file": by the file alone; "pixels": by its pixels
+    # alone, whatever shutter its header describes
+    return_mask: bool | Literal["file", "pixels"] = False,
     parallel: bool = False,  # taken with a parallel beam: spacing, and no sdd
 ) -> tuple:  # (xray [1 1 H W], Camera or None) or (xray, camera, mask [1 1 H W])
     """An X-ray as line integrals (bone bright, float32), and what is known of its C-arm.
@@ -208,22 +484,8 @@ def read_xray(
     letter, not at the detector's limit. (Of a DRR that is read as an X-ray, the air is at that
     limit.)
     """
-    if polarity not in (None, "bone_dark", "bone_bright"):
-        given = argument("polarity", repr(polarity), polarity)
-        raise UserError(f"{given} is not 'bone_dark', 'bone_bright' or None")
-    if camera is not None and not isinstance(camera, Camera):
-        raise UserTypeError(
-            f"camera must be a diffpose.calibration.Camera, not {type(camera).__name__}; a file is"
-            " read with Camera.from_json(path)"
-        )
-    if parallel and (sdd is not None or camera is not None):
-        fix = (
-            f"leave out {argument('sdd')}"
-            if camera is None
-            else "leave it out here, and make the camera with parallel=True"
-        )
-        raise UserError(f"{argument('parallel', True, '')} is a beam without a source: {fix}")
-    pixels, header, pitch, top = _xray_pixels(
+    _check_arguments(camera, polarity, sdd, parallel)
+    pixels, header, pitch, inside = _xray_pixels(
         image, frame, not (camera is None and sdd is None and spacing is None and not parallel)
     )
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
@@ -235,22 +497,29 @@ def read_xray(
             f" {pixels.shape[0]} x {pixels.shape[1]}: follow what was done to the image with"
             " camera.resize(height, width), camera.crop(...) or camera.flip_horizontal()"
         )
-    stated = ("bone_dark", False) if header is None else _pixel_meaning(header)
-    dark = (polarity or stated[0]) == "bone_dark"
-    log = stated[1] if already_line_integral is None else already_line_integral
+    stated = _Meaning("bone_dark", False) if header is None else _pixel_meaning(header, name)
+    if stated.doubt and polarity is None:
+        warnings.warn(
+            UserNotice(f"{name} {stated.doubt}; pass {argument('polarity')} if that is wrong"),
+            stacklevel=2,
+        )
+    dark = (polarity or stated.polarity) == "bone_dark"
+    log = stated.log if already_line_integral is None else already_line_integral
     values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
-    xray = _linearise(values, dark, log, i0)
+    shutter = _shutter(None if return_mask == "pixels" else header, values)
+    xray = _linearise(values, shutter, dark, log, i0)
     if not return_mask:
         return xray[None, None], camera
-    mask = _trusted(values, dark, log, top, header)
-    if return_mask != "file":
+    mask = _trusted(values, dark, log, inside) & shutter
+    if return_mask not in ("file", "pixels"):
         mask &= find_field(xray).mask
     return xray[None, None], camera, mask[None, None]
 
 # %% ../../notebooks/api/026_data_xrays.ipynb #7266b961
-def _linearise(values, dark, log, i0):
-    "Line integrals from pixel values, by the table above."
-    finite = values[values.isfinite()]
+def _linearise(values, shutter, dark, log, i0):
+    "Line integrals from pixel values, by the table above; what is behind a shutter sets no limit."
+    finite = values[values.isfinite() & shutter]
+    finite = finite if finite.numel() else values[values.isfinite()]
     if finite.numel() == 0:
         raise UserError("the X-ray has no finite pixel")
     low, high = finite.min(), finite.max()
@@ -262,18 +531,19 @@ def _linearise(values, dark, log, i0):
     return to_line_integrals(values if dark else high + low - values, i0)
 
 
-def _trusted(values, dark, log, top, header):
-    "True where a pixel was exposed, and neither saturated nor behind a shutter."
+def _trusted(values, dark, log, inside):
+    "True where a pixel was exposed, and is neither saturated nor of a border of one value."
     mask = values.isfinite()
     if not log and dark:
         mask &= values > 0
-    if top is not None:
-        mask &= (values < top) & (values > 0)
-    return mask & _shutter(header, values) & ~_flat_border(values)
+    if inside is not None:
+        mask &= torch.from_numpy(inside)
+    return mask & ~_flat_border(values)
 
 # %% ../../notebooks/api/026_data_xrays.ipynb #73fbc920
 def _flat_border(values):
-    "Rows and columns at the border that hold one and the same value throughout."
+    "Rows and columns at the border that hold one and the same value, or none, throughout."
+    values = values.nan_to_num(nan=torch.inf)
     flat = torch.zeros_like(values, dtype=torch.bool)
     for lines, out in ((values, flat), (values.T, flat.T)):
         constant = ((lines == lines[:, :1]).all(1)).tolist()
@@ -284,27 +554,102 @@ def _flat_border(values):
     return flat
 
 
+def _edges(header, kind, shape):
+    "Upper, lower, left and right edge of a rectangle: 1-based rows and columns."
+    usual = (1, shape[0], 1, shape[1])
+    names = ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
+    said = (_number(header, f"{kind}{name}Edge") for name in names)
+    return [round(x) if x is not None else default for x, default in zip(said, usual)]
+
+
+def _rectangle(header, kind, shape):
+    upper, lower, left, right = _edges(header, kind, shape)
+    window = np.zeros(shape, dtype=bool)
+    window[max(upper - 1, 0) : max(lower, 0), max(left - 1, 0) : max(right, 0)] = True
+    return window
+
+
+def _circle(header, kind, shape):
+    "Its radius is in pixels of a row."
+    centre = _pair(header, f"CenterOfCircular{kind}")
+    radius = _number(header, f"RadiusOfCircular{kind}")
+    if centre is None or radius is None:
+        return np.ones(shape, dtype=bool)
+    pitch = _pair(header, "ImagerPixelSpacing")
+    tall = 1.0 if pitch is None else pitch[0] / pitch[1]
+    row, column = np.ogrid[1 : shape[0] + 1, 1 : shape[1] + 1]
+    return np.hypot((row - centre[0]) * tall, column - centre[1]) <= radius
+
+
+def _polygon(header, kind, shape):
+    from PIL import Image, ImageDraw
+
+    said = np.array(header.get(f"VerticesOfThePolygonal{kind}") or [], dtype=np.float64)
+    if said.size < 6 or said.size % 2:
+        return np.ones(shape, dtype=bool)
+    corners = [(column - 1, row - 1) for row, column in said.reshape(-1, 2).tolist()]
+    picture = Image.new("1", shape[::-1])
+    ImageDraw.Draw(picture).polygon(corners, fill=1, outline=1)
+    return np.asarray(picture)
+
+
+def _bitmap(header, kind, shape):
+    "An overlay, whose ones are covered."
+    window, group = np.ones(shape, dtype=bool), header.get("ShutterOverlayGroup")
+    if kind == "Shutter" and group is not None and (group, 0x3000) in header:
+        covered = header.overlay_array(group) != 0
+        origin = header.get((group, 0x0050))
+        row, column = (1, 1) if origin is None else (int(x) for x in origin.value)
+        row, column = max(row - 1, 0), max(column - 1, 0)
+        part = window[row : row + covered.shape[-2], column : column + covered.shape[-1]]
+        part &= ~covered[..., : part.shape[0], : part.shape[1]].reshape(part.shape)
+    return window
+
+
+_SHAPES = {
+    "RECTANGULAR": _rectangle,
+    "CIRCULAR": _circle,
+    "POLYGONAL": _polygon,
+    "BITMAP": _bitmap,
+}
+_LEAST = 0.1  # share of the image that a shutter leaves open
+
+
 def _shutter(header, values):
-    """Inside the rectangular shutter and collimator that the header describes (edges are 1-based
-    rows and columns).
-    """
+    "Inside the shutter and the collimator that the header describes."
     inside = torch.ones_like(values, dtype=torch.bool)
+    if header is None:
+        return inside
+    shape = tuple(values.shape)
     for kind in ("Shutter", "Collimator"):
-        if header is None or "RECTANGULAR" not in str(header.get(f"{kind}Shape", "")):
-            continue
-        upper, lower = (header.get(f"{kind}{side}HorizontalEdge") for side in ("Upper", "Lower"))
-        left, right = (header.get(f"{kind}{side}VerticalEdge") for side in ("Left", "Right"))
-        window = torch.zeros_like(inside)
-        window[
-            max(int(upper or 1) - 1, 0) : max(int(lower or len(values)), 0),
-            max(int(left or 1) - 1, 0) : max(int(right or values.shape[1]), 0),
-        ] = True
-        if not window.any():
+        said = header.get(f"{kind}Shape") or []
+        shapes = [said] if isinstance(said, str) else list(said)
+        windows = [_SHAPES[s](header, kind, shape) for s in shapes if s in _SHAPES]
+        if windows and (window := torch.from_numpy(np.logical_and.reduce(windows))).any():
+            doubt = _doubt_shutter(header, kind, window, values)
+        else:
+            doubt = "leaves nothing of the image" if windows else ""
+        if doubt:
             warnings.warn(
-                f"the header describes a {kind.lower()} that leaves nothing of the image: it is"
-                " passed over",
+                f"the header describes a {kind.lower()} that {doubt}: it is passed over",
                 stacklevel=2,
             )
-            continue
-        inside &= window
+        elif windows:
+            inside &= window
     return inside
+
+
+def _doubt_shutter(header, kind, window, values):
+    "Why a shutter cannot be meant as it is described, unless the picture is blank behind it."
+    behind = values[~window]
+    blank = behind.numel() and (behind == behind.median()).float().mean() > 0.5
+    if blank or not behind.numel():
+        return ""
+    shape, pitch = tuple(values.shape), _pair(header, "ImagerPixelSpacing")
+    if pitch is not None and (pitch > 0).all() and "RECTANGULAR" in str(header.get(f"{kind}Shape")):
+        _, lower, _, right = _edges(header, kind, shape)
+        ends = np.array([lower, right]) / pitch / shape
+        if (pitch < 0.9).all() and (abs(ends - 0.975) < 0.075).all():
+            return "would be that of the whole image if its edges were in millimetres"
+    share = window.float().mean().item()
+    return "" if share >= _LEAST else f"leaves {share:.1%} of an image that goes on behind it"

@@ -1,0 +1,407 @@
+"""One X-ray, written as every kind of DICOM X-ray: whatever the kind, the image and the camera are those of the plain one.
+
+Files are written by pydicom and by ITK. What a header says of pixels, view, geometry and shutters is taken; what contradicts itself is said.
+"""
+
+import json
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+import torch
+from PIL import Image
+from pydicom import uid
+from pydicom.data import get_testdata_file
+from scipy.ndimage import gaussian_filter
+from typer.testing import CliRunner
+
+from diffpose.calibration import Camera, carm_angles, carm_pose, reorientation
+from diffpose.cli import app
+from diffpose.cli.job import Case, Job, _doubt_depth
+from diffpose.cli.options import Counted
+from diffpose.data import read_xray
+from diffpose.phantom import make_phantom
+from diffpose.report import write_ct
+from diffpose.simulation import simulate_xray
+
+RNG = np.random.default_rng(0)
+INTEGRAL = gaussian_filter(RNG.normal(size=(60, 80)), 6)
+INTEGRAL = 4 * (INTEGRAL - INTEGRAL.min()) / np.ptp(INTEGRAL)
+COUNTS = np.round(60_000 * np.exp(-INTEGRAL)).astype(np.uint16)
+LOG = np.round(10_000 * INTEGRAL).astype(np.uint16) + 500  # bone bright
+GEOMETRY = {"DistanceSourceToDetector": 1000, "DistanceSourceToPatient": 700, "ImagerPixelSpacing": [0.4, 0.3]}
+XA = {"Modality": "XA", "kind": uid.XRayAngiographicImageStorage}
+DX = {"Modality": "DX", "kind": uid.DigitalXRayImageStorageForPresentation, "PresentationIntentType": "FOR PRESENTATION"}
+
+
+def item(**tags):
+    ds = pydicom.Dataset()
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    return ds
+
+
+def table(values, first=0):
+    "An item of a LUT sequence."
+    values = np.asarray(values).astype(np.uint16)
+    entry = item(LUTDescriptor=[len(values) % 65536, first, 16])
+    entry.add_new("LUTData", "OW", values.tobytes())
+    return entry
+
+
+def write(path, pixels, kind=uid.XRayAngiographicImageStorage, geometry=GEOMETRY, **tags):
+    "A DICOM file of unsigned 16-bit pixels; a tag that is None is left out."
+    ds = item(SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", PixelRepresentation=0, BitsAllocated=16, BitsStored=16, HighBit=15)
+    ds.file_meta = pydicom.dataset.FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = kind
+    ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = uid.generate_uid()
+    ds.Rows, ds.Columns = pixels.shape[-2:]
+    if pixels.ndim == 3:
+        ds.NumberOfFrames = len(pixels)
+    ds.PixelData = np.ascontiguousarray(pixels).astype(np.uint16).tobytes()
+    for name, value in (geometry | tags).items():
+        if value is not None:
+            setattr(ds, name, value)
+    ds.save_as(path, enforce_file_format=True)
+    return path
+
+
+def taken(path, **how):
+    "What is read, and what is said."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = read_xray(path, **how)
+    return *found, " ".join(str(w.message) for w in caught)
+
+
+# pixels
+
+FALLING = {"RescaleSlope": -1, "RescaleIntercept": 65535}
+SINE = np.round(65535 * np.sin(np.linspace(0, np.pi / 2, 65536)))
+KINDS = {  # of the same image: stored pixels, tags, the gain of what is read
+    "XA, counts": (COUNTS, XA | {"PixelIntensityRelationship": "LIN"}, 1),
+    "XA that says nothing": (COUNTS, XA, 1),
+    "RF, MONOCHROME1": (COUNTS.max() + COUNTS.min() - COUNTS, XA | {"Modality": "RF", "PhotometricInterpretation": "MONOCHROME1"}, 1),
+    "XA, shown inverted by a slope": (COUNTS, XA | {"PixelIntensityRelationship": "LIN", "PixelIntensityRelationshipSign": 1} | FALLING, 1),
+    "XA, a slope and an offset beside counts": (COUNTS, XA | {"PixelIntensityRelationship": "LIN", "RescaleSlope": 2, "RescaleIntercept": -1024}, 1),
+    "XA, logarithm, and a table that undoes it": (65535 - LOG, XA | {"PixelIntensityRelationship": "LOG", "ModalityLUTSequence": [table(65535 * np.exp(np.linspace(-6.5, 0, 65536)))]}, 10_000),
+    "XA, a table that makes counts of what is stored": (np.arange(65536)[::-1][COUNTS], XA | {"ModalityLUTSequence": [table(np.arange(65536)[::-1])]}, 1),
+    "DX, for presentation": (LOG, DX | {"PresentationLUTShape": "IDENTITY"}, 10_000),
+    "DX, MONOCHROME1 and INVERSE": (65535 - LOG, DX | {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"}, 10_000),
+    "DX, MONOCHROME1 alone": (65535 - LOG, DX | {"PhotometricInterpretation": "MONOCHROME1"}, 10_000),
+    "DX, every statement": (65535 - LOG, DX | {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE", "PixelIntensityRelationship": "LOG", "PixelIntensityRelationshipSign": 1, "RescaleSlope": 1, "RescaleIntercept": 0}, 10_000),
+    "DX, negative slope": (65535 - LOG, DX | FALLING, 10_000),
+    "DX, falling VOI LUT": (65535 - LOG, DX | {"VOILUTSequence": [table(SINE[::-1])]}, 10_000),
+    "DX, rising VOI LUT": (LOG, DX | {"VOILUTSequence": [table(SINE)], "WindowCenter": None}, 10_000),
+    "DX, window that clips": (LOG, DX | {"WindowCenter": 9000, "WindowWidth": 100}, 10_000),
+    "DX, for processing, counts": (COUNTS, DX | {"PresentationIntentType": "FOR PROCESSING", "PixelIntensityRelationship": "LIN", "PixelIntensityRelationshipSign": 1, "PhotometricInterpretation": "MONOCHROME1"}, 1),
+    "CR": (LOG, {"Modality": "CR", "kind": uid.ComputedRadiographyImageStorage}, 10_000),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_image_whatever_the_pixels_mean(tmp_path, name):
+    pixels, tags, gain = KINDS[name]
+    xray, _, mask, said = taken(write(tmp_path / "x.dcm", pixels, **tags), return_mask="pixels")
+    found = xray[0, 0].numpy() / gain
+    assert np.abs(found - found.mean() - INTEGRAL + INTEGRAL.mean()).max() < 2e-3
+    assert not said and mask.float().mean() > 0.98  # it is no contradiction to say a thing twice
+
+
+@pytest.mark.parametrize(
+    "tags, words",
+    [
+        (DX | {"PresentationLUTShape": "INVERSE"}, "MONOCHROME2 and PresentationLUTShape INVERSE do not go together"),
+        (DX | {"PixelIntensityRelationshipSign": 1}, "PixelIntensityRelationshipSign +1 says that it shows it dark: the display is believed"),
+        ({"Modality": "RTIMAGE", "kind": uid.RTImageStorage, "RTImageSID": 1000, "ImagePlanePixelSpacing": [0.4, 0.3]}, "does not say how its pixels are related to the beam"),
+    ],
+)
+def test_contradictions_are_told_with_the_option(tmp_path, tags, words):
+    path = write(tmp_path / "x.dcm", LOG, **tags)
+    xray, _, said = taken(path)
+    assert words in said and "polarity=" in said
+    assert np.corrcoef(xray[0, 0].ravel(), INTEGRAL.ravel())[0, 1] > 0.999
+    assert not taken(path, polarity="bone_bright")[-1]
+
+
+@pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_bigendian.dcm"])
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_the_transfer_syntax_changes_nothing(tmp_path, name, kind):
+    "One image of pydicom's, in five encodings; ITK decodes JPEG-LS."
+    read = []
+    for file in ("MR_small.dcm", name):
+        ds = pydicom.dcmread(get_testdata_file(file))
+        ds.PhotometricInterpretation, ds.Modality, ds.RescaleSlope, ds.RescaleIntercept = kind, "DX", -2, 7
+        ds.save_as(tmp_path / file)
+        read.append(taken(tmp_path / file, sdd=1000, spacing=0.3)[0])
+    assert torch.equal(*read)
+    stored = torch.from_numpy(pydicom.dcmread(get_testdata_file("MR_small.dcm")).pixel_array.astype(np.float32))
+    shown = stored if kind == "MONOCHROME1" else stored.max() - stored  # the negative slope turns it once more
+    assert torch.equal(read[0][0, 0] - read[0].min(), 2 * (shown - shown.min()))
+
+
+@pytest.mark.parametrize("compressor, syntax", [("JPEG", uid.JPEGLosslessSV1), ("JPEG2000", uid.JPEG2000Lossless)])
+@pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
+def test_what_itk_compressed_is_what_was_stored(tmp_path, compressor, syntax, kind):
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO"), writer.SetFileName(str(tmp_path / "x.dcm")), writer.SetUseCompression(True), writer.SetCompressor(compressor)
+    writer.Execute(sitk.GetImageFromArray(COUNTS))
+    ds = pydicom.dcmread(tmp_path / "x.dcm")
+    assert ds.file_meta.TransferSyntaxUID == syntax
+    ds.Modality, ds.PhotometricInterpretation, ds.PixelIntensityRelationship, ds.PixelIntensityRelationshipSign = "XA", kind, "LIN", 1
+    ds.save_as(tmp_path / "x.dcm")
+    assert torch.equal(taken(tmp_path / "x.dcm", sdd=1000, spacing=0.3)[0], read_xray(COUNTS)[0])
+
+
+def test_a_damaged_table_is_refused_by_name(tmp_path):
+    for entry in (item(), item(LUTDescriptor=[3, 0, 16])):
+        with pytest.raises(ValueError, match="x.dcm has a ModalityLUTSequence that cannot be read"):
+            read_xray(write(tmp_path / "x.dcm", COUNTS, ModalityLUTSequence=[entry], **XA))
+
+
+def test_padding_is_no_measurement(tmp_path):
+    pixels = LOG.copy()
+    pixels[10:20, 30:50] = 63_000
+    tags = DX | {"PhotometricInterpretation": "MONOCHROME1", "PixelPaddingValue": 63_000, "PixelIntensityRelationship": "LIN", "PixelIntensityRelationshipSign": -1}
+    xray, _, mask, _ = taken(write(tmp_path / "x.dcm", pixels, **(tags | {"PhotometricInterpretation": "MONOCHROME2"})), return_mask="file")
+    assert not mask[0, 0, 10:20, 30:50].any() and mask.sum() == LOG.size - 200
+    clear = mask[0, 0].numpy()
+    expected = read_xray(np.where(clear, LOG, LOG[clear].max()), polarity="bone_bright")[0]
+    assert torch.allclose(xray[mask], expected[mask], atol=1e-4)  # nor does it set the limits of the inversion
+
+
+# geometry
+
+
+def camera(path, **how):
+    found = taken(path, **how)
+    return found[1], found[-1]
+
+
+def test_a_receptor_in_front_of_the_chest_is_the_view_pa(tmp_path):
+    angles = {"PositionerPrimaryAngle": 30, "PositionerSecondaryAngle": -10}
+    found, said = camera(write(tmp_path / "x.dcm", COUNTS, **XA, **angles))
+    assert (found.view, found.primary_angle, found.secondary_angle, found.sid) == ("PA", 30, -10, 700) and not said
+    assert torch.equal(found.pose().matrix, carm_pose(30.0, -10.0, 700.0, "PA").matrix)
+    found.to_json(tmp_path / "camera.json")
+    assert Camera.from_json(tmp_path / "camera.json") == found
+    for position, view, primary in (("AP", "AP", 0), ("PA", "PA", 0), ("LL", "PA", 90), ("RL", "PA", -90)):
+        found, _ = camera(write(tmp_path / "x.dcm", LOG, ViewPosition=position, **DX))
+        assert (found.view, found.primary_angle, found.secondary_angle) == (view, primary, 0)
+        detector = -found.pose().translation[0]  # the side of the receptor: at LL the patient's left
+        assert detector.abs().argmax() == (1 if position in ("AP", "PA") else 0)
+        assert detector[1] < 0 if position == "AP" else detector[1] > 0 if position == "PA" else detector[0] * primary < 0
+    found, said = camera(write(tmp_path / "x.dcm", COUNTS, ViewPosition="AP", **XA, **(angles | {"PositionerPrimaryAngle": 0})))
+    assert found.view == "PA" and "ViewPosition AP has the source in front" in said
+    found, said = camera(write(tmp_path / "x.dcm", COUNTS, ViewPosition="AP", **DX, **(angles | {"PositionerPrimaryAngle": 0})))
+    assert found.view == "AP" and not said  # no C-arm: what its column says is no positioner's angle
+    assert camera(write(tmp_path / "x.dcm", LOG, **DX))[0].view is None
+
+
+@pytest.mark.parametrize("letters, axes", [(("L", "F"), (True, False)), (("R", "H"), (False, True)), (("L", "H"), (True, True)), (("R", "F"), (False, False))])
+def test_both_letters_of_the_orientation_count(tmp_path, letters, axes):
+    for tags in ({}, {"PositionerPrimaryAngle": 20, "PositionerSecondaryAngle": 5}):
+        found, said = camera(write(tmp_path / "x.dcm", COUNTS, PatientOrientation=list(letters), **XA, **tags))
+        assert (found.reverse_x_axis, found.reverse_y_axis) == axes and not said
+
+
+def test_a_lateral_image_is_hung_as_its_letters_say(tmp_path):
+    "From the receptor at the patient's left, the front is on the left; a column towards the back is mirrored for the other side."
+    for primary, letter, usual in ((90, "P", True), (90, "A", False), (-90, "P", False), (-90, "A", True)):
+        found, said = camera(write(tmp_path / "x.dcm", COUNTS, PatientOrientation=[letter, "F"], PositionerPrimaryAngle=primary, PositionerSecondaryAngle=0, **XA))
+        assert found.reverse_x_axis == usual and not said
+        x = (found.pose().matrix @ reorientation("PA"))[0, 1, 0]  # of the camera's x axis, towards the front
+        assert (x < 0 if found.reverse_x_axis else x > 0) == (letter == "A")
+    assert "which cannot be" in camera(write(tmp_path / "x.dcm", COUNTS, PatientOrientation=["L", "F"], PositionerPrimaryAngle=90, PositionerSecondaryAngle=0, **XA))[1]
+
+
+CUT = (slice(10, 50), slice(5, 45))
+
+
+@pytest.mark.parametrize("detector", [{"DetectorActiveDimensions": [24, 24]}, {"PhysicalDetectorSize": [24, 24]}, {"PositionOfIsocenterProjection": [29.5, 39.5]}, {"DetectorActiveDimensions": [24, 24], "DetectorElementSpacing": [0.2, 0.15], "DetectorBinning": [2, 2], "FieldOfViewOrigin": [20, 10]}])
+def test_a_part_of_the_detector_has_the_camera_of_that_part(tmp_path, detector):
+    part, said = camera(write(tmp_path / "x.dcm", COUNTS[CUT], **(XA | {"FieldOfViewOrigin": [10, 5]} | detector)))
+    whole, _ = camera(write(tmp_path / "y.dcm", COUNTS, **XA))
+    assert part == whole.crop(10, 5, 40, 40) and "FieldOfViewOrigin" in said
+    size_unknown, said = camera(write(tmp_path / "x.dcm", COUNTS[CUT], FieldOfViewOrigin=[10, 5], **XA))
+    assert size_unknown.x0 == 0 and "camera=" in said and "does not say how large" in said
+
+
+def test_a_binned_detector_has_larger_pixels(tmp_path):
+    elements = GEOMETRY | {"ImagerPixelSpacing": None, "DetectorElementSpacing": [0.2, 0.15], "DetectorBinning": [2, 2]}
+    found, said = camera(write(tmp_path / "x.dcm", COUNTS, geometry=elements, **XA))
+    assert (found.dely, found.delx) == (0.4, 0.3) and not said
+    both = elements | {"ImagerPixelSpacing": [0.2, 0.15]}
+    assert "DetectorBinning 0.4 mm" in camera(write(tmp_path / "x.dcm", COUNTS, geometry=both, **XA))[1]
+
+
+def test_the_size_of_the_detector_is_held_against_its_pixels(tmp_path):
+    assert not camera(write(tmp_path / "x.dcm", COUNTS, DetectorActiveDimensions=[24, 24], **XA))[1]
+    for tag in ("DetectorActiveDimensions", "FieldOfViewDimensions"):
+        said = camera(write(tmp_path / "x.dcm", COUNTS, **XA, **{tag: [27, 27]}))[1]
+        assert f"24 x 24 mm, and {tag} is 27 x 27 mm" in said and "spacing=" in said
+
+
+def test_pixels_measured_in_the_patient_are_led_back(tmp_path):
+    patient = {"ImagerPixelSpacing": None, "PixelSpacing": [0.28, 0.21], "PixelSpacingCalibrationType": "GEOMETRY"}
+    found, said = camera(write(tmp_path / "x.dcm", COUNTS, geometry=GEOMETRY | patient, **XA))
+    assert (found.dely, found.delx) == pytest.approx((0.4, 0.3)) and "1.429 times" in said
+    stated = patient | {"EstimatedRadiographicMagnificationFactor": 1.5}
+    found, said = camera(write(tmp_path / "x.dcm", COUNTS, geometry=GEOMETRY | stated, **XA))
+    assert found.delx == pytest.approx(0.315) and not said
+    with pytest.raises(ValueError, match="pass spacing="):
+        read_xray(write(tmp_path / "x.dcm", COUNTS, geometry=GEOMETRY | patient | {"PixelSpacingCalibrationType": "FIDUCIAL"}, **XA))
+
+
+def test_functional_groups_of_an_enhanced_file(tmp_path):
+    frames = [
+        item(
+            PositionerPositionSequence=[item(PositionerPrimaryAngle=10.0 * k, PositionerSecondaryAngle=3.0)],
+            FieldOfViewSequence=[item(FieldOfViewOrigin=[10.0, 5.0 * k], FieldOfViewRotation=0.0, FieldOfViewHorizontalFlip="NO")],
+            FrameDisplayShutterSequence=[item(ShutterShape="CIRCULAR", CenterOfCircularShutter=[20, 20], RadiusOfCircularShutter=10 + k)],
+        )
+        for k in range(3)
+    ]
+    shared = item(
+        XRayGeometrySequence=[item(DistanceSourceToDetector=1200.0, DistanceSourceToIsocenter=800.0)],
+        FramePixelDataPropertiesSequence=[item(PixelIntensityRelationship="LOG", PixelIntensityRelationshipSign=1, ImagerPixelSpacing=[0.4, 0.4])],
+    )
+    run = np.stack([(65535 - LOG)[CUT]] * 3)
+    path = write(tmp_path / "x.dcm", run, uid.EnhancedXAImageStorage, {}, Modality="XA", PhysicalDetectorSize=[24.0, 32.0], SharedFunctionalGroupsSequence=[shared], PerFrameFunctionalGroupsSequence=frames)
+    for k in range(3):
+        xray, found, mask, _ = taken(path, frame=k, return_mask="file")
+        expected = Camera(1200.0, 60, 80, 0.4, 0.4, sid=800.0, primary_angle=10.0 * k, secondary_angle=3.0, view="PA").crop(10, 5 * k, 40, 40)
+        assert (found.x0, found.y0) == pytest.approx((expected.x0, expected.y0), abs=1e-9)
+        assert (found.sdd, found.sid, found.primary_angle, found.view) == (1200, 800, 10 * k, "PA")
+        assert np.allclose(xray[0, 0] - xray.min(), (LOG[CUT] - LOG[CUT].min()))
+        assert mask.sum() == (np.hypot(*np.mgrid[-19:21, -19:21]) <= 10 + k).sum()
+    several = write(tmp_path / "y.dcm", np.stack([COUNTS] * 3), PositionerPrimaryAngle=[0, 5, 10], PositionerSecondaryAngle=0, **XA)
+    assert [taken(several, frame=k)[1].primary_angle for k in range(3)] == [0, 5, 10]
+    with pytest.raises(ValueError, match="the arm moves"):
+        read_xray(several, frame="mean")
+    with pytest.raises(ValueError, match="1 frames and 3 of PositionerPrimaryAngle"):
+        read_xray(write(tmp_path / "y.dcm", COUNTS, PositionerPrimaryAngle=[0, 5, 10], PositionerSecondaryAngle=0, **XA))
+
+
+def test_a_reconstructed_volume_is_no_xray(tmp_path):
+    with pytest.raises(ValueError, match="reconstructed volume"):
+        read_xray(write(tmp_path / "x.dcm", np.stack([COUNTS] * 3), uid.BreastTomosynthesisImageStorage, Modality="MG"), frame=0)
+
+
+@pytest.mark.parametrize("lying, gantry, source", [("HFS", 0, (0, 1)), ("HFS", 90, (-1, 0)), ("HFP", 0, (0, -1)), ("HFP", 90, (1, 0)), ("FFS", 90, (1, 0)), ("FFS", 180, (0, -1)), ("FFP", 0, (0, -1)), ("FFP", 270, (1, 0))])
+def test_the_gantry_of_radiotherapy(tmp_path, lying, gantry, source):
+    "IEC 61217: at gantry 90 the source is at the patient's left, if supine with the head first."
+    tags = {"Modality": "RTIMAGE", "RTImageSID": 1500, "RadiationMachineSAD": 1000, "ImagePlanePixelSpacing": [0.4, 0.3], "GantryAngle": gantry, "PatientPosition": lying, "PixelIntensityRelationshipSign": 1}
+    centred = [-0.3 * 79 / 2, 0.4 * 59 / 2]
+    found, said = camera(write(tmp_path / "x.dcm", COUNTS, uid.RTImageStorage, {}, RTImagePosition=centred, **tags))
+    assert (found.sdd, found.sid, found.delx, found.dely) == (1500, 1000, 0.3, 0.4) and not said
+    assert (found.x0, found.y0) == pytest.approx((0, 0), abs=1e-9)
+    pose = found.pose(dtype=torch.float64)
+    assert np.allclose(pose.matrix[0, :2, 3], 1000 * np.array(source), atol=1e-6)
+    # the receptor's x is the room's at gantry 0 and turns with it, its y points into the gantry: rows and columns as IEC has them
+    turn = np.deg2rad(gantry)
+    left, head = {"HFS": (1, 1), "HFP": (-1, 1), "FFS": (-1, -1), "FFP": (1, -1)}[lying]
+    front = {"HFS": 1, "HFP": -1, "FFS": 1, "FFP": -1}[lying]
+    right_of_room = np.array([np.cos(turn) * -left, -np.sin(turn) * front, 0.0])  # in RAS
+    axes = (pose.matrix @ reorientation(found.view, torch.float64))[0, :3, :2].numpy() * [1 if not found.reverse_x_axis else -1, 1 if found.reverse_y_axis else -1]
+    assert np.allclose(axes[:, 0], right_of_room, atol=1e-6) and np.allclose(axes[:, 1], [0, 0, -head], atol=1e-6)
+    moved, _ = camera(write(tmp_path / "x.dcm", COUNTS, uid.RTImageStorage, {}, RTImagePosition=[centred[0] + 9, centred[1] - 4], **tags))
+    assert (moved.x0, moved.y0) == pytest.approx((-9, -4))
+    assert "PatientSupportAngle 30" in camera(write(tmp_path / "x.dcm", COUNTS, uid.RTImageStorage, {}, PatientSupportAngle=30, **tags))[1]
+
+
+# shutters
+
+
+def test_a_shutter_of_any_shape_and_what_is_painted_behind_it(tmp_path):
+    row, column = np.mgrid[1:61, 1:81]
+    inside = np.hypot((row - 30) * (0.4 / 0.3), column - 40) <= 25  # pixels are taller than wide
+    shape = {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [30, 40], "RadiusOfCircularShutter": 25}
+    for fill in (0, 21_000, 65_535):  # black, grey, white
+        tags = DX | {"PixelIntensityRelationship": "LIN", "PixelIntensityRelationshipSign": -1} | shape
+        xray, _, mask, said = taken(write(tmp_path / "x.dcm", np.where(inside, LOG, fill), **tags), return_mask="file")
+        assert np.array_equal(mask[0, 0], inside) and not said and xray.isfinite().all()
+        alone = read_xray(np.where(inside, LOG, LOG[inside].max()), polarity="bone_bright")[0][0, 0]
+        off = (xray[0, 0] - alone)[torch.from_numpy(inside)]
+        assert off.max() - off.min() < 1e-4, fill  # a constant, to which registration is blind
+
+
+@pytest.mark.parametrize("edges, words", [((9, 22, 3, 20), "in millimetres"), ((1, 8, 1, 6), "leaves 1.0% of an image that goes on"), ((900, 950, 1, 80), "leaves nothing")])
+def test_a_shutter_that_cannot_be_is_passed_over(tmp_path, edges, words):
+    names = ("ShutterUpperHorizontalEdge", "ShutterLowerHorizontalEdge", "ShutterLeftVerticalEdge", "ShutterRightVerticalEdge")
+    path = write(tmp_path / "x.dcm", LOG, ShutterShape="RECTANGULAR", **dict(zip(names, edges)), **DX)
+    if "millimetres" in words:
+        path = write(tmp_path / "x.dcm", LOG, ShutterShape="RECTANGULAR", **dict(zip(names, (1, 24, 1, 24))), **DX)
+    *_, mask, said = taken(path, return_mask="file")
+    assert mask.all() and words in said and "passed over" in said
+    assert not taken(path, return_mask="pixels")[-1]
+
+
+def test_a_mask_and_the_whole_image_overrule_the_header(tmp_path):
+    tags = DX | {"ShutterShape": "RECTANGULAR", "ShutterRightVerticalEdge": 40, "PositionerPrimaryAngle": 0, "PositionerSecondaryAngle": 0}
+    path = write(tmp_path / "x.dcm", LOG, **tags)
+    Image.fromarray(np.full(LOG.shape, 255, np.uint8)).save(tmp_path / "mask.png")
+    counted = lambda **how: Job(path, tmp_path, Case(tmp_path, counted=Counted(**how)), None).seen()[2].sum()
+    assert counted(mask=tmp_path / "mask.png") == counted(whole_image=True) == LOG.size
+    assert counted() <= LOG.size / 2
+
+
+def test_the_depth_that_is_found_is_held_against_the_header(tmp_path, recwarn):
+    camera = Camera(1020.0, 60, 60, 6.0, 6.0, sid=760.0, primary_angle=0.0, secondary_angle=0.0, view="PA")
+    for sid, told in ((828.0, True), (790.0, False)):
+        result = SimpleNamespace(verdict="converged", pose=carm_pose(3.0, 2.0, sid, "PA"))
+        _doubt_depth(result, camera, "PA", tmp_path / "x.dcm")
+        assert any(f"found {sid:.0f} mm from the middle" in str(w.message) for w in recwarn.list) == told
+        recwarn.clear()
+
+
+# from the file to the pose
+
+
+@pytest.fixture(scope="module")
+def clinic(tmp_path_factory):
+    "A CT, and what an X-ray of it looks like from a source under the table."
+    folder = tmp_path_factory.mktemp("clinic")
+    patient = make_phantom(spacing=3.0)
+    write_ct(folder / "ct.nii.gz", patient)
+    arm = Camera(1020.0, 128, 128, 3.0, 3.0)
+    return folder, patient, arm
+
+
+def shot(clinic, view, primary, secondary):
+    "Counts of an X-ray, and its true pose."
+    _, patient, arm = clinic
+    reoriented = type(patient)(**{**patient, "orientation": view, "reorient": reorientation(view)})
+    truth = carm_pose(primary, secondary, 760.0, view, offset=torch.tensor([[10.0, -12.0]]))
+    image = simulate_xray(reoriented, arm, truth, seed=0)[0, 0]
+    return (60_000 * torch.exp(image.min() - image)).round().numpy(), truth
+
+
+HEAD = {"DistanceSourceToDetector": 1020, "DistanceSourceToPatient": 770, "ImagerPixelSpacing": [3.0, 3.0]}
+
+
+@pytest.mark.parametrize("stated", ["PA", "nothing that is true"])
+def test_register_takes_the_view_from_the_file_and_tries_the_other(clinic, stated):
+    folder, patient, arm = clinic
+    if stated == "PA":
+        counts, truth = shot(clinic, "PA", 12.0, -4.0)
+        path = write(folder / "xa.dcm", counts, geometry=HEAD, PositionerPrimaryAngle=8, PositionerSecondaryAngle=0, PatientOrientation=["L", "F"], **XA)
+    else:  # the tube was above the table
+        counts, truth = shot(clinic, "AP", 6.0, -4.0)
+        path = write(folder / "xb.dcm", counts, geometry=HEAD, PositionerPrimaryAngle=3, PositionerSecondaryAngle=0, **XA)
+    out = folder / path.stem
+    result = CliRunner().invoke(app, [str(a) for a in ("register", folder / "ct.nii.gz", path, "--restarts", 4, "--out", out)])
+    assert result.exit_code == 0, result.output
+    said = json.loads((out / "pose.json").read_text())
+    view = "PA" if stated == "PA" else "AP"
+    assert said["orientation"] == view and f"view            {view}, " in result.output
+    assert ("which converged; PA, as the header" in result.output) == (stated != "PA")
+    found = torch.tensor(said["pose_matrix"], dtype=torch.float64)
+    points = torch.cat([patient.fiducials[0].double(), torch.ones(len(patient.fiducials[0]), 1)], 1)
+    off = points @ (torch.linalg.inv(found) - torch.linalg.inv(truth.matrix[0].double())).T
+    assert off[:, :3].norm(dim=1).mean() < 1.0
+    assert carm_angles(truth, view).sid > 0
