@@ -13,6 +13,7 @@ from .errors import UserError
 from .paths import written_together
 from diffpose.results import (
     COLUMNS,
+    _arm,
     covariance_to_dict,
     parameter_deviations,
     pose_to_dict,
@@ -243,6 +244,8 @@ def report(
     result: "Result",  # of GaussNewton.register
     seconds: float,
     share: float,  # of the image's pixels that counted
+    orientation: str | None = None,  # "AP" or "PA": the pose in the words of the C-arm, too
+    camera: "Camera | None" = None,
 ) -> str:
     "A registration in a dozen lines."
     columns = [
@@ -273,13 +276,15 @@ def report(
     ]
     lines += [f"{'':16}{'start':>10}{'result':>10}{'+- 1 sd':>10}"]
     names = ("alpha (deg)", "beta (deg)", "gamma (deg)", "x (mm)", "y (mm)", "z (mm)")
-    return "\n".join(
-        lines
-        + [
-            f"{name:16}{round(a, 2) + 0.0:10.2f}{round(b, 2) + 0.0:10.2f}{c:10.3f}"
-            for name, a, b, c in zip(names, *columns)
-        ]
-    )
+    lines += [
+        f"{name:16}{round(a, 2) + 0.0:10.2f}{round(b, 2) + 0.0:10.2f}{c:10.3f}"
+        for name, a, b, c in zip(names, *columns)
+    ]
+    arm = _arm(result.pose.detach().cpu().double(), orientation)
+    if arm:
+        far = "" if camera is None or camera.parallel else f" SID {camera.sdd:.1f}"
+        lines += ["", f"C-arm           {arm['carm']['display']}{far}  (degrees of the patient, mm)"]
+    return "\n".join(lines)
 
 # %% ../notebooks/api/106_report.ipynb #a41ebfec
 def write_inputs(

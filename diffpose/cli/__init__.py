@@ -11,6 +11,7 @@ import os
 # %% ../../notebooks/api/119_cli.ipynb #148ac838
 from .benchmark import data_app
 from .demonstration import demo
+from .exchange import camera, export
 from .films import animate
 from .options import app
 from .registration import register

@@ -30,9 +30,10 @@ from diffpose.cli.options import (
 from .progress import Steps, steps
 from .words import in_options, reported
 from ..errors import UserError
+from ..exchange import load_start, poses_of, start_pose
 from ..paths import check_writable, existing, kind_of, written_together
 from ..report import windowed
-from ..results import COLUMNS, load_poses, load_start, pose_from_dict, start_pose
+from ..results import COLUMNS, load_poses, pose_from_dict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,7 +108,7 @@ def load_film(
         )
     path = Path(given[0]).expanduser()
     if kind_of(path) != "folder":
-        poses = load_poses(path)
+        poses = poses_of(path)
         if len(poses) < 2:
             raise UserError(f"{path} holds one pose: give a second one, or a table of several")
         return poses, None
@@ -123,7 +124,7 @@ def load_film(
         )
     # of `diffpose demo`
     camera = (
-        load_camera(path / "camera.json")
+        load_camera(path / "camera.json").camera()
         if camera is None and (path / "camera.json").exists()
         else camera
     )
@@ -203,7 +204,8 @@ def animated(
     from diffpose.visualization import animate as write_film
 
     wanted, known = load_film(poses)
-    camera, image = _film_view(known if geometry.camera is None else None, geometry, beside)
+    known = known if geometry.camera is None else None
+    camera, image = _film_view(known, geometry, beside, patient.view)
     camera = camera.rescale(min(1.0, film.px / camera.height))
     n = film.frames if len(poses) == 2 else len(wanted)
     wide = max(1, round(film.px * camera.width / camera.height)) * (1 if image is None else 2)
@@ -239,7 +241,9 @@ def _way(
     from diffpose.pose import RigidTransform
 
     shown = [
-        pose_from_dict(data, subject, text) if data else start_pose(None, subject, camera, text)
+        start_pose(data or None, subject, camera, text)
+        if not data or "carm" in data
+        else pose_from_dict(data, subject, text, camera)
         for data, text in zip(wanted, names if len(names) == 2 else names * n)
     ]
     if len(names) == 2:
@@ -251,6 +255,7 @@ def _film_view(
     known: "Camera | None",  # of the registration that is shown
     geometry: Geometry,
     beside: Beside,
+    view: str | None,  # that the patient is seen in
 ) -> "tuple[Camera, Tensor | None]":  # its camera, and the X-ray to show, 1 1 H W
     "The camera of a film, and the X-ray to show."
     given = {k: v for k, v in vars(geometry).items() if k != "camera" and v is not None}
@@ -267,7 +272,7 @@ def _film_view(
                 f"the folder of the registration knows its camera: leave out {', '.join(said)}, or"
                 " give --camera"
             )
-        return known or chosen_camera(geometry), None
+        return known or chosen_camera(geometry, view), None
     if set(said) - {"--sdd"}:
         raise UserError(
             f"an X-ray has its own size: leave out {', '.join(set(said) - {'--sdd'})}, or --xray;"
@@ -284,7 +289,7 @@ def _film_view(
         line_integrals=beside.line_integrals,
         frame=beside.frame,
     )
-    image, own, mask = load_xray(xray, taken)
+    image, own, mask = load_xray(xray, taken, view)
     if known is not None and (known.height, known.width) != tuple(image.shape[-2:]):
         raise UserError(
             f"{xray} has {image.shape[-2]} x {image.shape[-1]} pixels (height x width), the X-ray"

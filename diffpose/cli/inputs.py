@@ -6,13 +6,15 @@
 __all__ = []
 
 # %% ../../notebooks/api/110_cli_inputs.ipynb #bcacd181
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import Density, FullGeometry, Geometry, Patient, Taken
 from .words import in_options
-from ..errors import UserError
+from ..errors import UserError, UserNotice
+from ..exchange import XrayGeometry
 from ..paths import existing
 from ..results import _check_units, in_context, numbers
 
@@ -61,18 +63,17 @@ def load_ct(
 
 # %% ../../notebooks/api/110_cli_inputs.ipynb #4785ff6f
 def load_camera(
-    path: Path,  # JSON
-) -> "Camera":
-    "The camera of a file."
-    from diffpose.calibration import Camera
-
-    path = existing(path, "a camera file (JSON)")
-    with in_options(path):
-        return Camera.from_json(path)
+    path: Path,  # of any format
+) -> XrayGeometry:
+    "What a file says of a camera."
+    path = existing(path, "a camera file")
+    with in_options(path, spacing="--spacing"):
+        return XrayGeometry.read(path)
 
 
 def chosen_camera(
     geometry: Geometry | FullGeometry,
+    view: str | None = "AP",  # that the patient is seen in
 ) -> "Camera":
     "The camera of a file or of options."
     from diffpose.calibration import Camera
@@ -85,12 +86,21 @@ def chosen_camera(
             " one of the two"
         )
     if path is not None:
-        if said:
+        more = said.keys() - {"height", "width", "sdd", "delx"}
+        if more:
             raise UserError(
-                f"--camera {path} and {', '.join('--' + name for name in said)} say the same twice:"
-                " give the one or the other"
+                f"--camera {path} and {', '.join('--' + name for name in sorted(more))} say the same"
+                " twice: give the one or the other"
             )
-        return load_camera(path)
+        found = load_camera(path)
+        with in_options(path, delx="--delx", width="--width"):
+            camera = found.camera(**said, orientation=view)
+        if found.bent:
+            warnings.warn(
+                UserNotice(f"{path} has distortion or skew: images are rendered without them"),
+                stacklevel=2,
+            )
+        return camera
     height = said.get("height", 256)
     delx = said.get("delx", 400 / said.get("width", height))
     usual: dict[str, Any] = {
@@ -107,12 +117,13 @@ def load_xray(
     path: Path,
     # without a camera: the file's header, or sdd and spacing; None: the header
     taken: Taken | None = None,
+    view: str | None = "AP",  # that the patient is seen in
 ) -> "tuple[Tensor, Camera, Tensor]":  # (xray 1 1 H W, its camera, mask 1 1 H W)
     "An X-ray as line integrals, its geometry, and which of its pixels can be trusted."
     from diffpose.data import read_xray
 
     taken = taken or Taken()
-    given, sdd, pitch = _stated(taken)
+    found, sdd, pitch = _stated(taken)
     which = taken.frame
     # what they may be is for `read_xray` to say
     frame: Any = int(which) if which is not None and which.lstrip("-").isdigit() else which
@@ -133,10 +144,37 @@ def load_xray(
             f"{path} does not say how it was taken: give --camera camera.json, or --sdd (source to"
             " detector, mm) and --spacing (detector pixel, mm)"
         )
-    return xray, own if given is None else _agreed(given, own, taken.camera, path), mask
+    if found is None or taken.camera is None:
+        return xray, own, mask
+    scale: dict[str, Any] = {}
+    if found.stated is None:
+        scale = {"sdd": taken.sdd, "delx": None if taken.spacing is None else pitch[-1]}
+        scale |= {name: getattr(own, name) for name in ("height", "width")}
+    with in_options(taken.camera, delx="--spacing"):
+        given = found.camera(**scale, orientation=view)
+    camera = _agreed(given, own, taken.camera, path)
+    if found.bent:
+        warnings.warn(
+            UserNotice(
+                f"{taken.camera} has distortion or skew: {path.name} is straightened by OpenCV's"
+                " model before it is registered"
+            ),
+            stacklevel=2,
+        )
+    return found.undistorted(xray), camera, found.undistorted(mask.float(), "zeros") > 0.999
 
 
-def _stated(taken: Taken) -> tuple:  # (Camera or None, sdd [mm], pitch [mm])
+def straightened(
+    mask: "Tensor",  # 1 1 H W bool, of the X-ray as it was recorded
+    taken: Taken,
+) -> "Tensor":  # 1 1 H W bool
+    "A mask of an X-ray, as `load_xray` returns it."
+    if taken.camera is None or not (found := load_camera(taken.camera)).bent:
+        return mask
+    return found.undistorted(mask.float(), "zeros") > 0.5
+
+
+def _stated(taken: Taken) -> tuple:  # (XrayGeometry or None, sdd [mm], pitch [mm])
     "What the options say of the geometry. Raises ValueError where they contradict each other."
     camera, sdd, spacing = taken.camera, taken.sdd, taken.spacing
     if taken.parallel and (camera is not None or sdd is not None):
@@ -146,19 +184,21 @@ def _stated(taken: Taken) -> tuple:  # (Camera or None, sdd [mm], pitch [mm])
             else f'--camera {camera} says what the beam is: write "parallel": true into that file'
         )
         raise UserError(f"--parallel is a beam without a source, and {why}")
-    given = None if camera is None else load_camera(camera)
+    found = None if camera is None else load_camera(camera)
     if spacing is not None:
         pitch = numbers(spacing, 2 if "," in spacing else 1, "--spacing (mm)")
     else:
         pitch = None
-    if given is None:
+    if found is None:
         return None, sdd, pitch
+    if found.stated is None:  # a header that does not agree is not asked
+        return found, sdd or 1e4, pitch or [1.0]
     if sdd is not None or spacing is not None:
         raise UserError(
             f"--camera {camera} and --sdd or --spacing say the same twice: give the one or the"
             " other"
         )
-    return given, given.sdd, (given.dely, given.delx)
+    return found, found.stated.sdd, (found.stated.dely, found.stated.delx)
 
 
 def _agreed(given: "Camera", own: "Camera", camera: Path | None, path: Path) -> "Camera":
@@ -167,11 +207,14 @@ def _agreed(given: "Camera", own: "Camera", camera: Path | None, path: Path) -> 
     """
     size, found = (given.height, given.width), (own.height, own.width)
     if size != found:
+        ours = Path(str(camera)).suffix == ".json"
+        made = f"Camera.from_json('{camera}')" if ours else "Camera.from_json('camera.json')"
+        first = "" if ours else f"diffpose camera {camera} --out camera.json, and then "
         raise UserError(
             f"{camera} is for an image of {size[0]} x {size[1]} pixels (height x width), {path} has"
             f" {found[0]} x {found[1]}. If the image was resampled, cropped or turned after the"
-            ' calibration, the camera must follow: python -c "from diffpose.calibration import'
-            f" Camera; Camera.from_json('{camera}').resize{found}.to_json('camera_new.json')\" (or"
+            f' calibration, the camera must follow: {first}python -c "from diffpose.calibration'
+            f" import Camera; {made}.resize{found}.to_json('camera_new.json')\" (or"
             " .crop, .flip_horizontal, ...)"
         )
     unknown = ("sid", "primary_angle", "secondary_angle")

@@ -7,17 +7,20 @@ __all__ = []
 
 # %% ../../notebooks/api/112_cli_job.ipynb #80a96aa8
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .inputs import load_landmarks, load_mask, load_xray
+from .inputs import load_landmarks, load_mask, load_xray, straightened
 from .options import Counted, Known, Patient, Start, Taken, Targets
 from .progress import Steps
+from .words import in_options
 from ..errors import UserError
+from ..exchange import XrayGeometry, load_start, start_pose
+from ..exchange.geometry import written_by
 from ..paths import check_writable, existing
 from ..report import RESULT_FILES, reduced, write_results
-from ..results import MOST, in_context, load_start, numbers, start_pose
+from ..results import MOST, in_context, numbers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +63,7 @@ class Case:
     start: Start = Start()
     known: Known = Known()
     full_paths: bool = False  # write where CT and X-ray lie, not only their names
+    exports: tuple[str, ...] = ()  # files for other programs, beside the results
 
     def check(self) -> None:
         "Raises ValueError or OSError for what can be told before any work."
@@ -80,6 +84,16 @@ class Case:
                 "--camera-tolerance registers the camera with the pose, from one start: leave out"
                 " --model and --antipodal"
             )
+        for name in self.exports:
+            if Path(name).name != name or name in RESULT_FILES:
+                raise UserError(
+                    f"--export {name} is the name of a further file beside the results, such as"
+                    " pose.tfm, without a folder"
+                )
+            with in_context("--export"):
+                written_by(Path(name))
+        if len({*self.exports}) < len(self.exports):
+            raise UserError("--export names a file twice: give each once")
         self.priors()
         existing(self.ct, "a CT", folder=True)
 
@@ -137,21 +151,29 @@ class Job:
         camera, mask = case.taken.camera, case.counted.mask
         existing(xray, "an X-ray")
         if camera is not None:
-            existing(camera, "a camera file (JSON)")
+            existing(camera, "a camera file")
         if mask is not None:
             existing(mask, "a picture")
         inputs = (*case.files, xray, camera, case.start.file, mask)
-        folder = check_writable(folder, RESULT_FILES, force, inputs)
-        return cls(xray, folder, case, load_start(case.start.init))
+        folder = check_writable(folder, (*RESULT_FILES, *case.exports), force, inputs)
+        with in_options(case.start.init, frame="--init-frame"):
+            start = load_start(case.start.init, case.start.init_frame)
+        return cls(xray, folder, case, start)
 
     def seen(self) -> "tuple[Tensor, Camera, Tensor]":  # 1 1 H W, its camera, 1 1 H W bool
         "The X-ray, its camera, and which of its pixels count."
         from diffpose.images import open_field
 
-        image, camera, counts = load_xray(self.xray, self.case.taken)
+        image, camera, counts = load_xray(self.xray, self.case.taken, self.case.patient.view)
+        if camera.parallel and self.case.exports:
+            raise UserError(
+                "--export is for cameras with a source, which a parallel beam has not; pose.json has"
+                " its pose"
+            )
         counted = self.case.counted
         if counted.mask is not None:
-            counts &= load_mask(counted.mask, tuple(image.shape[-2:]))
+            mask = load_mask(counted.mask, tuple(image.shape[-2:]))
+            counts &= straightened(mask, self.case.taken)
         elif not counted.whole_image:
             counts &= open_field(image)
         return image, camera, counts
@@ -197,6 +219,10 @@ class Job:
         if drr.camera != seen[1]:
             about["camera_as_stated"] = seen[1].to_dict()
         write_results(self.folder, result, pose, drr, seen[0], seen[2], about)
+        found = XrayGeometry.read(self.folder / "pose.json")
+        found = replace(found, ct=self.case.ct, xray=self.xray, image=seen[0])
+        for name in self.case.exports:
+            found.write(self.folder / name)
 
 # %% ../../notebooks/api/112_cli_job.ipynb #d24be626
 def _check_start(drr: "DRR", xray: "Tensor", pose: "RigidTransform") -> None:

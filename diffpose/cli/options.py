@@ -17,6 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import UserError
+from ..results import names_carm
 
 # %% ../../notebooks/api/109_cli_options.ipynb #5dd5a56f
 class Orientation(str, Enum):
@@ -53,6 +54,14 @@ class Frame(str, Enum):
 
     ras = "ras"
     lps = "lps"
+
+
+class PoseFrame(str, Enum):
+    "Of a pose in a file."
+
+    ras = "ras"
+    lps = "lps"
+    world = "world"
 
 
 def option(help: str, panel: str, *names: str, **limits: Any) -> Any:
@@ -196,8 +205,8 @@ class Patients:
 CameraFile = Annotated[
     Path | None,
     option(
-        "Camera file (JSON) with sdd_mm, height_px, width_px, delx_mm, dely_mm, ...; see"
-        " diffpose.calibration.Camera.",
+        "Camera file: this package's JSON, OpenCV, ROS, NumPy, MATLAB, MayaCam, DeepDRR, xvr, or an"
+        " X-ray in DICOM; `diffpose camera FILE` shows what it says.",
         GEOMETRY,
     ),
 ]
@@ -337,11 +346,21 @@ class Start:
     init: Annotated[
         str,
         option(
-            "Six numbers 'a,b,c;x,y,z' (ZXY degrees, then mm), a pose file (JSON), or carm: the"
-            " angles that camera file or X-ray state.",
+            "As the C-arm's display has it, 'LAO 30 CRAN 10 SOD 700' (degrees, mm; and HFP, FFS, ..."
+            " where the angles are the gantry's), six numbers 'a,b,c;x,y,z' (ZXY degrees, then mm),"
+            " a file (pose.json, OpenCV, ITK, DICOM registration, ...), or carm: the angles that"
+            " camera file or X-ray state.",
             START,
         ),
     ] = "carm"
+    init_frame: Annotated[
+        PoseFrame | None,
+        option(
+            "Of a pose whose file does not say it: from the CT's own ras or lps coordinates, or from"
+            " its centre (world, RAS). (default: lps)",
+            START,
+        ),
+    ] = None
     model: Annotated[
         Path | None,
         option("Network of `diffpose train` (model.pt, or its folder): no start is needed.", START),
@@ -374,7 +393,8 @@ class Start:
     @property
     def file(self) -> str | None:
         "The pose file that `init` names; None where it names none."
-        return None if ";" in self.init or self.init == "carm" else self.init
+        typed = ";" in self.init or self.init == "carm" or names_carm(self.init)
+        return None if typed else self.init
 
 
 @dataclass(frozen=True)
@@ -417,6 +437,15 @@ class Run:
     debug: Debug = False
 
 
+Export = Annotated[
+    list[str] | None,
+    option(
+        "Also write the pose for another program, into the folder of the results: a name whose"
+        " ending says which, such as pose.tfm (ITK, 3D Slicer), scene.mrml, view.yml (OpenCV),"
+        " view.npz, pose.dcm (DICOM), view.deepdrr.json, pose.pth (xvr). More than once for several.",
+        RESULT,
+    ),
+]
 Force = Annotated[bool, option("Overwrite existing results.", RESULT, "--force")]
 
 # %% ../../notebooks/api/109_cli_options.ipynb #c0dc87bf
@@ -449,7 +478,7 @@ def grouped(command: Callable) -> Callable:
     return call
 
 # %% ../../notebooks/api/109_cli_options.ipynb #44283eb7
-COMMANDS = ("render", "register", "train", "animate", "demo", "data")  # as the help lists them
+COMMANDS = ("render", "register", "export", "camera", "train", "animate", "demo", "data")  # as the help lists them
 
 
 class _InOrder(TyperGroup):

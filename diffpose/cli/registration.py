@@ -22,6 +22,7 @@ from diffpose.cli.options import (
     CT,
     RESULT,
     Counted,
+    Export,
     Force,
     Known,
     Patient,
@@ -36,9 +37,10 @@ from diffpose.cli.options import (
 from .progress import Steps, steps
 from .words import NOT_CONVERGED, explained, reported
 from ..errors import UserError
+from ..exchange import start_pose
 from ..paths import alone, check_writable, existing, kind_of, written_together
 from ..report import RESULT_FILES, report
-from ..results import CONVENTIONS, _columns, start_pose, write_json
+from ..results import CONVENTIONS, _columns, write_json
 
 if TYPE_CHECKING:
     import torchio
@@ -169,7 +171,7 @@ def register_one(
         step("loading torch")
         with alone(job.folder):
             # another process may have been there since
-            check_writable(job.folder, RESULT_FILES, force)
+            check_writable(job.folder, (*RESULT_FILES, *case.exports), force)
             estimator = case.estimator()
             step("reading the X-ray")
             seen = job.seen()
@@ -178,10 +180,11 @@ def register_one(
             share = seen[2].float().mean().item()
 
             def tell(result: "Result", pose: "RigidTransform", seconds: float) -> None:
-                print(report(pose, result, seconds, share), end="\n\n", flush=True)
+                where = (subject.orientation, seen[1])
+                print(report(pose, result, seconds, share, *where), end="\n\n", flush=True)
 
             result, *_ = job.answer(step, seen, subject, estimator, tell)
-    said = [f"{job.folder}: {', '.join(RESULT_FILES)}"]
+    said = [f"{job.folder}: {', '.join((*RESULT_FILES, *case.exports))}"]
     if result.verdict == "converged":
         return said, 0
     return [*said, f"not converged ({result.verdict}): {'; '.join(result.reasons)}"], NOT_CONVERGED
@@ -495,11 +498,13 @@ def register(
             "--full-paths",
         ),
     ] = False,
+    export: Export = None,
     force: Force = False,
 ):
     "Find where the C-arm stood when it took an X-ray, given the patient's CT."
     with reported(run.debug, run.max_memory):
-        case = Case(ct, patient, taken, counted, targets, start, known, full_paths)
+        exports = tuple(export or ())
+        case = Case(ct, patient, taken, counted, targets, start, known, full_paths, exports)
         told, code = _in_one_way(case, xray, out, force, run.debug, each, together)
         typer.echo(told[0])
         for line in told[1:]:

@@ -32,9 +32,10 @@ from diffpose.cli.options import (
 from .progress import Steps, steps
 from .words import reported
 from ..errors import UserError
+from ..exchange import poses_of
 from ..paths import check_writable, written_together
 from ..report import image_suffix, save_image
-from ..results import load_poses, numbers, pose_from_dict
+from ..results import numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,8 +61,8 @@ class Where:
     pose: Annotated[
         Path | None,
         option(
-            "Pose file instead: JSON (as register writes it, or a list), or CSV with a row per"
-            " pose.",
+            "Pose file instead: JSON (as register writes it, or a list), CSV with a row per pose, or"
+            " any file that --init takes.",
             GEOMETRY,
         ),
     ] = None
@@ -77,7 +78,7 @@ class Where:
                     f"--pose {self.pose} and --rotation or --translation say the same twice: give"
                     " the one or the other"
                 )
-            return load_poses(self.pose)
+            return poses_of(self.pose)
         usual = {"AP": "0,850,0", "PA": "0,-850,0", None: "0,0,-850"}[view]
         rotation = numbers(self.rotation or "0,0,0", 3, "--rotation (degrees)")
         translation = numbers(self.translation or usual, 3, "--translation (mm)")
@@ -205,7 +206,7 @@ def rendered(
     picture.check(out, patient.density)
     usual = "physical" if picture.intensity else "normalised"
     patient = replace(patient, density=patient.density or usual)
-    camera, wanted = chosen_camera(geometry), where.poses(patient.view)
+    camera, wanted = chosen_camera(geometry, patient.view), where.poses(patient.view)
     check_memory(
         f"--camera {geometry.camera}" if geometry.camera else "--height, --width",
         (camera.height, camera.width),

@@ -177,7 +177,7 @@ def trained(
     for name in ("iterations", "batch_size"):
         if getattr(course, name) is not None:
             changes[name] = getattr(course, name)
-    config, camera = training.RECIPES[course.recipe](**changes), chosen_camera(geometry)
+    config, camera = training.RECIPES[course.recipe](**changes), chosen_camera(geometry, view)
     init = course.start_from
     if init is not None:
         init = existing(init, "a network of `diffpose train`", folder=True)

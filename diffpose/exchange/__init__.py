@@ -6,7 +6,109 @@
 __all__ = ['XrayGeometry']
 
 # %% ../../notebooks/api/105_exchange.ipynb #275370dd
-from . import cameras, transforms  # noqa: F401 (these put their formats into FORMATS)
-from .geometry import XrayGeometry
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import UserError
+from . import cameras, transforms  # noqa: F401 (they put formats into FORMATS)
+from .geometry import XrayGeometry, in_frame
+from ..results import ARM_KEYS, names_carm, numbers, pose_from_dict
+
+if TYPE_CHECKING:
+    import torchio
+
+    from diffpose.calibration import Camera
+    from diffpose.pose import RigidTransform
 
 _all_ = ["XrayGeometry"]
+
+# %% ../../notebooks/api/105_exchange.ipynb #6dcbccb2
+def poses_of(
+    path: Path,  # of any format
+    frame: str | None = None,  # "ras", "lps" or "world", where the file leaves it open
+) -> list[dict]:  # for `pose_from_dict`
+    "The poses of a file, not yet tied to a patient."
+    found = XrayGeometry.read(path)
+    if not found.poses:
+        raise UserError(f"{path} holds a camera, and no pose")
+    return [in_frame(pose, frame, found.source) for pose in found.poses]
+
+
+def load_start(
+    text: str,  # "a,b,c;x,y,z" in degrees and mm, words of a C-arm, a file, or "carm"
+    frame: str | None = None,  # "ras", "lps" or "world", of a file that leaves it open
+) -> dict | None:  # for `pose_from_dict`; None: from the camera's angles
+    "Where to start."
+    from diffpose.calibration.carm import CARM_WORDS, read_carm_words
+
+    if text.strip().lower() == "carm":
+        return None
+    if names_carm(text):
+        words = read_carm_words(text, "--init")
+        keys = {word: key for key, word in ARM_KEYS.items()}
+        return {"carm": {keys.get(word, word): value for word, value in words.items()}}
+    if ";" in text:
+        rotation, _, translation = text.partition(";")
+        return {
+            "rotation_zxy_deg": numbers(rotation, 3, "the rotation in --init"),
+            "translation_mm": numbers(translation, 3, "the translation in --init"),
+        }
+    if not Path(text).expanduser().exists() and not Path(text).suffix:
+        raise UserError(
+            f"--init {text!r} is neither a pose file, nor 'carm', nor six numbers 'a,b,c;x,y,z'"
+            " (ZXY degrees, then mm) such as '0,0,0;0,850,0', nor the words of a C-arm such as"
+            f" {CARM_WORDS!r}"
+        )
+    found = poses_of(Path(text), frame)
+    if len(found) > 1:
+        raise UserError(f"{text} holds {len(found)} poses; a registration starts from one")
+    return found[0]
+
+
+def start_pose(
+    start: dict | None,  # from `load_start`
+    subject: "torchio.Subject",
+    camera: "Camera",  # with sid and angles, if start is None
+    name: str,  # what the user typed
+) -> "RigidTransform":  # one, float32
+    "The pose to start from."
+    if start is not None:
+        return pose_from_dict(_whole_arm(start, camera), subject, name, camera).float()
+    known = {
+        "sid_mm": camera.sid,
+        "primary_angle_deg": camera.primary_angle,
+        "secondary_angle_deg": camera.secondary_angle,
+    }
+    unknown = [
+        key
+        for key, value in known.items()
+        if value is None and not (key == "sid_mm" and camera.parallel)
+    ]
+    if unknown:
+        raise UserError(
+            "where to start is unknown: neither the camera file nor the X-ray states"
+            f" {', '.join(unknown)}. Add {'it' if len(unknown) == 1 else 'them'} to the camera"
+            " file, or give --init: the words of the C-arm's display, such as 'LAO 0 CRAN 0 SOD"
+            " 850' for a straight view from 850 mm, a pose file, or 'a,b,c;x,y,z' in degrees and mm"
+        )
+    return camera.pose(subject.orientation)
+
+
+def _whole_arm(start: dict, camera: "Camera") -> dict:
+    "A start whose words of a C-arm have their distance, from the camera where they leave it out."
+    arm = start.get("carm")
+    if not isinstance(arm, dict):
+        return start
+    arm = dict(arm)
+    stated = arm.pop("sid", None)
+    if stated is not None and not camera.parallel and abs(stated / camera.sdd - 1) > 0.01:
+        raise UserError(
+            f"--init says SID {stated:g}, and the camera has its detector {camera.sdd:g} mm from"
+            " the source: give the one that is right"
+        )
+    if "sod_mm" not in arm and camera.sid is None:
+        raise UserError(
+            "how far the source is from the isocentre is unknown: neither --init nor the camera"
+            " says it; add SOD, in mm, as in 'LAO 30 CRAN 10 SOD 700'"
+        )
+    return {**start, "carm": {"sod_mm": camera.sid, **arm}}

@@ -378,11 +378,10 @@ def _read_mayacam(path: Path) -> XrayGeometry | None:
 
 def _write_mayacam(geometry: XrayGeometry, path: Path) -> None:
     "A MayaCam 2 file, whose world is the CT's LPS frame."
+    geometry.check_straight("a MayaCam file")
     fields = _opencv_fields(geometry)
-    if "rvec" not in fields or "camera_matrix" not in fields or geometry.bent:
-        raise UserError(
-            f"{geometry.source}: a MayaCam file holds a pose and a camera without distortion or skew"
-        )
+    if "rvec" not in fields or "camera_matrix" not in fields:
+        raise UserError(f"{geometry.source}: a MayaCam file holds a camera and its pose")
     rows = lambda matrix: "\n".join(",".join(repr(float(x)) for x in row) for row in matrix)
     parts = {
         "image size": f"{fields['image_width']},{fields['image_height']}",
@@ -414,6 +413,7 @@ def _read_deepdrr(path: Path) -> XrayGeometry | None:
 
 def _write_deepdrr(geometry: XrayGeometry, path: Path) -> None:
     "The dict of a CameraProjection, of a volume that lies where its file says."
+    geometry.check_straight("a camera of DeepDRR")
     fields = _opencv_fields(geometry)
     inner = {"data": geometry.pinhole().tolist(), "sensor_height": fields.get("image_height")}
     inner |= {"sensor_width": fields.get("image_width")}
@@ -469,8 +469,8 @@ def _write_xvr(geometry: XrayGeometry, path: Path) -> None:
     "What xvr restarts from."
     import torch
 
-    camera = geometry.stated
-    pose = geometry._one()
+    geometry.check_straight("a file of xvr")
+    camera, pose = geometry.stated, geometry._one()
     if camera is None or "pose_matrix" not in pose or camera.reverse_y_axis or camera.parallel:
         raise UserError(
             f"{geometry.source}: a file for xvr needs a camera and pose_matrix, as `register`"
@@ -508,6 +508,7 @@ def _read_own(path: Path) -> XrayGeometry | None:
 
 def _write_own(geometry: XrayGeometry, path: Path) -> None:
     "A camera file."
+    geometry.check_straight("camera.json")
     camera = geometry.stated
     if camera is None:
         camera = geometry.camera()

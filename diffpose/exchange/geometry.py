@@ -217,6 +217,17 @@ class XrayGeometry:
         "Does an image of this camera have to be straightened?"
         return any(self.distortion) or self.skew != 0
 
+    def check_straight(
+        self,
+        what: str,  # that is to be written
+    ) -> None:
+        "Refuse to leave the distortion out."
+        if self.bent:
+            raise UserError(
+                f"{self.source} has distortion or skew, which {what} does not hold: keep it as it is"
+                f" ({argument('camera', self.source)} takes it), or write it for OpenCV (.yml)"
+            )
+
     @property
     def skew(self) -> float:
         "The slant of pixels, none where it is rounding."
