@@ -20,6 +20,7 @@ from ..files import load_json, save_atomically, sealed
 from ..pose import RigidTransform
 
 # %% ../../notebooks/api/009_calibration_camera.ipynb #c2429328
+_SCHEMA = "diffpose-camera-1"  # of a camera file: raised when a key changes its meaning
 _MOST = 1e7  # mm, pixels or degrees: beyond lies no C-arm, and arithmetic overflows
 
 
@@ -202,6 +203,12 @@ class Camera:
                 f"{path} must hold one JSON object with the keys {', '.join(_REQUIRED)}."
             )
         data = dict(data)
+        version = data.pop("schema", _SCHEMA)
+        if version != _SCHEMA:
+            raise UserError(
+                f"{path} is of schema {_short(version)}, and this version of the package reads"
+                f" {_SCHEMA}: read it by the version that wrote it, or write it anew"
+            )
         K = data.pop("intrinsic_matrix", None)
         unknown = [k for k in data if k not in _KEYS or (K is not None and k in ("x0_mm", "y0_mm"))]
         missing = [
@@ -226,7 +233,7 @@ class Camera:
 
     def to_json(self, path: str | Path) -> None:
         "Write the camera to a file, with a checksum."
-        text = json.dumps(sealed(self.to_dict()), indent=2) + "\n"
+        text = json.dumps(sealed({"schema": _SCHEMA, **self.to_dict()}), indent=2) + "\n"
         save_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
     def to_dict(self) -> dict:
@@ -351,3 +358,34 @@ _KEYS = {f.name + _UNITS.get(f.name, "_mm"): f.name for f in fields(Camera)}
 _REQUIRED = [
     key for key, name in _KEYS.items() if Camera.__dataclass_fields__[name].default is MISSING
 ]
+
+# %% ../../notebooks/api/009_calibration_camera.ipynb #a1a92c79
+def camera_schema() -> dict:
+    "JSON Schema (2020-12) of a camera file."
+    kinds = {"height_px": "integer", "width_px": "integer"}
+    kinds |= dict.fromkeys(("reverse_x_axis", "reverse_y_axis", "parallel"), "boolean")
+    lengths = ("sdd_mm", "height_px", "width_px", "delx_mm", "dely_mm", "sid_mm")
+    keys: dict[str, Any] = {
+        key: {"type": kinds.get(key, "number")}
+        | ({"exclusiveMinimum": 0} if key in lengths else {})
+        for key in _KEYS
+    }
+    row = {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
+    keys |= {
+        "schema": {"const": _SCHEMA},
+        "sha256": {"type": "string"},
+        "intrinsic_matrix": {"type": "array", "items": row, "minItems": 3, "maxItems": 3},
+    }
+    size, scale = ["height_px", "width_px"], ("sdd_mm", "delx_mm", "dely_mm")
+    matrix = {"required": ["intrinsic_matrix", *size], "anyOf": [{"required": [k]} for k in scale]}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "The camera of an X-ray, mm, pixels and degrees",
+        "type": "object",
+        "properties": keys,
+        "additionalProperties": False,
+        "oneOf": [
+            {**matrix, "properties": {"x0_mm": False, "y0_mm": False}},
+            {"required": _REQUIRED, "properties": {"intrinsic_matrix": False}},
+        ],
+    }

@@ -6,6 +6,8 @@
 __all__ = ['reorientation', 'CArm', 'carm_pose', 'carm_angles', 'antipode']
 
 # %% ../../notebooks/api/008_calibration_carm.ipynb #7cd33d17
+import math
+import re
 from typing import NamedTuple
 
 import torch
@@ -126,3 +128,93 @@ def antipode(
     return RigidTransform._of(
         _assemble(half @ pose.rotation, (half @ pose.translation[..., None])[..., 0])
     )
+
+# %% ../../notebooks/api/008_calibration_carm.ipynb #bf70370c
+_DIRECTIONS = {  # of the table [right, up, head]: where the patient's right, front and head point
+    "HFS": "+x +y +z",
+    "HFP": "-x -y +z",
+    "HFDL": "+y -x +z",
+    "HFDR": "-y +x +z",
+    "FFS": "-x +y -z",
+    "FFP": "+x -y -z",
+    "FFDL": "+y +x -z",
+    "FFDR": "-y -x -z",
+}
+_SIGNED = {"LAO": ("primary", 1), "RAO": ("primary", -1), "CRAN": ("secondary", 1)}
+_SIGNED |= {"CRA": ("secondary", 1), "CAUD": ("secondary", -1), "CAU": ("secondary", -1)}
+_SIGNED |= {"ROLL": ("roll", 1), "SOD": ("sod", 1), "SID": ("sid", 1), "TABLE": ("table", 1)}
+CARM_WORDS = "LAO 30 CRAN 10 SOD 700"  # an example, for messages
+
+
+def table_from_patient(
+    position: str,  # "HFS", "FFP", ...
+) -> Tensor:  # 3 3, float64: columns are the patient's right, front and head, as the table has them
+    "How a patient lies, as a rotation."
+    axes = dict(zip("xyz", torch.eye(3, dtype=torch.float64)))
+    way = {"+": 1.0, "-": -1.0}
+    return torch.stack([way[s] * axes[k] for s, k in _DIRECTIONS[position].split()], -1)
+
+
+def read_carm_words(
+    text: str,  # such as "LAO 30 CRAN 10 SOD 700 HFP"
+    what: str = "the C-arm's words",  # for messages
+) -> dict:  # those that are said of primary, secondary, roll [deg], sod, sid, table [mm], position
+    "What is said of a C-arm, in the words of the room."
+    found: dict = {}
+    words = re.findall(r"[A-Za-z]+|[-+]?[\d.]+(?:e[-+]?\d+)?", re.sub(r"[,;:=()°]", " ", text))
+    bare = re.sub(r"(?i)\b(deg|degrees|mm)\b", "", text)
+    words = [w for w in words if w.lower() not in ("deg", "degrees", "mm")]
+    odd = re.sub(r"[A-Za-z]+|[-+]?[\d.]+(?:e[-+]?\d+)?|[\s,;:=()°]", "", bare)
+    while words and not odd:
+        word = words.pop(0).upper()
+        name, sign = ("position", 0) if word in _DIRECTIONS else _SIGNED.get(word, ("", 0))
+        n = {"position": 0, "table": 3}.get(name, 1)
+        values, words = words[:n], words[n:]
+        sound = [v for v in values if re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", v)]
+        numbers = [sign * float(v) for v in sound]
+        if not name or len(numbers) < n or name in found or not all(map(math.isfinite, numbers)):
+            odd = word
+            break
+        found[name] = word if name == "position" else numbers if n == 3 else numbers[0]
+    if odd or not found:
+        raise UserError(
+            f"{what} {text[:80]!r} cannot be read{f' at {odd!r}' if odd else ''}. They are each"
+            f" said once, as in {CARM_WORDS!r}: LAO or RAO, CRAN or CAUD and ROLL in degrees, SOD"
+            " (source to isocentre), SID (source to detector) and TABLE left up head in mm, and"
+            f" where the angles are the gantry's, how the patient lies: {', '.join(_DIRECTIONS)}"
+        )
+    return found
+
+
+def pose_in_words(
+    found: dict,  # from `read_carm_words`, with sod
+    orientation: str | None,  # "AP" or "PA"
+) -> RigidTransform:  # one, float64
+    "The pose that the words of the room describe."
+    number = lambda name: torch.tensor([found.get(name, 0.0)], dtype=torch.float64)
+    pose = carm_pose(
+        number("primary"), number("secondary"), number("sod"), orientation, number("roll")
+    )
+    left, up, head = found.get("table", (0.0, 0.0, 0.0))
+    moved = pose.matrix.clone()
+    moved[:, :3, 3] -= torch.tensor([-left, up, head], dtype=torch.float64)
+    turn = torch.eye(4, dtype=torch.float64)
+    turn[:3, :3] = table_from_patient(found.get("position", "HFS")).mT
+    return RigidTransform(turn @ moved)
+
+
+def in_carm_words(
+    pose: RigidTransform,  # one
+    orientation: str | None,  # "AP" or "PA"
+    sdd: float | None = None,  # source to detector [mm]
+    digits: int = 1,
+) -> str:  # as `read_carm_words` takes it, but for what lies beside the isocentre
+    "A pose as the display of a C-arm would show it."
+    arm = carm_angles(pose.double(), orientation)
+    a, b, c, d = (float(x.reshape(-1)[0]) for x in arm[:4])
+    said = [
+        f"{names[value < 0]} {abs(value) + 0.0:.{digits}f}"
+        for value, names in ((a, ("LAO", "RAO")), (b, ("CRAN", "CAUD")))
+    ]
+    said += [f"ROLL {round(c, digits) + 0.0:.{digits}f}", f"SOD {d:.{digits}f}"]
+    return " ".join(said + ([] if sdd is None else [f"SID {sdd:.{digits}f}"]))
