@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what editors and type checkers see: `_HOME` and `_modules` 
         deepfluoro,
         drr,
         errors,
+        exchange,
         field,
         files,
         guards,

@@ -28,7 +28,8 @@ from scenes import Rows
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
-from diffpose.calibration import Camera, from_opencv, read_mayacam
+from diffpose.calibration import Camera, from_opencv
+from diffpose.calibration.formats import read_mayacam
 from diffpose.data import in_tissue, read, read_xray
 from diffpose.drr import DRR, silhouette
 from diffpose.images import resize_image

@@ -26,7 +26,8 @@ import typer
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from diffpose.calibration import carm_pose, read_mayacam, read_opencv
+from diffpose.calibration import carm_pose
+from diffpose.calibration.formats import read_mayacam, read_opencv
 from diffpose.files import load_json
 from diffpose.cli.words import reported
 from diffpose.results import load_poses, pose_from_dict, pose_to_dict, write_json

@@ -5,20 +5,17 @@
 # %% auto #0
 __all__ = ['reorientation', 'CArm', 'carm_pose', 'carm_angles', 'antipode', 'Camera', 'perspective_projection',
            'parallel_projection', 'inverse_projection', 'Detector', 'PinholeCamera', 'get_pinhole_camera', 'OpenCV',
-           'to_opencv', 'to_kornia', 'from_opencv', 'read_opencv', 'MayaCam', 'read_mayacam']
+           'to_opencv', 'to_kornia', 'from_opencv']
 
 # %% ../../notebooks/api/013_calibration.ipynb #5d40cd3a
 from .camera import Camera
 from .carm import CArm, antipode, carm_angles, carm_pose, reorientation
 from .detector import Detector
 from diffpose.calibration.formats import (
-    MayaCam,
     OpenCV,
     PinholeCamera,
     from_opencv,
     get_pinhole_camera,
-    read_mayacam,
-    read_opencv,
     to_kornia,
     to_opencv,
 )
@@ -46,9 +43,6 @@ _all_ = [
     "to_opencv",
     "to_kornia",
     "from_opencv",
-    "read_opencv",
-    "MayaCam",
-    "read_mayacam",
 ]
 
 # %% ../../notebooks/api/013_calibration.ipynb #b1b149fc

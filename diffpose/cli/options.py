@@ -353,14 +353,6 @@ class Start:
             START,
         ),
     ] = "carm"
-    init_frame: Annotated[
-        PoseFrame | None,
-        option(
-            "Of a pose whose file does not say it: from the CT's own ras or lps coordinates, or from"
-            " its centre (world, RAS). (default: lps)",
-            START,
-        ),
-    ] = None
     model: Annotated[
         Path | None,
         option("Network of `diffpose train` (model.pt, or its folder): no start is needed.", START),
@@ -389,6 +381,14 @@ class Start:
         float, option("Half width of that box in each direction, mm. (without --model)", START)
     ] = 40.0
     seed: Annotated[int, option("Of the further starts.", START, **SEED)] = 0
+    init_frame: Annotated[
+        PoseFrame | None,
+        option(
+            "Of a pose whose file does not say it: from the CT's own ras or lps coordinates, or from"
+            " its centre (world, RAS). (default: lps)",
+            START,
+        ),
+    ] = None
 
     @property
     def file(self) -> str | None:
