@@ -283,7 +283,8 @@ def report(
     arm = _arm(result.pose.detach().cpu().double(), orientation)
     if arm:
         far = "" if camera is None or camera.parallel else f" SID {camera.sdd:.1f}"
-        lines += ["", f"C-arm           {arm['carm']['display']}{far}  (degrees of the patient, mm)"]
+        shown = f"{arm['carm']['display']}{far}"
+        lines += ["", f"C-arm           {shown}  (degrees of the patient, mm)"]
     return "\n".join(lines)
 
 # %% ../notebooks/api/106_report.ipynb #a41ebfec

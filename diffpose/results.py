@@ -381,7 +381,8 @@ def load_poses(
             )
             raise UserError(
                 f"{path} holds {holds}. A pose has rotation_zxy_deg (three angles) and"
-                f" translation_mm, or one of the 4x4 matrices {', '.join((*POSE_KEYS, *OPENCV_KEYS))}"
+                " translation_mm, or one of the 4x4 matrices"
+                f" {', '.join((*POSE_KEYS, *OPENCV_KEYS))}"
             )
         _check_units(
             path, data, ("rotation_zxy", "translation"), ("rotation_zxy_deg", "translation_mm")

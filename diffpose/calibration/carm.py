@@ -158,7 +158,7 @@ def table_from_patient(
 def read_carm_words(
     text: str,  # such as "LAO 30 CRAN 10 SOD 700 HFP"
     what: str = "the C-arm's words",  # for messages
-) -> dict:  # primary, secondary, roll [deg], sod, sid [mm], table [mm], position: those that are said
+) -> dict:  # those that are said of primary, secondary, roll [deg], sod, sid, table [mm], position
     "What is said of a C-arm, in the words of the room."
     found: dict = {}
     words = re.findall(r"[A-Za-z]+|[-+]?[\d.]+(?:e[-+]?\d+)?", re.sub(r"[,;:=()°]", " ", text))
@@ -170,7 +170,8 @@ def read_carm_words(
         name, sign = ("position", 0) if word in _DIRECTIONS else _SIGNED.get(word, ("", 0))
         n = {"position": 0, "table": 3}.get(name, 1)
         values, words = words[:n], words[n:]
-        numbers = [sign * float(v) for v in values if re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", v)]
+        sound = [v for v in values if re.fullmatch(r"[-+]?\d*\.?\d+(e[-+]?\d+)?", v)]
+        numbers = [sign * float(v) for v in sound]
         if not name or len(numbers) < n or name in found or not all(map(math.isfinite, numbers)):
             odd = word
             break

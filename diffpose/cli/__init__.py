@@ -19,6 +19,7 @@ from .rendering import render
 from .training import train
 
 _all_ = ["app", "render", "register", "train", "animate", "demo", "data_app"]
+_more = camera, export  # on the command line
 
 # %% ../../notebooks/api/119_cli.ipynb #afc326be
 def main():

@@ -76,7 +76,9 @@ def shown_camera(
 @app.command()
 @grouped
 def camera(
-    file: Annotated[Path, typer.Argument(help="A file that --camera takes, an X-ray in DICOM too.")],
+    file: Annotated[
+        Path, typer.Argument(help="A file that --camera takes, an X-ray in DICOM too.")
+    ],
     run: Run,
     height: Annotated[int | None, option("Rows, if the file has no size.", GEOMETRY)] = None,
     width: Annotated[int | None, option("Columns, if the file has no size.", GEOMETRY)] = None,
@@ -95,7 +97,7 @@ def camera(
     with reported(run.debug, run.max_memory):
         view = None if orientation == "none" else orientation
         if out is not None:
-            write = written_by(out)
+            written_by(out)
             check_writable(out.parent, (out.name,), force, (file,))
         found = load_camera(file)
         with in_options(file, delx="--delx", width="--width"):

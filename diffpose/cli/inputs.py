@@ -89,8 +89,8 @@ def chosen_camera(
         more = said.keys() - {"height", "width", "sdd", "delx"}
         if more:
             raise UserError(
-                f"--camera {path} and {', '.join('--' + name for name in sorted(more))} say the same"
-                " twice: give the one or the other"
+                f"--camera {path} and {', '.join('--' + name for name in sorted(more))} say the"
+                " same twice: give the one or the other"
             )
         found = load_camera(path)
         with in_options(path, delx="--delx", width="--width"):

@@ -156,7 +156,7 @@ class Job:
             existing(mask, "a picture")
         inputs = (*case.files, xray, camera, case.start.file, mask)
         folder = check_writable(folder, (*RESULT_FILES, *case.exports), force, inputs)
-        with in_options(case.start.init, frame="--init-frame"):
+        with in_options(Path(case.start.init), frame="--init-frame"):
             start = load_start(case.start.init, case.start.init_frame)
         return cls(xray, folder, case, start)
 
@@ -167,8 +167,8 @@ class Job:
         image, camera, counts = load_xray(self.xray, self.case.taken, self.case.patient.view)
         if camera.parallel and self.case.exports:
             raise UserError(
-                "--export is for cameras with a source, which a parallel beam has not; pose.json has"
-                " its pose"
+                "--export is for cameras with a source, which a parallel beam has not; pose.json"
+                " has its pose"
             )
         counted = self.case.counted
         if counted.mask is not None:

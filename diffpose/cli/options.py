@@ -346,8 +346,9 @@ class Start:
     init: Annotated[
         str,
         option(
-            "As the C-arm's display has it, 'LAO 30 CRAN 10 SOD 700' (degrees, mm; and HFP, FFS, ..."
-            " where the angles are the gantry's), six numbers 'a,b,c;x,y,z' (ZXY degrees, then mm),"
+            "As the C-arm's display has it, 'LAO 30 CRAN 10 SOD 700' (degrees, mm; and HFP, FFS,"
+            " ... where the angles are the gantry's), six numbers 'a,b,c;x,y,z' (ZXY degrees, then"
+            " mm),"
             " a file (pose.json, OpenCV, ITK, DICOM registration, ...), or carm: the angles that"
             " camera file or X-ray state.",
             START,
@@ -384,8 +385,8 @@ class Start:
     init_frame: Annotated[
         PoseFrame | None,
         option(
-            "Of a pose whose file does not say it: from the CT's own ras or lps coordinates, or from"
-            " its centre (world, RAS). (default: lps)",
+            "Of a pose whose file does not say it: from the CT's own ras or lps coordinates, or"
+            " from its centre (world, RAS). (default: lps)",
             START,
         ),
     ] = None
@@ -442,7 +443,8 @@ Export = Annotated[
     option(
         "Also write the pose for another program, into the folder of the results: a name whose"
         " ending says which, such as pose.tfm (ITK, 3D Slicer), scene.mrml, view.yml (OpenCV),"
-        " view.npz, pose.dcm (DICOM), view.deepdrr.json, pose.pth (xvr). More than once for several.",
+        " view.npz, pose.dcm (DICOM), view.deepdrr.json, pose.pth (xvr). More than once for"
+        " several.",
         RESULT,
     ),
 ]
@@ -478,7 +480,8 @@ def grouped(command: Callable) -> Callable:
     return call
 
 # %% ../../notebooks/api/109_cli_options.ipynb #44283eb7
-COMMANDS = ("render", "register", "export", "camera", "train", "animate", "demo", "data")  # as the help lists them
+# as the help lists them
+COMMANDS = ("render", "register", "export", "camera", "train", "animate", "demo", "data")
 
 
 class _InOrder(TyperGroup):

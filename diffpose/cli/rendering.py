@@ -35,7 +35,7 @@ from ..errors import UserError
 from ..exchange import poses_of
 from ..paths import check_writable, written_together
 from ..report import image_suffix, save_image
-from ..results import numbers
+from ..results import numbers, pose_from_dict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,8 +61,8 @@ class Where:
     pose: Annotated[
         Path | None,
         option(
-            "Pose file instead: JSON (as register writes it, or a list), CSV with a row per pose, or"
-            " any file that --init takes.",
+            "Pose file instead: JSON (as register writes it, or a list), CSV with a row per pose,"
+            " or any file that --init takes.",
             GEOMETRY,
         ),
     ] = None
@@ -219,7 +219,7 @@ def rendered(
     step("reading the CT")
     subject, name = load_ct(ct, patient), where.pose or "the pose"
     poses = [
-        pose_from_dict(data, subject, f"{name}, pose {i}" if len(wanted) > 1 else f"{name}")
+        pose_from_dict(data, subject, f"{name}, pose {i}" if len(wanted) > 1 else f"{name}", camera)
         for i, data in enumerate(wanted)
     ]
     step("rendering")

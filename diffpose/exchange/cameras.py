@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -22,8 +23,8 @@ from ..results import OPENCV_KEYS, POSE_KEYS, load_poses
 
 # %% ../../notebooks/api/103_exchange_cameras.ipynb #5a31aa71
 _MATRIX = re.compile(
-    r"^[ \t]*(\w+):(?:[ \t]*!!opencv-matrix)?[ \t]*\r?\n[ \t]+rows:[ \t]*(\d+)\s+cols:[ \t]*(\d+)\s+"
-    r"(?:dt:[ \t]*\W?\w+\W?\s+)?data:\s*\[([^\]]*)\]",
+    r"^[ \t]*(\w+):(?:[ \t]*!!opencv-matrix)?[ \t]*\r?\n[ \t]+rows:[ \t]*(\d+)\s+"
+    r"cols:[ \t]*(\d+)\s+(?:dt:[ \t]*\W?\w+\W?\s+)?data:\s*\[([^\]]*)\]",
     re.MULTILINE,
 )
 _LIST = re.compile(r"^(\w+):[ \t]*(\[[^A-Za-df-z]*?\])[ \t]*\r?$", re.MULTILINE)
@@ -123,8 +124,8 @@ def _npz(path: Path) -> dict[str, Any]:
     "The arrays of an .npz file; those that need Python objects are refused."
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name].item() if file[name].ndim == 0 else file[name] for name in file}
-    except (ValueError, OSError, EOFError, KeyError) as error:
+            return {k: file[k].item() if file[k].ndim == 0 else file[k] for k in file}
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
         text = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
         raise UserError(
             f"{path} is no file of numpy.savez with plain arrays ({text}): save arrays of numbers,"
@@ -184,20 +185,25 @@ def _named(found: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in given.items() if v is not None}
 
 
+def _shape(value: Any) -> tuple[int, ...]:
+    "Of an array of numbers; () for anything else."
+    return np.array(value).shape if isinstance(value, (list, np.ndarray)) else ()
+
+
 def _as_opencv(path: Path, found: dict[str, Any]) -> XrayGeometry | None:
     "What names and values of OpenCV say."
     said = _named(found)
     K, poses = said.get("K"), ()
-    if K is not None and np.shape(K) != (3, 3):
+    if _shape(K) != (3, 3):
         K = None
-    if {"R", "t"} <= said.keys() or np.shape(said.get("E")) in ((3, 4), (4, 4)):
+    if {"R", "t"} <= said.keys() or _shape(said.get("E")) in ((3, 4), (4, 4)):
         frame = str(said.get("frame", "")).lower()
         key = f"opencv_from_{frame}" if f"opencv_from_{frame}" in OPENCV_KEYS else "opencv_from"
         poses = tuple({key: matrix.tolist()} for matrix in _extrinsics(path, said))
     if K is None and not poses:
         return None
     size = said.get("height"), said.get("width")
-    if size == (None, None) and np.size(said.get("size")) == 2:
+    if size == (None, None) and _shape(said.get("size", [])) in ((2,), (1, 2), (2, 1)):
         size = tuple(np.ravel(said["size"])[::-1])
     rows, columns = (None if n is None else _whole(path, n) for n in size)
     if K is not None:
@@ -320,7 +326,7 @@ def _as_matlab(path: Path, found: dict[str, Any]) -> XrayGeometry | None:
     "What a struct of cameraParameters or cameraIntrinsics says."
     marks = {"IntrinsicMatrix", "FocalLength", "PrincipalPoint", "RadialDistortion"}
     inside = [part for part in (found, *found.values()) if isinstance(part, dict)]
-    inside += [p.get("Intrinsics") for p in inside if isinstance(p.get("Intrinsics"), dict)]
+    inside += [p["Intrinsics"] for p in inside if isinstance(p.get("Intrinsics"), dict)]
     said = [part for part in inside if len(marks & part.keys()) > 1]
     if not said:
         return None
@@ -330,7 +336,7 @@ def _as_matlab(path: Path, found: dict[str, Any]) -> XrayGeometry | None:
     if "FocalLength" in part and "PrincipalPoint" in part:
         (fx, fy), (cx, cy) = row("FocalLength", 2), row("PrincipalPoint", 2)
         K = np.array([[fx, row("Skew", 1)[0], cx], [0, fy, cy], [0, 0, 1]])
-    elif np.shape(part.get("IntrinsicMatrix")) == (3, 3):
+    elif _shape(part.get("IntrinsicMatrix")) == (3, 3):
         K = np.array(part["IntrinsicMatrix"], dtype=float)
         K = K if abs(K[2] - [0, 0, 1]).max() < 1e-9 and abs(K[:2, 2]).max() > 1e-9 else K.T
     else:
@@ -397,11 +403,11 @@ def _read_deepdrr(path: Path) -> XrayGeometry | None:
     "The dict of a CameraProjection."
     found = _json(path)
     inner, outer = found.get("intrinsic"), found.get("extrinsic")
-    if not isinstance(inner, dict) or np.shape(inner.get("data")) != (3, 3):
+    if not isinstance(inner, dict) or _shape(inner.get("data")) != (3, 3):
         return None
     outer = outer.get("data") if isinstance(outer, dict) else outer
-    if outer is not None and np.shape(outer) not in ((4, 4), (3, 4)):
-        raise UserError(f"{path}: extrinsic is a matrix of 4 x 4, not of {np.shape(outer)}")
+    if outer is not None and _shape(outer) not in ((4, 4), (3, 4)):
+        raise UserError(f"{path}: extrinsic is a matrix of 4 x 4 numbers")
     poses = ()
     if outer is not None:
         matrix = np.concatenate([np.array(outer)[:3], [[0.0, 0, 0, 1]]])

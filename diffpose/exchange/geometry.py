@@ -115,7 +115,8 @@ class XrayGeometry:
             found = form.read(path)
             if found is not None:
                 return replace(found, kind=kind)
-        known = (f"{k} ({' '.join(filter(None, f.suffixes))})" for k, f in FORMATS.items() if f.read)
+        ends = {k: " ".join(filter(None, f.suffixes)) for k, f in FORMATS.items() if f.read}
+        known = (f"{kind} ({suffixes})" for kind, suffixes in ends.items())
         raise UserError(
             f"{path} holds neither a camera nor a pose of a kind that is known by its ending and"
             f" its content: {', '.join(known)}"
@@ -224,8 +225,8 @@ class XrayGeometry:
         "Refuse to leave the distortion out."
         if self.bent:
             raise UserError(
-                f"{self.source} has distortion or skew, which {what} does not hold: keep it as it is"
-                f" ({argument('camera', self.source)} takes it), or write it for OpenCV (.yml)"
+                f"{self.source} has distortion or skew, which {what} does not hold: keep it as it"
+                f" is ({argument('camera', self.source)} takes it), or write it for OpenCV (.yml)"
             )
 
     @property
@@ -297,7 +298,7 @@ class XrayGeometry:
             camera_to = "world_from_camera" if name == "world" else f"scan_{name}_from_camera"
             if found is None and camera_to in pose:
                 n = -1 if self.stated is not None and self.stated.reverse_y_axis else 1
-                world = np.array(pose[camera_to], dtype=np.float64) @ np.diag([self._turn(), 1, 1, 1])
+                world = np.array(pose[camera_to], dtype=float) @ np.diag([self._turn(), 1, 1, 1])
                 found = np.diag([-n, -n, 1.0, 1]) @ np.linalg.inv(world)
             if found is not None:
                 return np.array(found, dtype=np.float64) @ (np.eye(4) if name == frame else LPS)

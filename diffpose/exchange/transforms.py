@@ -203,7 +203,8 @@ def _write_image(geometry: XrayGeometry, corners: np.ndarray, path: Path) -> Non
 
 def _node(root: Any, tag: str, number: int, name: str, **attributes: str) -> None:
     "A node of a scene."
-    ElementTree.SubElement(root, tag, id=f"vtkMRML{tag}Node{number}", name=name, **attributes)
+    named = {"id": f"vtkMRML{tag}Node{number}", "name": name}
+    ElementTree.SubElement(root, tag, {**named, **attributes})
 
 
 def _write_mrml(geometry: XrayGeometry, path: Path) -> None:
@@ -233,7 +234,9 @@ def _write_mrml(geometry: XrayGeometry, path: Path) -> None:
         files["CT"] = str(geometry.ct.absolute())
     elif geometry.ct is not None:
         warnings.warn(
-            UserNotice(f"{path.name} leaves out the CT {geometry.ct.name}: load its folder in Slicer"),
+            UserNotice(
+                f"{path.name} leaves out the CT {geometry.ct.name}: load its folder in Slicer"
+            ),
             stacklevel=2,
         )
     for k, (name, file) in enumerate(files.items(), 1):
@@ -241,9 +244,8 @@ def _write_mrml(geometry: XrayGeometry, path: Path) -> None:
         tied += f"display:vtkMRMLScalarVolumeDisplayNode{k};"
         _node(root, "VolumeArchetypeStorage", k, name, fileName=file, singleFile="1")
         _node(root, "ScalarVolumeDisplay", k, name, autoWindowLevel="1", interpolate="1")
-        ElementTree.SubElement(
-            root, "Volume", id=f"vtkMRMLScalarVolumeNode{k}", name=name, references=tied
-        )
+        volume = {"id": f"vtkMRMLScalarVolumeNode{k}", "name": name, "references": tied}
+        ElementTree.SubElement(root, "Volume", volume)
     source, ahead, up = to_parent[:3, 3], to_parent[:3, 2], to_parent[:3, 1]
     half = abs(corners[2, 1] - corners[0, 1]) / 2 / corners[0, 2]
     _node(
@@ -288,7 +290,9 @@ def _read_mrml(path: Path) -> XrayGeometry | None:
 
 # %% ../../notebooks/api/104_exchange_transforms.ipynb #c356da6e
 FORMATS |= {
-    "itk": Format("a rigid transform of ITK, ANTs, 3D Slicer: pose", (".tfm", ".h5"), _read_itk, _write_itk),
+    "itk": Format(
+        "a rigid transform of ITK, ANTs, 3D Slicer: pose", (".tfm", ".h5"), _read_itk, _write_itk
+    ),
     "itk-text": Format("the same under other endings: pose", (".txt", ".mat", ".xfm"), _read_itk),
     "slicer": Format("a scene of 3D Slicer: pose", (".mrml",), _read_mrml, _write_mrml),
     "dicom": Format(

@@ -1,0 +1,283 @@
+"""Cameras and poses of other programs: files that their own writers made, and points that their own conventions put somewhere.
+
+The law is the same throughout: a landmark of the CT that the other program projects falls on the pixel where this package has it. What OpenCV's
+FileStorage wrote is kept here as text, so that it is read on machines without OpenCV too; where OpenCV or DeepDRR's geometry is installed, they are asked.
+"""
+
+import json
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from typer.testing import CliRunner
+
+from diffpose.calibration import Camera, Detector, carm_pose
+from diffpose.cli import app
+from diffpose.errors import UserError
+from diffpose.exchange import XrayGeometry, load_start, start_pose
+from diffpose.exchange.geometry import FORMATS
+from diffpose.files import data_path
+from diffpose.phantom import make_phantom
+from diffpose.report import save_image, write_ct
+from diffpose.results import pose_to_dict
+from diffpose.simulation import simulate_xray
+
+LPS = np.diag([-1.0, -1.0, 1.0])
+
+# written by cv::FileStorage of OpenCV 5.0.0 (cv2.FileStorage, names of its calibration sample)
+YAML = """%YAML 1.2
+---
+image_width: 1040
+image_height: 1000
+camera_matrix: !!opencv-matrix
+   rows: 3
+   cols: 3
+   dt: d
+   data: [ 5000., 0., 519.5, 0., 5010., 499.5, 0., 0., 1. ]
+distortion_coefficients: !!opencv-matrix
+   rows: 1
+   cols: 5
+   dt: d
+   data: [ -0.10000000000000001, 0.02, 0.001, 0., 0. ]
+rvec: !!opencv-matrix
+   rows: 3
+   cols: 1
+   dt: d
+   data: [ 0.10000000000000001, 0.20000000000000001, 0.29999999999999999 ]
+tvec: !!opencv-matrix
+   rows: 3
+   cols: 1
+   dt: d
+   data: [ 1., 2., 700. ]
+calibration_time: Fri
+"""
+XML = """<?xml version="1.0"?>
+<opencv_storage>
+<image_width>1040</image_width>
+<image_height>1000</image_height>
+<camera_matrix type_id="opencv-matrix">
+  <rows>3</rows>
+  <cols>3</cols>
+  <dt>d</dt>
+  <data>
+    5000. 0. 519.5 0. 5010. 499.5 0. 0. 1.</data></camera_matrix>
+<distortion_coefficients type_id="opencv-matrix">
+  <rows>1</rows>
+  <cols>5</cols>
+  <dt>d</dt>
+  <data>
+    -0.10000000000000001 0.02 0.001 0. 0.</data></distortion_coefficients>
+<rvec type_id="opencv-matrix">
+  <rows>3</rows>
+  <cols>1</cols>
+  <dt>d</dt>
+  <data>
+    0.10000000000000001 0.20000000000000001 0.29999999999999999</data></rvec>
+<tvec type_id="opencv-matrix">
+  <rows>3</rows>
+  <cols>1</cols>
+  <dt>d</dt>
+  <data>
+    1. 2. 700.</data></tvec>
+<calibration_time>Fri</calibration_time>
+</opencv_storage>
+"""
+JSON = """{
+    "image_width": 1040,
+    "image_height": 1000,
+    "camera_matrix": {
+        "type_id": "opencv-matrix",
+        "rows": 3,
+        "cols": 3,
+        "dt": "d",
+        "data": [ 5000.0, 0.0, 519.5, 0.0, 5010.0, 499.5, 0.0, 0.0, 1.0 ]
+    },
+    "distortion_coefficients": {
+        "type_id": "opencv-matrix",
+        "rows": 1,
+        "cols": 5,
+        "dt": "d",
+        "data": [ -0.10000000000000001, 0.02, 0.001, 0.0, 0.0 ]
+    },
+    "rvec": {
+        "type_id": "opencv-matrix",
+        "rows": 3,
+        "cols": 1,
+        "dt": "d",
+        "data": [ 0.10000000000000001, 0.20000000000000001,
+            0.29999999999999999 ]
+    },
+    "tvec": {
+        "type_id": "opencv-matrix",
+        "rows": 3,
+        "cols": 1,
+        "dt": "d",
+        "data": [ 1.0, 2.0, 700.0 ]
+    },
+    "calibration_time": "Fri"
+}
+"""
+
+
+@pytest.fixture(scope="module", params=["AP", "PA"])
+def shown(request):
+    "A pose and a camera of one view, landmarks in the CT's LPS coordinates, and the pixels where the detector has them."
+    view = request.param
+    subject = make_phantom(spacing=8.0, orientation=view)
+    camera = Camera(1020.0, 200, 240, 1.5, 1.4, 11.0, -7.0, sid=700.0)
+    pose = carm_pose(30.0, -10.0, 700.0, view, 5.0).double()
+    points = subject.fiducials.double()
+    pixels = Detector.from_camera(camera, subject.reorient.double()).double().project(pose, points)[0].numpy()
+    lps = subject.scan_from_world(points)[0].numpy() @ LPS
+    return XrayGeometry("found", stated=camera, poses=(pose_to_dict(pose, subject),)), lps, pixels, subject, pose
+
+
+@pytest.mark.parametrize("name, text", [("a.yml", YAML), ("a.xml", XML), ("a.json", JSON)])
+def test_what_opencv_wrote_is_read(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    found = XrayGeometry.read(tmp_path / name)
+    assert (found.kind, found.height, found.width, found.distortion) == ("opencv", 1000, 1040, (-0.1, 0.02, 0.001, 0.0, 0.0))
+    assert np.allclose(found.K, [[5000, 0, 520], [0, 5010, 500], [0, 0, 1]])
+    with pytest.warns(UserWarning, match="in which frame its pose is"):
+        E = found.from_scan("lps")
+    turn = np.linalg.norm([0.1, 0.2, 0.3])  # by Rodrigues' formula
+    x, y, z = np.array([0.1, 0.2, 0.3]) / turn
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    assert np.allclose(E[:3, :3], np.eye(3) + np.sin(turn) * cross + (1 - np.cos(turn)) * cross @ cross)
+    assert E[:3, 3].tolist() == [1, 2, 700]
+
+
+@pytest.mark.parametrize("name", ["view.yml", "view.xml", "view.opencv.json"])
+def test_opencv_reads_what_is_written_and_projects_to_the_same_pixels(tmp_path, shown, name):
+    cv2 = pytest.importorskip("cv2")
+    geometry, lps, pixels, subject, pose = shown
+    geometry.write(tmp_path / name)
+    file = cv2.FileStorage(str(tmp_path / name), cv2.FILE_STORAGE_READ)
+    rvec, tvec, K, lens = (file.getNode(n).mat() for n in ("rvec", "tvec", "camera_matrix", "distortion_coefficients"))
+    assert int(file.getNode("image_width").real()) == 240
+    seen = cv2.projectPoints(lps[:, None], rvec, tvec, K, lens)[0][:, 0]
+    assert np.abs(seen + 0.5 - pixels).max() < 1e-5
+    back = XrayGeometry.read(tmp_path / name).pose(subject, geometry.stated)
+    assert (back.matrix - pose.matrix).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("n", [4, 5, 8, 12])
+def test_images_are_straightened_as_opencv_does(n):
+    cv2 = pytest.importorskip("cv2")
+    k = (-0.3, 0.05, 2e-3, -1e-3, 0.01, 0.02, 0.01, 0.003, 1e-3, 2e-3, -2e-3, 1e-3)[:n]
+    K = np.array([[90.0, 0, 61], [0, 95, 50], [0, 0, 1]])
+    image = np.random.default_rng(0).random((100, 120))
+    image = cv2.GaussianBlur(image, (0, 0), 3).astype(np.float32)
+    half = K - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
+    wanted = cv2.undistort(image, half, np.array(k))
+    found = XrayGeometry("a", K, 100, 120, distortion=k).undistorted(torch.from_numpy(image)[None, None])[0, 0].numpy()
+    inside = np.s_[8:-8, 8:-8]
+    assert np.abs(image - wanted)[inside].max() > 0.05  # it is bent
+    assert np.abs(found - wanted)[inside].max() < 2e-3  # OpenCV rounds to 1/32 pixel
+
+
+def test_deepdrr_projects_to_the_same_pixels(tmp_path, shown):
+    geo = pytest.importorskip("killeengeo")
+    geometry, lps, pixels, subject, pose = shown
+    geometry.write(tmp_path / "a.deepdrr.json")
+    config = json.loads((tmp_path / "a.deepdrr.json").read_text())
+    inner = geo.CameraIntrinsicTransform.from_config(config["intrinsic"])
+    projection = geo.CameraProjection(inner, geo.FrameTransform(np.array(config["extrinsic"]["data"])))
+    assert (inner.sensor_width, inner.sensor_height) == (240, 200)
+    seen = np.array([np.array(projection @ geo.point(*(LPS @ p))) for p in lps])
+    assert np.abs(seen - pixels).max() < 1e-3
+    config = {"intrinsic": inner.get_config(), "extrinsic": projection.camera3d_from_world.get_config()}
+    (tmp_path / "theirs.json").write_text(json.dumps(config))
+    theirs = XrayGeometry.read(tmp_path / "theirs.json")
+    assert theirs.kind == "deepdrr" and (theirs.pose(subject, geometry.stated).matrix - pose.matrix).abs().max() < 1e-3
+
+
+def test_itk_resamples_the_xrays_frame_into_the_ct(tmp_path, shown):
+    geometry, lps, pixels, subject, pose = shown
+    geometry.write(tmp_path / "a.tfm")
+    transform = sitk.ReadTransform(str(tmp_path / "a.tfm"))
+    x = np.array([transform.TransformPoint(p.tolist()) for p in lps]) @ geometry.pinhole().T
+    assert np.abs(x[:, :2] / x[:, 2:] - pixels).max() < 1e-5
+    other = sitk.VersorRigid3DTransform()  # as another program may write it, composed and backwards
+    backwards = sitk.AffineTransform(transform.GetInverse())
+    other.SetMatrix(backwards.GetMatrix(), 1e-6)
+    other.SetTranslation(backwards.GetTranslation())
+    sitk.WriteTransform(sitk.CompositeTransform([other.GetInverse()]), str(tmp_path / "b.h5"))
+    back = XrayGeometry.read(tmp_path / "b.h5").pose(subject, geometry.stated)
+    assert (back.matrix - pose.matrix).abs().max() < 1e-4
+
+
+def test_every_format_that_is_written_is_read_again(tmp_path, shown):
+    geometry, _, _, subject, pose = shown
+    for kind, form in FORMATS.items():
+        for ending in form.suffixes:
+            if form.write is None or not ending or kind == "diffpose" or (kind == "opencv" and ending == ".json") or ending in (".txt", ".csv", ".json"):
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a CT that is not there
+                geometry.write(tmp_path / f"a{ending}")
+                again = load_start(str(tmp_path / f"a{ending}"), "lps")
+            found = start_pose(again, subject, geometry.stated, ending)
+            assert (found.matrix - pose.matrix).abs().max() < 2e-3, (kind, ending)
+
+
+@pytest.mark.parametrize("name", ["a.yml", "a.xml", "a.json", "a.npz", "a.mat", "a.txt", "a.csv", "a.pth", "a.tfm", "a.h5", "a.mrml", "a.dcm", "a"])
+@pytest.mark.parametrize("content", [b"", b"\x00" * 200, b"{", b"[1, 2]", b'{"K": "x", "R": 3, "t": []}', b"K: [1, 2\n", b"\xff\xfe\x00", b"PK\x03\x04", b'{"intrinsic": {"data": 3}}', b"image size\n1,2\n"])
+def test_what_is_no_such_file_is_refused_in_words(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}"):
+        XrayGeometry.read(tmp_path / name)
+
+
+def test_the_command_takes_a_calibration_with_distortion_and_the_words_of_the_room(tmp_path):
+    "From an X-ray that a lens has bent, a calibration file of OpenCV and what the display shows, to files for other programs."
+    subject = make_phantom(spacing=4.0)
+    write_ct(tmp_path / "ct.nii.gz", subject)
+    camera = Camera(1020.0, 96, 96, 4.0, 4.0)
+    truth = carm_pose(4.0, -3.0, 845.0, roll=2.0)
+    image = simulate_xray(subject, camera, truth, seed=0)
+    # a bent image: the lens put at (u', v') what the straight image has at (u, v), so it is looked up by the inverse, found by fixed-point steps
+    k1, f, c = -0.9, 255.0, 48.0
+    v, u = (np.mgrid[0.5:96, 0.5:96] - c) / f
+    x, y = u.copy(), v.copy()
+    for _ in range(80):
+        x, y = u / (1 + k1 * (x * x + y * y)), v / (1 + k1 * (x * x + y * y))
+    grid = torch.from_numpy(np.stack([(x * f + c) / 48 - 1, (y * f + c) / 48 - 1], -1)).float()[None]
+    bent = torch.nn.functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
+    save_image(tmp_path / "xray.png", (bent.min() - bent)[0, 0].exp(), (0, 1), 16, quantity="intensity")
+    lens = XrayGeometry("a", camera.K.numpy(), 96, 96, distortion=(k1, 0.0, 0.0, 0.0, 0.0))
+    lens.write(tmp_path / "calib.yml")
+    said = ["register", "ct.nii.gz", "xray.png", "--camera", "calib.yml", "--sdd", "1020", "--init", "LAO 10 CAUD 8 SOD 850", "--out", "out"]
+    said = [str(tmp_path / word) if word in ("ct.nii.gz", "xray.png", "calib.yml", "out") else word for word in said]
+    run = CliRunner().invoke(app, [*said, "--restarts", "0", "--export", "pose.tfm", "--export", "scene.mrml", "--export", "view.yml"])
+    assert run.exit_code in (0, 1) and "straightened by OpenCV's" in " ".join(run.output.split()), run.output
+    found = XrayGeometry.read(tmp_path / "out" / "pose.json")
+    assert (found.pose(subject).matrix - truth.double().matrix).abs().max() < 8, run.output
+    display = found.poses[0]["carm"]["display"]
+    assert display.startswith("LAO ") and "CAUD " in display and display in run.output
+    files = {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"pose.tfm", "scene.mrml", "scene_beam.vtk", "scene_xray.nrrd", "view.yml"} <= files
+    same = XrayGeometry.read(tmp_path / "out" / "view.yml")
+    assert np.allclose(same.from_scan("lps"), found.from_scan("lps"))
+    straight = replace(lens, distortion=())
+    straight.write(tmp_path / "plain.yml")
+    run = CliRunner().invoke(app, [*[w.replace("calib.yml", "plain.yml") for w in said], "--restarts", "0", "--force"])
+    worse = XrayGeometry.read(tmp_path / "out" / "pose.json").pose(subject).matrix - truth.double().matrix
+    assert worse.abs().max() > (found.pose(subject).matrix - truth.double().matrix).abs().max(), "the lens makes no difference"
+
+
+@pytest.mark.skipif(data_path("wrist") is None, reason="real scans: DIFFPOSE_DATA has no wrist")
+def test_the_real_calibrations_of_a_biplane_system_are_cameras():
+    for k in (1, 2):
+        path = data_path("wrist", f"xr_calib_wrist_cam0{k}.txt")
+        run = CliRunner().invoke(app, ["camera", str(path), "--sdd", "1500"])
+        assert run.exit_code == 0 and "mayacam" in run.output and "1760 x 1760" in run.output, run.output
+        found = XrayGeometry.read(path)
+        with pytest.warns(UserWarning, match="half as far again"):
+            camera = found.camera()
+        lines = path.read_text().split("\n\n")
+        f = [float(x) for x in lines[1].splitlines()[1].split(",")]
+        assert abs(camera.sdd / camera.delx / f[0] - 1) < 1e-9 and abs(camera.K[0, 2] - f[2] - 0.5) < 1e-6
