@@ -161,7 +161,7 @@ def test_opencv_reads_what_is_written_and_projects_to_the_same_pixels(tmp_path, 
     seen = cv2.projectPoints(lps[:, None], rvec, tvec, K, lens)[0][:, 0]
     assert np.abs(seen + 0.5 - pixels).max() < 1e-5
     back = XrayGeometry.read(tmp_path / name).pose(subject, geometry.stated)
-    assert (back.matrix - pose.matrix).abs().max() < 1e-6
+    assert (back.matrix - pose.matrix).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("n", [4, 5, 8, 12])
