@@ -289,7 +289,7 @@ def _film_view(
         line_integrals=beside.line_integrals,
         frame=beside.frame,
     )
-    image, own, mask = load_xray(xray, taken, view)
+    image, own, mask = load_xray(xray, taken, view=view)
     if known is not None and (known.height, known.width) != tuple(image.shape[-2:]):
         raise UserError(
             f"{xray} has {image.shape[-2]} x {image.shape[-1]} pixels (height x width), the X-ray"
