@@ -4,9 +4,9 @@
 
 A small image has too few rays to keep a GPU busy: several lanes share one. Lanes of a warp read the volume together, so how they are grouped
 counts too. The kernels' own time (a captured graph, replayed) for the frontal view of render.py and for one turned, image and Jacobian, by every rule; the fastest
-splits are `_SPLIT` in `diffpose.kernels.cuda`. `--once` renders each once instead, for a profiler:
+splits are `SPLIT` in `diffpose.kernels.cuda.arguments`. `--once` renders each once instead, for a profiler:
 
-    ncu --clock-control none --set full -k regex:"_siddon|_trilinear" python benchmarks/gpu_split.py --once
+    ncu --clock-control none --set full -k regex:"siddon_walk|trilinear_walk" python benchmarks/gpu_split.py --once
 """
 
 import argparse
@@ -46,18 +46,18 @@ def main():
     if not torch.cuda.is_available():
         print("gpu_split.py: no CUDA device here, nothing was measured")
         return
-    from diffpose.kernels import cuda
+    from diffpose.kernels.cuda import arguments
 
-    volume, rows, own = example_volume(), [], cuda._SPLIT
+    volume, rows, own = example_volume(), [], arguments.SPLIT
     with torch.no_grad():
         for size, turn in [(size, turn) for size in args.sizes for turn in args.turns]:
             for (rule, task), call in tasks(volume, size, turn).items():
                 row = {"size": size, "turned": turn, "rule": rule, "task": task}
                 for parts, rays in [] if args.once else SPLITS:
-                    cuda._SPLIT = ((math.inf, parts, rays),)
+                    arguments.SPLIT = ((math.inf, parts, rays),)
                     graph = captured(call)
                     row[f"{parts} lanes, {rays} rays"] = f"{statistics.median(microseconds(graph, 12) for _ in range(3)):.1f}"
-                cuda._SPLIT = own
+                arguments.SPLIT = own
                 call()
                 rows.append(row)
     torch.cuda.synchronize()

@@ -71,7 +71,7 @@ class Compiled:
         print(json.dumps({"kernel": self.name, "mode": options.get("MODE", ""), "real": kind, "asked": asked, "registers": registers, "spilled": stack + local, "hash": compiled.hash}), flush=True)
 
 
-for name in ("_siddon", "_trilinear", "_contract"):
+for name in ("siddon_walk", "trilinear_walk", "contract_frame"):
     setattr(cuda, name, Compiled(getattr(cuda, name), name))
 cuda._check = lambda volume, *others: volume
 

@@ -322,7 +322,7 @@ def modules_need_no_developer_tool(root):
 @rule
 def requirements_are_what_the_modules_import(root):
     declared = distributions(settings(root)["requirements"]) | {name for names in extras(root).values() for name in names}
-    used = {name.split(".")[0] for _, tree in exported(root) for name in imports(tree, "diffpose.any")}
+    used = {name.split(".")[0] for _, tree in exported(root) for name in imports(tree, "diffpose.any.part")}
     used = {DISTRIBUTION.get(name, name) for name in used - set(sys.stdlib_module_names) - OPTIONAL - {"diffpose"}}
     return [f"{name}: imported, not in settings.ini's requirements" for name in sorted(used - declared)] + [
         f"{name}: in settings.ini's requirements, never imported" for name in sorted(declared - used - ANNOUNCED)

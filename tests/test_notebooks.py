@@ -15,7 +15,7 @@ import pytest
 from tools.notebook import ROOT, directives, environment, flags_left_out, load, notebooks
 
 TIMEOUT_S = 900
-NEEDS = {"039_kernels_cuda.ipynb": "triton"}  # torch brings it on Linux only
+NEEDS = {"_kernels_cuda": "triton"}  # torch brings it on Linux only
 WHY = {"data": "no real scans: set DIFFPOSE_DATA", "slow": "not asked for: set DIFFPOSE_SLOW=1", "cuda": "no GPU"}
 
 
@@ -44,8 +44,9 @@ def ran(path, left_out, folder):
 
 @pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_notebook(path, record_property, tmp_path):
-    if path.name in NEEDS and importlib.util.find_spec(NEEDS[path.name]) is None:
-        pytest.skip(f"{NEEDS[path.name]} is not installed")
+    for name, library in NEEDS.items():
+        if name in path.name and importlib.util.find_spec(library) is None:
+            pytest.skip(f"{library} is not installed")
     if path.parent.name == "tutorials" and os.environ.get("DIFFPOSE_SLOW", "0") in ("", "0"):
         pytest.skip("a tutorial: make notebooks, or DIFFPOSE_SLOW=1")
     nb = load(path)

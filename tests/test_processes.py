@@ -60,11 +60,11 @@ here = everything()
 child = os.fork()
 if child == 0:
     try:
-        os._exit(0 if cpu._FORKED and same(here, everything()) else 3)
+        os._exit(0 if cpu.threads.forked() and same(here, everything()) else 3)
     finally:
         os._exit(4)
 assert os.waitpid(child, 0)[1] == 0
-assert not cpu._FORKED and same(here, everything())
+assert not cpu.threads.forked() and same(here, everything())
 """)
 
 

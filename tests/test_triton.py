@@ -25,7 +25,7 @@ def test_kernels_compile(capability, tmp_path):
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]
     rows = [json.loads(line) for line in run.stdout.splitlines()]
-    assert {(row["kernel"], row["mode"]) for row in rows} >= {(k, m) for k in ("_siddon", "_trilinear") for m in ("sum", "max", "channels", "voxels")} | {("_contract", "")}
+    assert {(row["kernel"], row["mode"]) for row in rows} >= {(k, m) for k in ("siddon_walk", "trilinear_walk") for m in ("sum", "max", "channels", "voxels")} | {("contract_frame", "")}
     assert not [row for row in rows if row["spilled"]], "registers spilled to memory"
     assert max(row["registers"] for row in rows) <= 255
     sizes = [row for row in rows if row["asked"] == "any size"]

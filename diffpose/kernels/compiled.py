@@ -6,8 +6,12 @@
 __all__ = []
 
 # %% ../../notebooks/api/007_kernels_compiled.ipynb #268127c7
+import functools
 import hashlib
+import importlib.util
 import pickle
+import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +22,27 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 from ..errors import UserError
 
 # %% ../../notebooks/api/007_kernels_compiled.ipynb #5228fdd0
+@functools.cache
+def _made_of(name: str) -> tuple[str, ...]:
+    "The files of a module, of its neighbours that it imports from, and of those that they do."
+    module = sys.modules.get(name)
+    path = getattr(module, "__file__", None)
+    if module is None or path is None or not Path(path).exists():
+        return ()
+    files, near = {path}, ".".join(name.split(".")[: 2 if name.count(".") > 1 else 1]) + "."
+    for other in re.findall(r"^from (\S+) import", Path(path).read_text(encoding="utf-8"), re.M):
+        other = importlib.util.resolve_name(other, module.__package__)
+        if other.startswith(near) and other != name:
+            files.update(_made_of(other))
+    return tuple(sorted(files))
+
+
+def _stamp(function: Callable) -> tuple:
+    "Age and size of all that a function's machine code is made of."
+    stats = [Path(path).stat() for path in _made_of(function.__module__)]
+    return tuple((stat.st_mtime_ns, stat.st_size) for stat in stats)
+
+
 class _MachineCodeFiles(IndexDataCacheFile):
     "numba's files of machine code, each closed by its checksum; unpickling does not look so far."
 
@@ -38,7 +63,7 @@ class _MachineCode(FunctionCache):
     def __init__(self, function):
         super().__init__(function)
         self._cache_file = _MachineCodeFiles(
-            self._cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
+            self._cache_path, self._impl.filename_base, _stamp(function)
         )
 
     def load_overload(self, sig, target_context):

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['GaussNewton', 'JointRegistration', 'JointResult', 'CameraPrior', 'MotionPrior', 'Matches', 'Result', 'Reason',
-           'Thresholds', 'PosePrior', 'survey', 'Stage', 'default_stages', 'standardise_band', 'standardise_ncc',
-           'standardise_mncc', 'standardise_gradient', 'pool_volume', 'pose_covariance', 'expected_tre', 'newton_step',
-           'default_landmarks', 'Registration', 'SparseRegistration', 'SparseAdam', 'patch_distribution',
-           'VectorizedNormalizedCrossCorrelation2d', 'PoseRegressor']
+           'Thresholds', 'PosePrior', 'survey', 'Stage', 'default_stages', 'Residual', 'standardise_band',
+           'standardise_ncc', 'standardise_mncc', 'standardise_gradient', 'pool_volume', 'pose_covariance',
+           'expected_tre', 'newton_step', 'default_landmarks', 'Registration', 'SparseRegistration', 'SparseAdam',
+           'patch_distribution', 'VectorizedNormalizedCrossCorrelation2d', 'PoseRegressor']
 
 # %% ../../notebooks/api/078_registration.ipynb #c08f58fa
 from diffpose.registration.residuals import (
+    Residual,
     standardise_band,
     standardise_gradient,
     standardise_mncc,
@@ -48,6 +49,7 @@ _all_ = [
     "survey",
     "Stage",
     "default_stages",
+    "Residual",
     "standardise_band",
     "standardise_ncc",
     "standardise_mncc",

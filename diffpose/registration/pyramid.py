@@ -9,7 +9,8 @@ __all__ = ['pool_volume', 'Stage', 'default_stages']
 import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import overload
 
 from jaxtyping import Float
@@ -25,13 +26,12 @@ from ..errors import UserError
 from ..guards import shaped
 from ..images import resize_image
 from diffpose.registration.residuals import (
-    band_areas,
-    band_support,
-    _standardise_band,
-    standardise_band,
-    standardise_gradient,
+    RESIDUALS,
+    Residual,
+    Windowed,
+    check_comparable,
+    name_of,
     standardise_mncc,
-    standardise_ncc,
 )
 
 # %% ../../notebooks/api/066_registration_pyramid.ipynb #8b83a3f8
@@ -56,16 +56,14 @@ def pool_volume(
     )
     return pooled[0, 0].permute(2, 1, 0), affine @ step
 
-# %% ../../notebooks/api/066_registration_pyramid.ipynb #901e6b6a
-RESIDUALS = ("band", "mncc", "ncc", "gradient")
-
 # %% ../../notebooks/api/066_registration_pyramid.ipynb #799fd408
 @dataclass(frozen=True)
 class Stage:
     "One level of the pyramid."
 
     size: int  # pixels along the shorter side of the image
-    residual: str = "band"  # "band", "mncc", "ncc" or "gradient"
+    # "band", "mncc", "ncc" or "gradient"; or a function of the form of `Residual`
+    residual: str | Residual = field(default="band", hash=False)
     max_steps: int = 12
     # stop when a step improves the cost by less than this fraction, or promises less than half of
     # it
@@ -81,8 +79,12 @@ class Stage:
     refine: bool = False
 
     def __post_init__(self):
-        if self.residual not in RESIDUALS:
-            raise UserError(f"residual is one of {', '.join(RESIDUALS)}, not {self.residual!r}")
+        named = isinstance(self.residual, str)
+        if self.residual not in RESIDUALS if named else not callable(self.residual):
+            raise UserError(
+                f"residual is one of {', '.join(RESIDUALS)}, or a function (image, weight,"
+                f" jacobian) like `standardise_ncc`, not {self.residual!r}"
+            )
         if self.size < 8 or self.max_steps < 1 or self.tolerance < 0 or not 0 < self.window <= 1:
             raise UserError(
                 "a stage needs size >= 8, max_steps >= 1, tolerance >= 0 and window in (0, 1], "
@@ -121,7 +123,7 @@ def default_stages(
     return stages
 
 # %% ../../notebooks/api/066_registration_pyramid.ipynb #94d58898
-_Windows = tuple[Tensor, Tensor] | None
+_Windows = tuple[Tensor, ...] | None
 
 
 @dataclass(frozen=True)
@@ -132,11 +134,11 @@ class Target:
     weight: Tensor  # N 1 H W, 1 where they can be trusted
     support: Tensor  # N 1 H W, 1 where residuals count
     y: Tensor  # N C H W, standardised
-    windows: _Windows = None  # N 1 H W and N 2 H W, of the band's filters
+    windows: _Windows = None  # N C H W each, of a residual that has some
 
     def __getitem__(self, index: Tensor | slice) -> "Target":
         "Some of the X-rays."
-        windows = self.windows and (self.windows[0][index], self.windows[1][index])
+        windows = self.windows and tuple(part[index] for part in self.windows)
         return Target(
             *(part[index] for part in (self.image, self.weight, self.support, self.y)), windows
         )
@@ -152,7 +154,12 @@ class Level:
     def __init__(self, stage: Stage, drr: DRR):
         self.stage, self.drr = stage, drr
         longer = max(drr.detector.height, drr.detector.width)
-        self.window = max(round(stage.window * longer), 5) | 1
+        window = max(round(stage.window * longer), 5) | 1
+        named = RESIDUALS[stage.residual] if isinstance(stage.residual, str) else stage.residual
+        self.residual: Residual = (
+            partial(standardise_mncc, window=window) if stage.residual == "mncc" else named
+        )
+        self.windowed = self.residual if isinstance(self.residual, Windowed) else None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -175,14 +182,12 @@ class Level:
         windows: _Windows = None,  # of a target
     ) -> tuple[Tensor, Tensor | None]:  # B C H W, B C H W P
         "Make images comparable, as the stage says."
-        if self.stage.residual == "band":
-            if windows is None:
-                return standardise_band(image, weight, jacobian)
-            return _standardise_band(image, jacobian, windows)
-        if self.stage.residual == "mncc":
-            return standardise_mncc(image, weight, jacobian, window=self.window)
-        function = standardise_ncc if self.stage.residual == "ncc" else standardise_gradient
-        return function(image, weight, jacobian)
+        if self.windowed is not None:
+            made = self.windowed(image, weight, jacobian, windows)
+        else:
+            made = self.residual(image, weight, jacobian)
+        check_comparable(self.residual, made, image, jacobian)
+        return made
 
     def aim(
         self,
@@ -192,12 +197,14 @@ class Level:
         "Average X-rays over their fields of view to this level's pixels."
         image, share = resize_image(xrays, *self.size, masks)
         weight = (share > 0.99).to(xrays.dtype)
-        if self.stage.residual != "band":
-            return Target(image, weight, weight, self.standardise(image, weight)[0])
-        support = band_support(weight)
-        windows = support, band_areas(support)
+        windows = None if self.windowed is None else self.windowed.windows(weight)
         y, _ = self.standardise(image, weight, None, windows)
-        return Target(image, weight, support, y, windows)
+        if not y.isfinite().all():
+            raise UserError(
+                f"the residual {name_of(self.residual)} makes numbers of the X-ray that are not"
+                " finite"
+            )
+        return Target(image, weight, weight if windows is None else windows[0], y, windows)
 
 # %% ../../notebooks/api/066_registration_pyramid.ipynb #b993c8f4
 def _density_at(drr: DRR, multiplier: float | None) -> Tensor:  # X Y Z
