@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GaussNewton', 'JointRegistration', 'JointResult', 'CameraPrior', 'MotionPrior', 'Matches', 'Result', 'Reason',
-           'Thresholds', 'PosePrior', 'survey', 'Stage', 'default_stages', 'Residual', 'standardise_band',
-           'standardise_ncc', 'standardise_mncc', 'standardise_gradient', 'pool_volume', 'pose_covariance',
-           'expected_tre', 'newton_step', 'default_landmarks', 'Registration', 'SparseRegistration', 'SparseAdam',
-           'patch_distribution', 'VectorizedNormalizedCrossCorrelation2d', 'PoseRegressor']
+           'Thresholds', 'PosePrior', 'SearchSpace', 'search', 'survey', 'Stage', 'default_stages', 'Residual',
+           'standardise_band', 'standardise_ncc', 'standardise_mncc', 'standardise_gradient', 'pool_volume',
+           'pose_covariance', 'expected_tre', 'newton_step', 'default_landmarks', 'Registration', 'SparseRegistration',
+           'SparseAdam', 'patch_distribution', 'VectorizedNormalizedCrossCorrelation2d', 'PoseRegressor']
 
 # %% ../../notebooks/api/078_registration.ipynb #c08f58fa
 from diffpose.registration.residuals import (
@@ -19,6 +19,7 @@ from diffpose.registration.residuals import (
 )
 from .pyramid import Stage, default_stages, pool_volume
 from .starts import PosePrior, survey
+from .space import SearchSpace
 from diffpose.registration.uncertainty import (
     default_landmarks,
     expected_tre,
@@ -29,6 +30,7 @@ from .verdict import Reason, Result, Thresholds
 from .unknowns import CameraPrior, Matches, MotionPrior
 from .gauss_newton import GaussNewton
 from .joint import JointRegistration, JointResult
+from .search import search
 from .first_order import Registration
 from .sparse import SparseAdam, SparseRegistration, patch_distribution
 from .sparse import VectorizedNormalizedCrossCorrelation2d
@@ -46,6 +48,8 @@ _all_ = [
     "Reason",
     "Thresholds",
     "PosePrior",
+    "SearchSpace",
+    "search",
     "survey",
     "Stage",
     "default_stages",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..drr import DRR
 from ..drr.rays import _camera_from_twist
-from ..errors import UserError, UserTypeError, worded
+from ..errors import UserError, UserTypeError, argument, worded
 from ..field import burnt_out, open_field
 from ..guards import exactly
 from ..pose import RigidTransform
@@ -42,6 +42,7 @@ from diffpose.registration.solver import (
     softened,
     unseen_axis,
 )
+from .space import SearchSpace, explored
 from .starts import Job, Pool, PosePrior, _Track, funnel, widen
 from diffpose.registration.uncertainty import (
     _infinite_along,
@@ -116,16 +117,22 @@ def check_xray(
     return xray, _shrink(trusted).to(xray)
 
 
+Start = RigidTransform | PosePrior | SearchSpace
+
+
 @overload
 def check_poses(init: RigidTransform) -> RigidTransform: ...
 @overload
-def check_poses(init: RigidTransform | PosePrior) -> RigidTransform | PosePrior: ...
-def check_poses(init: RigidTransform | PosePrior) -> RigidTransform | PosePrior:
-    "Rigid poses on the CPU in double precision, or a prior."
+def check_poses(init: Start) -> Start: ...
+def check_poses(init: Start) -> Start:
+    "Rigid poses on the CPU in double precision, or what is known of them."
+    if isinstance(init, SearchSpace):
+        return init
     mean = init.mean if isinstance(init, PosePrior) else init
     if not isinstance(mean, RigidTransform) or len(mean) == 0:
         raise UserTypeError(
-            f"init must be a RigidTransform or a PosePrior, not {type(init).__name__}"
+            "init must be a RigidTransform, a PosePrior or a SearchSpace, not"
+            f" {type(init).__name__}"
         )
     mean.check_rigid(1e-3)
     return init.detach().cpu().double() if isinstance(init, RigidTransform) else init
@@ -269,7 +276,8 @@ class GaussNewton:
     def register(
         self,
         xray: Tensor,  # 1 1 H W line integrals (bone bright), or N 1 H W: a pose for each
-        init: RigidTransform | PosePrior,  # a guess, several (N X-rays: one each), or a prior
+        # a guess, several (N X-rays: one each), a prior, or a space to search
+        init: RigidTransform | PosePrior | SearchSpace,
         mask: Tensor | None = None,  # as xray, True where it can be trusted
         landmarks: Tensor | None = None,  # N 3 or 1 N 3 world [mm], for the expected TRE
         n_starts: int = 64,  # how many to draw from a prior
@@ -288,6 +296,8 @@ class GaussNewton:
             raise UserError(
                 f"{n} X-rays need {n} starts, one each, or a PosePrior, not {len(init)} poses"
             )
+        if isinstance(init, SearchSpace):
+            return self._search(xray, masks, init, landmarks, handed, (progress, callback))
         shared, starts = n == 1, init
         if isinstance(starts, PosePrior):
             shared, starts = True, starts.sample(n_starts, torch.Generator().manual_seed(seed))
@@ -312,6 +322,36 @@ class GaussNewton:
                     self._explain(job, result, handed, x, each[x][0])
         return results[0] if n == 1 else results
 
+    def _search(
+        self,
+        xray: Tensor,
+        masks: tuple[Tensor, Tensor],
+        space: SearchSpace,
+        landmarks: Tensor | None,
+        handed: tuple,
+        shown: tuple[bool, Callable | None],
+    ) -> Result | Any:
+        "Find the poses of X-rays anywhere in a space."
+        side = getattr(self.drr.subject, "orientation", None)
+        if side is None:
+            raise UserError(
+                "a SearchSpace counts the angles of a C-arm, and this patient was read with"
+                f" {argument('orientation', None)}: read it with {argument('orientation', 'AP')}"
+            )
+        (distance,) = space.distances(self.drr.camera, math.inf)
+        job = self._job(xray, masks, distance, landmarks)
+        with torch.no_grad(), _Progress(len(job.levels), *shown) as tell:
+            apart = self.thresholds.distance_mm
+            pools = [
+                explored(job, x, xray[x : x + 1], masks[0][x : x + 1], space, side, apart, tell)
+                for x in range(len(xray))
+            ]
+            results = self._finish(job, reduce(Pool.join, pools), tell)
+            for x, result in enumerate(results):
+                if result.verdict == "stalled" and self.restarts:
+                    self._explain(job, result, handed, x, result.pose.matrix[0].double().cpu())
+        return results[0] if len(results) == 1 else results
+
     def _finish(self, job: Job, pool: Pool, tell: Callable) -> list[Result]:
         "The last stages for the best candidates and the given start; verdicts."
         pools = []
@@ -322,7 +362,7 @@ class GaussNewton:
             apart[0] = 0
             best = best[apart < 2 * self.thresholds.margin]
             given = mine[mine.given]
-            if self._contends(job, given, best):
+            if len(given.ids) and self._contends(job, given, best):
                 best = best.join(given)
             others = job.best(mine, 8, self.thresholds.distance_mm)
             pools.append((best, others))

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..calibration import Camera
 from ..drr import DRR
 from ..errors import UserError
 from ..guards import shaped
@@ -123,9 +124,11 @@ def _ways(spread_deg: float, step_deg: float) -> Tensor:
     return torch.arange(-n, n + 1, dtype=torch.float64) * math.radians(step_deg)
 
 
-def _matches(images: Tensor, turned: Tensor, masks: Tensor, margin: int, reach: int) -> Tensor:
-    """Correlation of turned X-rays R 1 h w with wider DRRs N 1 H W, for shifts up to `reach`: R N S
-    S.
+def _matches(
+    images: Tensor, turned: Tensor, masks: Tensor, margin: int, reach: int
+) -> tuple[Tensor, Tensor]:
+    """Best correlation of turned X-rays R 1 h w with wider DRRs N 1 H W, over shifts up to `reach`,
+    and the number of that shift: R N each.
     """
     size, middle = images.shape[-2:], slice(margin - reach, margin + reach + 1)
     spectrum = lambda x: torch.fft.rfft2(x[:, 0], s=size)
@@ -134,33 +137,90 @@ def _matches(images: Tensor, turned: Tensor, masks: Tensor, margin: int, reach: 
     for x, m in zip(turned.split(1), masks.split(1)):
         back = lambda z: torch.fft.irfft2(z, s=size)[:, middle, middle]
         under = back(energy * spectrum(m).conj()).clamp(min=0.05 * float(m.sum()) + 1e-6)
-        found.append(
-            back(D * spectrum(x).conj()) / (under * x.square().sum().clamp(min=1e-6)).sqrt()
+        scale = (under * x.square().sum().clamp(min=1e-6)).sqrt()
+        found.append((back(D * spectrum(x).conj()) / scale).flatten(1).max(1))
+    best, shift = zip(*found)
+    return torch.stack(best), torch.stack(shift)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    "An X-ray beside DRRs from several views: every roll of it, at every shift."
+
+    camera: Camera  # of coarse pixels
+    image: Tensor  # 1 1 h w, with its mean where it is not trusted
+    seen: Tensor  # 1 1 h w, 0 or 1
+    rolls: Tensor  # R [rad]
+    distance: float  # of the source from what is looked at [mm]
+    reach_mm: float  # how far it may be shifted across the beam
+
+    @classmethod
+    def of(cls, xray: Tensor, mask: Tensor, camera: Camera, *how) -> "Sweep":
+        "Of an X-ray and its mask, 1 1 H W each, averaged to the pixels of a camera."
+        image, share = resize_image(xray.cpu(), camera.height, camera.width, mask.cpu())
+        seen = (share > 0.9).to(image)
+        mean = (image * seen).sum() / seen.sum().clamp(min=1)
+        return cls(camera, torch.where(seen > 0, image, mean), seen, *how)
+
+    @property
+    def margin(self) -> int:
+        "By how many pixels the DRRs go beyond the X-ray on each side."
+        return max(self.camera.height, self.camera.width) // 2
+
+    @property
+    def pixel(self) -> float:
+        "Width of a pixel at the patient [mm]."
+        magnified = 1 if self.camera.parallel else self.camera.sdd / self.distance
+        return self.camera.delx / magnified
+
+    @property
+    def reach(self) -> int:
+        "Shifts to each side [pixels]."
+        return min(self.margin, max(1, round(self.reach_mm / self.pixel)))
+
+    def correlate(
+        self,
+        drr: DRR,  # of any camera
+        views: Tensor,  # N 4 4
+    ) -> tuple[Tensor, Tensor]:  # R N best correlations, and the shifts where they are
+        "How much the X-ray, at each roll, looks like the DRR from each view."
+        wide = self.camera.pad(*(self.margin,) * 4)
+        with torch.no_grad():
+            drr = DRR.from_camera(drr.subject, wide, renderer="trilinear", **_backend(drr)).to(
+                drr.device
+            )
+            parts = (RigidTransform._of(part.to(drr.device)) for part in views.split(64))
+            drrs = torch.cat([drr(part).cpu() for part in parts]).to(self.image)
+        images = _whitened(drrs, torch.ones_like(drrs[:1]))
+        centre = float(self.camera.K[0, 2]), float(self.camera.K[1, 2])
+        turned = _turned(self.image, centre, self.rolls)
+        masks = (_turned(self.seen, centre, self.rolls) > 0.95).to(self.image)
+        masks = band_support(masks)
+        return _matches(
+            images, _whitened(turned, masks) * masks, masks, self.margin, self.reach
         )
-    return torch.stack(found)
 
-
-def _peaks(found: Tensor, rolls: Tensor, views: Tensor, reorient: Tensor, camera, how: tuple):
-    "The best of each neighbourhood of rolls and tilts, as poses."
-    pixel, reach, n = how
-    side, width = math.isqrt(len(views)), 2 * reach + 1
-    best, shift = found.flatten(2).max(2)
-    space = best.reshape(1, 1, len(rolls), side, side)
-    peak = (space >= F.max_pool3d(space, 3, 1, 1)).flatten()
-    order = torch.where(peak, best.flatten(), best.flatten() - 2).argsort(descending=True)[:n]
-    roll, view, shift = order // len(views), order % len(views), shift.flatten()[order]
-    down, right = shift // width - reach, shift % width - reach
-    inner = torch.eye(4, dtype=torch.float64).repeat(len(order), 1, 1)
-    angle = -rolls[roll]
-    inner[:, 0, 0], inner[:, 0, 1] = angle.cos(), -angle.sin()
-    inner[:, 1, 0], inner[:, 1, 1] = angle.sin(), angle.cos()
-    # columns run against x where that axis is reversed, rows against y where it is not
-    x, y = -1 if camera.reverse_x_axis else 1, 1 if camera.reverse_y_axis else -1
-    aside = torch.eye(4, dtype=torch.float64).repeat(len(order), 1, 1)
-    aside[:, 0, 3], aside[:, 1, 3] = x * right * pixel, y * down * pixel * camera.dely / camera.delx
-    inner = inner if x == y else inner.mT
-    moved = views[view] @ reorient @ aside @ inner @ torch.linalg.inv(reorient)
-    return moved, best.flatten()[order]
+    def poses(
+        self,
+        views: Tensor,  # K 4 4
+        rolls: Tensor,  # K [rad]
+        shifts: Tensor,  # K, as `correlate` numbers them
+        reorient: Tensor,  # 4 4, of the subject
+    ) -> Tensor:  # K 4 4
+        "Poses that see what the turned and shifted X-ray does."
+        down = shifts // (2 * self.reach + 1) - self.reach
+        right = shifts % (2 * self.reach + 1) - self.reach
+        inner = torch.eye(4, dtype=torch.float64).repeat(len(views), 1, 1)
+        inner[:, 0, 0], inner[:, 0, 1] = rolls.cos(), rolls.sin()
+        inner[:, 1, 0], inner[:, 1, 1] = -rolls.sin(), rolls.cos()
+        # columns run against x where that axis is reversed, rows against y where it is not
+        camera = self.camera
+        x, y = -1 if camera.reverse_x_axis else 1, 1 if camera.reverse_y_axis else -1
+        aside = torch.eye(4, dtype=torch.float64).repeat(len(views), 1, 1)
+        aside[:, 0, 3] = x * right * self.pixel
+        aside[:, 1, 3] = y * down * self.pixel * camera.dely / camera.delx
+        inner = inner if x == y else inner.mT
+        return views @ reorient @ aside @ inner @ torch.linalg.inv(reorient)
 
 # %% ../../notebooks/api/068_registration_starts.ipynb #a73e8232
 def survey(
@@ -178,26 +238,17 @@ def survey(
     camera, reorient = level.drr.camera, level.drr.subject.reorient.double().cpu()
     if size is not None:
         camera = camera.rescale(size / min(camera.height, camera.width))
-    margin = max(camera.height, camera.width) // 2
-    wide = camera.pad(margin, margin, margin, margin)
-    image, share = resize_image(xray.cpu(), camera.height, camera.width, mask.cpu())
-    seen = (share > 0.9).to(image)
-    image = torch.where(seen > 0, image, (image * seen).sum() / seen.sum().clamp(min=1))
     grid = _ways(rotation_deg, step_deg)
-    tilts = torch.cartesian_prod(grid, grid)
-    views = orbit(around, reorient, tilts)
-    with torch.no_grad():
-        drr = DRR.from_camera(level.drr.subject, wide, renderer="trilinear", **_backend(level.drr))
-        drrs = drr.to(level.drr.device)(RigidTransform._of(views.to(level.drr.device))).cpu()
-    images = _whitened(drrs.to(image), torch.ones_like(drrs[:1]).to(image))
-    centre = float(camera.K[0, 2]), float(camera.K[1, 2])
-    turned, masks = _turned(image, centre, grid), (_turned(seen, centre, grid) > 0.95).to(image)
-    masks = band_support(masks)
-    magnified = 1 if camera.parallel else camera.sdd / float(around[:3, 3].norm())
-    pixel = camera.delx / magnified  # at the patient [mm]
-    reach = min(margin, max(1, round(translation_mm / pixel)))
-    found = _matches(images, _whitened(turned, masks) * masks, masks, margin, reach)
-    return _peaks(found, grid, views, reorient, camera, (pixel, reach, n))
+    views = orbit(around, reorient, torch.cartesian_prod(grid, grid))
+    sweep = Sweep.of(xray, mask, camera, grid, float(around[:3, 3].norm()), translation_mm)
+    best, shifts = sweep.correlate(level.drr, views)
+    # the best of each neighbourhood of rolls and tilts
+    space = best.reshape(1, 1, *(len(grid),) * 3)
+    peak = (space >= F.max_pool3d(space, 3, 1, 1)).flatten()
+    order = torch.where(peak, best.flatten(), best.flatten() - 2).argsort(descending=True)[:n]
+    roll, view = order // len(views), order % len(views)
+    found = sweep.poses(views[view], grid[roll], shifts.flatten()[order], reorient)
+    return found, best.flatten()[order]
 
 # %% ../../notebooks/api/068_registration_starts.ipynb #01e10269
 class _Track:
