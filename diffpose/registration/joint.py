@@ -137,9 +137,6 @@ def judge_together(
     )
     return "converged", [Reason(text, "agreement", local, t.similarity)]
 
-
-
-
 # %% ../../notebooks/api/074_registration_joint.ipynb #04dc41ff
 @dataclass
 class JointResult:
