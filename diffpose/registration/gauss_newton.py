@@ -366,7 +366,7 @@ class GaussNewton:
         evidence, sources = self._evidence(job, pool, others, aside)
         evidence |= {"newton_mm": newton, **camera}
         verdict, reasons = judge(evidence, self.thresholds)
-        covariance, beam = sum(sources.values()), self._beam(pool.fit)
+        covariance, beam = torch.stack([*sources.values()]).sum(0), self._beam(pool.fit)
         far = job.apart(pool.fit.matrix[0], others.fit.matrix) > self.thresholds.distance_mm
         rows = job.track.of(int(pool.ids[0])) if job.track.rows else []
         rows = rows or [
