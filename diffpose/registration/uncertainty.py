@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data import Contrast
 from ..data.density import MU_WATER
 from ..drr import DRR
-from ..drr.contrast import _contrast_map
+from ..drr.contrast import _maps
 from ..errors import UserError
 from ..guards import shaped
 from ..pose import RigidTransform
@@ -180,7 +180,7 @@ def other_physics(
     haze = blurred(light, VEIL_MM / math.sqrt(own.camera.delx * own.camera.dely))
     found = {"skin": image + SKIN * density * length, "veil": -torch.log(light + VEIL * haze)}
     if isinstance(drr.contrast, Contrast):
-        more = _contrast_map(drr.contrast, BONE * drr.contrast.multiplier, 1, own.device)
+        more = _maps(drr.contrast, [BONE * drr.contrast.multiplier], own.device)
         found["bone"] = own.reshape_transform(_projected(drr, view, more))
     return found
 
