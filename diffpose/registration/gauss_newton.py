@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..calibration import Camera
 from ..drr import DRR
 from ..drr.rays import _camera_from_twist
 from ..errors import UserError, UserTypeError, argument, worded
@@ -35,7 +36,7 @@ from diffpose.registration.pyramid import (
 from diffpose.registration.solver import (
     Fit,
     at_depth,
-    compare,
+    compare_standard,
     depth_of,
     evaluate,
     refine,
@@ -50,8 +51,12 @@ from diffpose.registration.uncertainty import (
     camera_step,
     default_landmarks,
     expected_tre,
+    method_covariance,
+    method_steps,
     newton_step,
+    other_physics,
     pose_covariance,
+    _inverse,
 )
 from .verdict import Reason, Result, Thresholds, _history, judge, separation
 
@@ -397,11 +402,11 @@ class GaussNewton:
         if len(given) and separation(agreement[0], agreement[given])[0] < margin:
             rest = torch.arange(len(pool.given))
             pool = pool[torch.cat([given, rest[rest != given]])]  # others must be clearly better
-        pool, newton, camera = self._refined(job, pool, still)
-        evidence = self._evidence(job, pool, others)
+        pool, newton, camera, aside = self._refined(job, pool, still)
+        evidence, sources = self._evidence(job, pool, others, aside)
         evidence |= {"newton_mm": newton, **camera}
         verdict, reasons = judge(evidence, self.thresholds)
-        covariance, beam = evidence.pop("covariance"), self._beam(pool.fit)
+        covariance, beam = torch.stack([*sources.values()]).sum(0), self._beam(pool.fit)
         far = job.apart(pool.fit.matrix[0], others.fit.matrix) > self.thresholds.distance_mm
         rows = job.track.of(int(pool.ids[0])) if job.track.rows else []
         rows = rows or [
@@ -420,9 +425,10 @@ class GaussNewton:
             evidence,
             RigidTransform(others.fit.matrix[far]) if far.any() else None,
             None if beam is None else covariance,
+            sources,
         )
 
-    def _camera(
+    def _around(
         self,
         level: Level,
         matrix: Tensor,  # 1 4 4
@@ -430,19 +436,32 @@ class GaussNewton:
         target: Target,
         image: Tensor,  # 1 1 H W
         J: Tensor,  # 1 H W 6
-    ) -> dict:
+    ) -> tuple[dict, Tensor]:  # K 6
+        """What the image wants of the camera, and how far other physics would have moved the pose:
+        twists of one standard deviation each.
+        """
+        detector, camera = level.drr.detector, level.drr.camera
+        others = other_physics(self.drr, level, matrix, image)
+        if not camera.parallel:
+            at = (matrix.to(J.device), detector.pixels()[0], detector._exact[:3, :3], camera)
+            more = _camera_from_twist(J.flatten(1, 2), *at).unflatten(1, J.shape[1:3])
+            J = torch.cat([J, more], -1)
+        image, J = softened(image, J, blur)
+        y, J = level.standardise(image, target.weight, J, target.windows)
+        zero = torch.zeros(1, dtype=torch.long)
+        fit = compare_standard(level, target, y, J, matrix, zero)
+        pulls = method_steps(level, target, y, J[..., :6], blur, list(others.values()))
+        inverse = _inverse(fit.H[0, :6, :6], self._beam(fit))
+        inverse = inverse / fit.similarity[0].clamp(0.1, 1.0).sqrt()
+        aside = -pulls @ inverse if inverse.isfinite().all() else torch.zeros_like(pulls)
+        return {} if camera.parallel else self._camera(camera, fit), aside
+
+    def _camera(self, camera: Camera, fit: Fit) -> dict:
         """Does another camera explain the X-ray better?
 
         Chi-square, and what it wants of each number.
         """
-        camera = level.drr.camera
-        if camera.parallel:
-            return {}
-        names, detector = ("sdd", "x0", "y0"), level.drr.detector
-        at = (matrix.to(J.device), detector.pixels()[0], detector._exact[:3, :3], camera)
-        more = _camera_from_twist(J.flatten(1, 2), *at).unflatten(1, J.shape[1:3])
-        image, J = softened(image, torch.cat([J, more], -1), blur)
-        fit = compare(level, target, image, J, matrix, torch.zeros(1, dtype=torch.long))
+        names = ("sdd", "x0", "y0")
         step, covariance = camera_step(_curvature(fit, 0), fit.g[0], fit.score[0])
         if not covariance.isfinite().all():
             return {}
@@ -452,20 +471,18 @@ class GaussNewton:
         wants = {name: (stated[name], stated[name] + d, error) for name, d, error in numbers}
         return {"camera_surprise": surprise.item(), "camera_wants": wants}
 
-    def _refined(self, job: Job, pool: Pool, still: bool) -> tuple[Pool, float, dict]:
+    def _refined(self, job: Job, pool: Pool, still: bool) -> tuple[Pool, float, dict, Tensor]:
         """The first of the candidates at rest in the last stage, how far a Newton step would move
-        it [mm], and what the image wants of the camera.
+        it [mm], what the image wants of the camera, and how far other physics would have moved it.
         """
-        camera: dict = {}
         fit, level, x = pool.fit[:1], job.levels[-1], int(pool.fit.which[0])
+        target = job.targets[-1][x : x + 1]
         if level.stage.refine:
-            target = job.targets[-1][x : x + 1]
             job.track.ids, job.track.level = pool.ids[:1], len(job.levels) - 1
             with torch.no_grad():
                 fit, plain, steps, settled, renders, sharp = refine(
                     level, target, pool.fit.matrix[:1], job.track, still
                 )
-                camera = self._camera(level, fit.matrix, *sharp)
             plain.which[:] = x
             if job.apart(fit.matrix[0], pool.fit.matrix[:1])[0] > self.thresholds.distance_mm:
                 plain, settled = self._look(job, -1, pool.fit.matrix[:1], pool.fit.which[:1]), False
@@ -474,13 +491,24 @@ class GaussNewton:
             if not still:
                 pool.settled[0] = settled
             job.renders[x] += renders
+        else:
+            pose = RigidTransform._of(fit.matrix.to(level.drr.device))
+            sharp = (0.0, target, *level.drr.jacobian(pose))
+            job.renders[x] += 1
+        with torch.no_grad():
+            camera, aside = self._around(level, fit.matrix, *sharp)
+        job.renders[x] += len(aside) - 1  # a veil needs no render
         newton = newton_step(_curvature(fit, 0), fit.g[0], job.points, self._beam(fit))
         if not still:
             pool.settled[:1] |= newton < AT_REST_MM
-        return pool, newton, camera
+        return pool, newton, camera, aside
 
-    def _evidence(self, job: Job, pool: Pool, others: Pool) -> dict:
-        "Numbers that say whether the first of the candidates is right."
+    def _evidence(
+        self, job: Job, pool: Pool, others: Pool, aside: Tensor
+    ) -> tuple[dict, dict[str, Tensor]]:
+        """Numbers that say whether the first of the candidates is right, and its covariance by
+        source.
+        """
         fit, t = pool.fit, self.thresholds
         local = self._look(job, job.local, fit.matrix[:1], fit.which[:1])
         stated = (
@@ -490,7 +518,10 @@ class GaussNewton:
         )
         curvature = _curvature(fit, 0)
         beam = self._beam(fit)
-        covariance = t.misfit**2 * pose_covariance(curvature, fit.score[0], beam)
+        images = t.misfit**2 * pose_covariance(curvature, fit.score[0], beam)
+        method = method_covariance(aside, self.drr, job.points, beam)
+        sources = {"images": images, "method": method if images.isfinite().all() else images}
+        by = {name: expected_tre(part, job.points, beam) for name, part in sources.items()}
         apart = torch.tensor([math.inf])
         if len(others.fit.matrix):
             far = job.apart(fit.matrix[0], others.fit.matrix) > t.distance_mm
@@ -499,19 +530,20 @@ class GaussNewton:
         if len(fit.matrix) > 1:
             far = job.apart(fit.matrix[0], fit.matrix[1:]) > t.distance_mm
             apart = torch.cat([apart, separation(fit.agreement[0], fit.agreement[1:][far])])
-        return {
+        evidence = {
             "settled": bool(pool.settled[0]),
             "similarity": fit.similarity[0].item(),
             "local_similarity": stated.similarity[0].item(),
             "agreement": fit.agreement[0].sum().item(),
             "local_agreement": stated.agreement[0].sum().item(),
-            "covariance": covariance,
-            "expected_tre_mm": expected_tre(covariance, job.points, beam),
+            "expected_tre_mm": math.hypot(*by.values()),
+            "by_source_mm": by,
             "separation": apart.min().item(),
             "contrast": self._contrast(job, fit.matrix[:1]),
             "cost": fit.cost[0].item(),
             "starts": job.starts,
-        } | ({} if beam is None else {"beam": beam.tolist()})
+        }
+        return evidence | ({} if beam is None else {"beam": beam.tolist()}), sources
 
     def _beam(self, fit: Fit) -> Tensor | None:  # 3
         "Where a parallel beam goes from the first of the poses."

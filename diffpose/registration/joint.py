@@ -55,6 +55,7 @@ from diffpose.registration.unknowns import (
     changed,
 )
 from diffpose.registration.verdict import (
+    SOURCES,
     Reason,
     Result,
     Thresholds,
@@ -82,6 +83,9 @@ DOUBTED = {
     "bodies": "a body has moved farther than was thought possible",
     "matches": "the points that were given do not fit",
 }
+# standard errors times this, beside `Thresholds.misfit`: the method's share of several views, which
+# a single view states apart
+TOGETHER = 1.43
 BLIND = 1e-3  # share of a number that the images decide, below which they say nothing of it
 
 
@@ -132,15 +136,6 @@ def judge_together(
         f" {across:.2f} mm across it"
     )
     return "converged", [Reason(text, "agreement", local, t.similarity)]
-
-
-SOURCES = {
-    "images": "the images",
-    "camera": "the tolerance of the camera",
-    "relative": "how well the views are known to each other",
-    "bodies": "how far the bodies may have moved",
-    "matches": "the points that were given",
-}
 
 # %% ../../notebooks/api/074_registration_joint.ipynb #04dc41ff
 @dataclass
@@ -409,7 +404,7 @@ def _of_one(unknowns: Unknowns, result: Result, points: Tensor) -> JointResult:
         result.reasons,
         covariance,
         unknowns.layout,
-        {"images": covariance},
+        result.sources,
         covariance[None, None],
         result.expected_tre_mm,
         error[None, None],
@@ -444,7 +439,7 @@ class _Work:
         alone: list[Tensor],  # of each view, what it proposes alone: N 4 4, best first
     ) -> JointResult:
         "From views alone to all together."
-        u, misfit = self.unknowns, self.thresholds.misfit
+        u, misfit = self.unknowns, TOGETHER * self.thresholds.misfit
         as_first = lambda pose, v: pose @ torch.linalg.inv(u.relative[v])
         state_of = lambda pose: u.state(bodies @ pose)
         states, said, looks = [state_of(begin[0])], [], []
@@ -511,7 +506,7 @@ class _Work:
         for v, (fit, w) in enumerate(zip(fits, scene.weights)):
             A = u.columns(state, v)
             images += w**2 * A.mT @ _gradient_spread(fit.H[0], fit.score[0]) @ A
-        sources = {"images": t.misfit**2 * images}
+        sources = {"images": (TOGETHER * t.misfit) ** 2 * images}
         sources |= {name: slope[part].mT @ slope[part] for name, part in u.known.items()}
         sources = {name: inverse @ form @ inverse for name, form in sources.items()}
         covariance = torch.stack([*sources.values()]).sum(0)

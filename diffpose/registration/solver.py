@@ -66,6 +66,15 @@ def _block_sums(x: Tensor, blocks: int = BLOCKS) -> Tensor:  # B C H W to B K C
     return F.avg_pool2d(x, (h, w)).double().flatten(2).mT * (h * w)
 
 
+def robust(level: Level, residual: Tensor) -> tuple[Tensor, Tensor]:  # B C H W to B 1 H W, twice
+    "Huber's weight of each pixel, and its cost."
+    size, c = residual.square().sum(1, keepdim=True).sqrt(), level.stage.robust
+    if c is None:
+        return torch.ones_like(size), size.square()
+    q = (c / size.clamp(min=1e-12)).clamp(max=1.0)
+    return q, torch.where(size < c, size.square(), 2 * c * size - c * c)
+
+
 def compare(
     level: Level,
     target: Target,
@@ -76,15 +85,22 @@ def compare(
 ) -> Fit:
     "Costs, gradients and curvatures of poses, from their DRRs; where the poses are."
     seen = target.of(which)
+    standard = level.standardise(image, seen.weight, J, seen.windows)
+    return compare_standard(level, seen, *standard, matrix, which)
+
+
+def compare_standard(
+    level: Level,
+    seen: Target,  # the X-rays of the poses
+    y: Tensor,  # B C H W standardised DRRs
+    J: Tensor,  # B C H W 6, their derivatives
+    matrix: Tensor,  # B 4 4
+    which: Tensor,  # B
+) -> Fit:
+    "The same, of DRRs that are standardised already."
     support, wanted = seen.support, seen.y
-    y, J = level.standardise(image, seen.weight, J, seen.windows)
     residual, n = y - wanted, support.sum((1, 2, 3)).double().clamp(min=1)
-    size, c = residual.square().sum(1, keepdim=True).sqrt(), level.stage.robust
-    if c is None:
-        q, rho = torch.ones_like(size), size.square()
-    else:
-        q = (c / size.clamp(min=1e-12)).clamp(max=1.0)
-        rho = torch.where(size < c, size.square(), 2 * c * size - c * c)
+    q, rho = robust(level, residual)
     w = support * q
     score = _block_sums((J * (w * residual)[..., None]).sum(1).movedim(-1, 1)) / n[:, None, None]
     Jw = (J * w.sqrt()[..., None]).flatten(1, 3)
@@ -238,14 +254,6 @@ SURROUNDINGS = 25  # side of the square in which X-ray and DRR are correlated [p
 LEAST, MOST, SOFT = 0.02, 0.99, 0.1  # correlations that count, and what keeps the weights finite
 
 
-def _huber(level: Level, residual: Tensor) -> Tensor:  # B C H W to B 1 H W
-    "The cost of each pixel."
-    size, c = residual.square().sum(1, keepdim=True).sqrt(), level.stage.robust
-    return (
-        size.square() if c is None else torch.where(size < c, size.square(), 2 * c * size - c * c)
-    )
-
-
 def adapt(
     level: Level,
     target: Target,  # of one X-ray
@@ -256,7 +264,7 @@ def adapt(
         level.standardise(blurred(image, s), target.weight, None, target.windows)[0]
         for s in SHARPNESS
     ]
-    costs = [(_huber(level, y - target.y) * target.support).sum() for y in looks]
+    costs = [(robust(level, y - target.y)[1] * target.support).sum() for y in looks]
     k = int(torch.stack(costs).argmin())
     y, mean = looks[k], _mean(SURROUNDINGS)
     local = lambda a, b: _along((target.support * a * b).sum(1, keepdim=True), mean, mean)

@@ -6,14 +6,24 @@
 __all__ = ['pose_covariance', 'expected_tre', 'newton_step', 'default_landmarks']
 
 # %% ../../notebooks/api/069_registration_uncertainty.ipynb #a636c83b
+import math
+from collections.abc import Sequence
+
 from jaxtyping import Float
 import torch
 from torch import Tensor
 
+from ..data import Contrast
+from ..data.density import MU_WATER
 from ..drr import DRR
+from ..drr.contrast import _maps
 from ..errors import UserError
 from ..guards import shaped
-from .pyramid import pool_volume
+from ..pose import RigidTransform
+from .pyramid import Level, Target, pool_volume
+from .residuals import blurred
+from .solver import robust
+from ..renderers import View
 
 # %% ../../notebooks/api/069_registration_uncertainty.ipynb #c51a67ef
 def _across(beam: Tensor) -> Tensor:  # 6 5
@@ -135,6 +145,78 @@ def newton_step(
         return float("inf")
     step = inverse @ g
     return (step @ _displacement(points, beam).to(step) @ step).clamp(min=0).sqrt().item()
+
+# %% ../../notebooks/api/069_registration_uncertainty.ipynb #c3f4a915
+SKIN = 0.2  # of the tissue's density: what a voxel that is filled in part has too little
+BONE = 2.0  # how many times as much bone attenuates in an X-ray as in a DRR, at most
+VEIL = 1.0  # scattered light, in direct light at the same place, at most
+VEIL_MM = 40.0  # how far it is scattered: standard deviation on the detector [mm]
+UNIFORM = 3**-0.5  # root mean square of what is uniform from 0 to 1
+GRID = 0.03  # how exactly voxels and pixels place a body of BODY_MM [voxels]
+BODY_MM = 100.0  # distance from a patient's middle that stands for all of it
+
+
+def _projected(drr: DRR, view: View, pieces: Tensor) -> Tensor:  # 1 1 N
+    "A DRR's volume under a contrast map, along the rays of a view, each voxel a block."
+    volume = drr._volume.detach()
+    rest = None, None, pieces, drr._occupied(volume)
+    view = view._replace(frame=drr.affine_inverse)
+    return drr.renderer.project(volume, view, *rest, renderer="siddon")
+
+
+def other_physics(
+    drr: DRR,  # as the user made it: it knows which voxels are bone
+    level: Level,
+    matrix: Tensor,  # 1 4 4, a pose
+    image: Tensor,  # 1 1 H W, the level's DRR from there
+) -> dict[str, Tensor]:  # 1 1 H W each
+    "What a level would show from a pose, were the physics at an end of its range."
+    own = level.drr
+    view = own._view(RigidTransform._of(matrix.to(own.device)))
+    tissue = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]], dtype=torch.float64, device=own.device)
+    length = own.reshape_transform(_projected(own, view, tissue))  # in tissue [mm]
+    density = image.sum() / length.sum().clamp(min=1e-12)
+    light = torch.exp(-MU_WATER * image / density.clamp(min=1e-12))
+    haze = blurred(light, VEIL_MM / math.sqrt(own.camera.delx * own.camera.dely))
+    found = {"skin": image + SKIN * density * length, "veil": -torch.log(light + VEIL * haze)}
+    if isinstance(drr.contrast, Contrast):
+        more = _maps(drr.contrast, [BONE * drr.contrast.multiplier], own.device)
+        found["bone"] = own.reshape_transform(_projected(drr, view, more))
+    return found
+
+
+def method_steps(
+    level: Level,
+    target: Target,  # of one X-ray
+    y: Tensor,  # 1 C H W, the standardised DRR
+    J: Tensor,  # 1 C H W P, its derivative
+    blur: float,  # of the DRR [pixels]
+    others: Sequence[Tensor],  # K of 1 1 H W, DRRs of other physics
+) -> Tensor:  # K P
+    "Gradients of the cost, were the X-ray of other physics: of a standard deviation of each."
+    residual, n = y - target.y, target.support.sum().double().clamp(min=1)
+    w = target.support * robust(level, residual)[0]
+    found, energy = [], (w * residual.square()).sum()
+    for other in others:
+        z, _ = level.standardise(blurred(other, blur), target.weight, None, target.windows)
+        g = torch.einsum("bchwp,bchw->p", J, w * (y - z)).double() / n
+        change = (w * (y - z).square()).sum().clamp(min=1e-20)
+        found.append(UNIFORM * (energy / change).clamp(max=1).sqrt() * g)
+    return torch.stack(found).cpu()
+
+
+def method_covariance(
+    aside: Tensor,  # K 6, how far other physics move a pose: a standard deviation each
+    drr: DRR,  # of the patient
+    points: Tensor,  # N 3 world [mm], about which the grid's share is stated
+    beam: Tensor | None = None,  # 3, of a parallel beam, along which the pose is held
+) -> Tensor:  # 6 6
+    "Covariance of a pose by what a DRR does not know."
+    voxel = drr.affine[:3, :3].det().abs().double().cpu() ** (1 / 3)
+    reach = BODY_MM * torch.cat([torch.eye(3), -torch.eye(3)]).to(points)
+    form = _displacement(points.mean(0) + reach, beam)
+    n = 6 if beam is None else 5
+    return aside.mT @ aside + (GRID * voxel).square() / n * _inverse(form, beam)
 
 # %% ../../notebooks/api/069_registration_uncertainty.ipynb #8538e84f
 def camera_step(

@@ -25,9 +25,8 @@ class Thresholds:
     similarity: float = 0.5  # agreement at the last averaged stage, at least
     detail: float = 0.15  # agreement at the last stage, at least
     expected_tre_mm: float = 1.0  # at most
-    # standard errors times this: what a DRR cannot explain is smooth, and blocks of the image are
-    # not independent
-    misfit: float = 2.0
+    # standard errors of the sandwich times this: blocks of the image are not independent
+    misfit: float = 1.4
     distance_mm: float = 5.0  # two poses further apart at the landmarks are different answers
     margin: float = (
         4.0  # standard errors by which the answer agrees better than any other pose, at least
@@ -79,6 +78,8 @@ class Result:
     # 6 6, of a parallel beam: the covariance at the depth as it is, for `covariance` is infinite
     # along the beam
     across: Tensor | None = None
+    # 6 6 each, which sum to the covariance (of a parallel beam: to `across`): images, method
+    sources: dict[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (
@@ -136,6 +137,24 @@ def _where(e: dict) -> str:
     return " across the beam" if e.get("beam") else ""
 
 
+SOURCES = {  # of an expected error, in words
+    "images": "the images",
+    "method": "the physics that a DRR lacks",
+    "camera": "the tolerance of the camera",
+    "relative": "how well the views are known to each other",
+    "bodies": "how far the bodies may have moved",
+    "matches": "the points that were given",
+}
+
+
+def _mostly(e: dict) -> str:
+    "Where most of the expected error comes from."
+    by = e.get("by_source_mm", {})
+    if not by or not math.isfinite(max(by.values())):
+        return ""
+    return f", most of it from {SOURCES[max(by, key=by.get)]}"
+
+
 def _of_the_camera(wants: dict[str, tuple[float, float, float]]) -> str:
     "What an image wants of its camera: stated, wanted, standard error, of the most surprising."
     name = max(wants, key=lambda k: abs(wants[k][1] - wants[k][0]) / max(wants[k][2], 1e-12))
@@ -161,8 +180,8 @@ def _doubts(e: dict, t: Thresholds) -> list[Reason]:
     if not error <= t.expected_tre_mm:  # NaN too
         left = f"{error:.1f} mm" if math.isfinite(error) else "any amount"
         text = (
-            f"the image leaves {left} of expected error at the landmarks{_where(e)}, "
-            f"{t.expected_tre_mm:.1f} mm is allowed"
+            f"the image leaves {left} of expected error at the landmarks{_where(e)}{_mostly(e)};"
+            f" {t.expected_tre_mm:.1f} mm is allowed"
         )
         found.append(Reason(text, "uncertain", error, t.expected_tre_mm))
     if not apart >= t.margin:
@@ -192,7 +211,10 @@ def judge(
     if stalling or doubts:
         return "stalled" if stalling else "ambiguous", stalling + doubts + blind
     local, error = evidence["local_agreement"], evidence["expected_tre_mm"]
-    text = f"images agree (agreement {local:.2f}), expected error {error:.2f} mm{_where(evidence)}"
+    text = (
+        f"images agree (agreement {local:.2f}), expected error {error:.2f}"
+        f" mm{_where(evidence)}{_mostly(evidence)}"
+    )
     return "converged", [Reason(text, "agreement", local, thresholds.similarity), *blind]
 
 # %% ../../notebooks/api/070_registration_verdict.ipynb #ee6997c0
