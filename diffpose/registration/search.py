@@ -28,8 +28,8 @@ def search(
     find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
     **options: Any,  # of `GaussNewton`
 ) -> Result | Any:  # of several X-rays: a list of Results
-    """Find the pose of an X-ray without a start. Raises UserError for what cannot be registered, and
-    for a patient that was read with orientation=None.
+    """Find the pose of an X-ray without a start. Raises UserError for what cannot be registered,
+    and for a patient that was read with orientation=None.
     """
     return GaussNewton(drr, **options).register(
         xray,

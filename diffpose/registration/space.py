@@ -74,8 +74,8 @@ class SearchSpace:
         self,
         step_deg: float,  # between neighbours
     ) -> tuple[Tensor, Tensor]:  # N primary and secondary angles [deg]
-        """Directions of view, evenly spread over the part of the sphere (a Fibonacci lattice, Gonzalez
-        2010, doi:10.1007/s11004-009-9257-x).
+        """Directions of view, evenly spread over that part of the sphere: a Fibonacci lattice
+        (Gonzalez 2010, doi:10.1007/s11004-009-9257-x).
         """
         n = round(4 * math.pi / math.radians(step_deg) ** 2)
         k = torch.arange(n, dtype=torch.float64) + 0.5
@@ -88,9 +88,9 @@ class SearchSpace:
         low, high = self.secondary_deg
         inside &= (low - edge <= secondary) & (secondary <= high + edge)
         if not inside.any():
-            low, high = self.primary_deg
-            middle = [(low + high) / 2], [sum(self.secondary_deg) / 2]
-            return tuple(torch.tensor(x, dtype=torch.float64) for x in middle)
+            middle = [sum(self.primary_deg) / 2, sum(self.secondary_deg) / 2]
+            primary, secondary = torch.tensor(middle, dtype=torch.float64)[:, None]
+            return primary, secondary
         return primary[inside], secondary[inside]
 
     def rolls(
