@@ -7,6 +7,7 @@ __all__ = ['Residual', 'standardise_band', 'standardise_ncc', 'standardise_mncc'
 
 # %% ../../notebooks/api/079_registration_residuals.ipynb #ba1f29cb
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
@@ -71,16 +72,27 @@ REACH = max(SURROUND // 2, math.ceil(3 * SCALE))  # how far the filters see [pix
 _BANDS = {}  # filters as matrices, made once for each length, device and precision
 
 
+def _kept(key: tuple, make: Callable[[], Tensor]) -> Tensor:
+    "What was made before by the same key, or is made now."
+    matrix = _BANDS.get(key)
+    if matrix is None:
+        with torch.inference_mode(False):  # it serves calls of every kind
+            matrix = make()
+        if type(matrix) is Tensor:  # and no stand-in for one
+            if len(_BANDS) > 256:
+                _BANDS.clear()
+            _BANDS[key] = matrix
+    return matrix
+
+
 def _banded(
     n: int, kernel: tuple[float, ...], device: torch.device, dtype: torch.dtype, going_on: bool
 ) -> Tensor:  # n n
     """A filter along n pixels, as a matrix; beyond the ends there is nothing, or the image turned
     about its last pixel: a slope goes on.
     """
-    key = n, kernel, device, dtype, going_on
-    if key in _BANDS:
-        return _BANDS[key]
-    with torch.inference_mode(False):  # it serves calls of every kind
+
+    def make() -> Tensor:
         i = torch.arange(n, device=device)
         matrix = torch.zeros(n, n, device=device, dtype=dtype)
         for tap, value in enumerate(kernel):  # numbers, not a tensor: nothing to bring to a GPU
@@ -91,11 +103,9 @@ def _banded(
                 matrix = matrix + 2 * at(end) - at((2 * end - column).clamp(0, n - 1))
             else:
                 matrix = matrix + at(column)
-    if type(matrix) is Tensor:  # and no stand-in for one
-        if len(_BANDS) > 256:
-            _BANDS.clear()
-        _BANDS[key] = matrix
-    return matrix
+        return matrix
+
+    return _kept((n, kernel, device, dtype, going_on), make)
 
 
 def _along(
@@ -124,14 +134,8 @@ def _fan(
     n: int, kernels: tuple[tuple[float, ...], ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:  # k n n
     "Several filters along n pixels, each as for a slope that goes on."
-    key = n, kernels, device, dtype, True
-    if key in _BANDS:
-        return _BANDS[key]
-    with torch.inference_mode(False):
-        fan = torch.stack([_banded(n, kernel, device, dtype, True) for kernel in kernels])
-    if type(fan) is Tensor:
-        _BANDS[key] = fan
-    return fan
+    each = (_banded(n, kernel, device, dtype, True) for kernel in kernels)
+    return _kept((n, kernels, device, dtype, True), lambda: torch.stack([*each]))
 
 
 @shaped
