@@ -32,7 +32,7 @@ from ..report import RESULT_FILES, reduced, write_results
 from ..results import MOST, in_context, numbers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import torchio
     from torch import Tensor
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from diffpose.calibration import Camera
     from diffpose.drr import DRR
     from diffpose.pose import RigidTransform
-    from diffpose.registration import CameraPrior, MotionPrior, Result
+    from diffpose.registration import CameraPrior, MotionPrior, Result, SearchSpace
     from diffpose.training import PoseEstimator
 
 # %% ../../notebooks/api/128_cli_job.ipynb #57be41a3
@@ -241,38 +241,100 @@ class Job:
         tell: "Callable[[Result, RigidTransform, float, str | None, str], None] | None" = None,
     ) -> "tuple[Result, RigidTransform, float]":  # result, start, seconds
         "Register the X-ray, tell what came of it, and write it."
+        from diffpose.pose import RigidTransform
+        from diffpose.registration import SearchSpace
+
         (image, camera, counts), case = seen, self.case
         view, why = case.view(camera, self.start, estimator)
         subject = viewed(subject, view)
-        if estimator is None:
-            pose = start_pose(self.start, subject, camera, case.start.init)
+        begin: RigidTransform | SearchSpace
+        if estimator is not None:
+            begin = estimator.estimate(image, camera, counts)
+        elif self._searches(camera, view):
+            begin = _space(camera)
+            if case.start.init != "search":
+                warnings.warn(
+                    UserNotice(
+                        f"{self.xray}: neither the camera nor the X-ray states where the C-arm"
+                        " stood: it is looked for all around the patient; --init says where to"
+                        " begin"
+                    ),
+                    stacklevel=2,
+                )
         else:
-            pose = estimator.estimate(image, camera, counts)
-        targets = case.aimed(subject)
-        if case.known.camera_tolerance is None:
-            how = (counts, targets, case.start, estimator)
-            result, drr, seconds = solve(step, subject, camera, image, pose, *how)
-            guessed = case.patient.orientation is None and self.start is None and estimator is None
-            if case.taken.camera is not None:  # a calibration knows its side
-                guessed &= load_camera(case.taken.camera).stated is not None
-            if guessed and result.verdict != "converged":
-                step("trying the other view")
-                other = viewed(subject, "AP" if view == "PA" else "PA")
-                across = camera.pose(other.orientation)
-                second, seen_so, more = solve(step, other, camera, image, across, *how)
-                seconds += more
-                if second.verdict == "converged":
-                    result, drr, pose = second, seen_so, across
-                    why = f"which converged; {view}, {why}, did not"
-                    view = other.orientation
-        else:
+            begin = start_pose(self.start, subject, camera, case.start.init)
+        if case.known.camera_tolerance is not None and isinstance(begin, RigidTransform):
+            pose = begin
             [(result, drr)], seconds = solve_together(step, subject, [seen], [pose], case)
+        else:
+            (result, drr, pose, view, why), seconds = self._tried(
+                step, seen, subject, case.aimed(subject), (begin, view, why), estimator
+            )
         _doubt_depth(result, camera, view, self.xray)
         if tell is not None:  # the pictures take their time
             tell(result, pose, seconds, view, why)
         step("writing")
         self.write(result, pose, drr, seen)
         return result, pose, seconds
+
+    def _searches(self, camera: "Camera", view: str | None) -> bool:
+        "Does the search find the start, for it is asked to or nobody states one?"
+        if self.start is not None or view is None or camera.parallel:
+            return False
+        if self.case.known.camera_tolerance is not None:
+            return False
+        stated = (camera.sid, camera.primary_angle, camera.secondary_angle)
+        return self.case.start.init == "search" or None in stated
+
+    def _ways(
+        self,
+        camera: "Camera",
+        begin: "tuple[RigidTransform | SearchSpace, str | None, str]",  # start, view, who says so
+        estimator: "PoseEstimator | None",
+    ) -> "Iterator[tuple[RigidTransform | SearchSpace, str | None, str]]":
+        "Where else to begin, one after the other, until an answer converges."
+        start, view, why = begin
+        if self.start is not None or estimator is not None or view is None or camera.parallel:
+            return
+        views, given = [view], self.case.taken.camera
+        # a calibration of another program knows its side
+        if self.case.patient.orientation is None and (
+            given is None or load_camera(given).stated is not None
+        ):
+            views.append("AP" if view == "PA" else "PA")
+        failed = f"which converged; {view}, {why}, did not"
+        stated = not self._searches(camera, view)
+        for other in views[1:]:
+            yield camera.pose(other) if stated else _space(camera), other, failed
+        for other in views if stated else ():
+            yield _space(camera), other, "found by a search; the stated start did not lead there"
+
+    def _tried(
+        self,
+        step: Steps,
+        seen: "tuple[Tensor, Camera, Tensor]",
+        subject: "torchio.Subject",
+        targets: "Tensor | None",
+        begin: "tuple[RigidTransform | SearchSpace, str | None, str]",  # start, view, who says so
+        estimator: "PoseEstimator | None",
+    ) -> "tuple[tuple[Result, DRR, RigidTransform, str | None, str], float]":  # and seconds
+        "The first answer that converges, else that of the start."
+        image, camera, counts = seen
+        how = (counts, targets, self.case.start, estimator)
+        result, drr, seconds = solve(step, subject, camera, image, begin[0], *how)
+        found = result, drr, *begin
+        if result.verdict != "converged":
+            how = (counts, targets, replace(self.case.start, restarts=0), estimator)
+            for way in self._ways(camera, begin, estimator):
+                if way[1] != begin[1]:
+                    step("trying the other view")
+                further = solve(step, viewed(subject, way[1]), camera, image, way[0], *how)
+                seconds += further[2]
+                if further[0].verdict == "converged":
+                    found = *further[:2], *way
+                    break
+        result, drr, pose, view, why = found
+        return (result, drr, _began(result, pose), view, why), seconds
 
     def write(
         self,
@@ -295,6 +357,28 @@ class Job:
             found.write(self.folder / name)
 
 # %% ../../notebooks/api/128_cli_job.ipynb #d24be626
+def _space(camera: "Camera") -> "SearchSpace":
+    "Where to look for a pose that nobody states, near the distance that the camera knows."
+    from diffpose.registration import SearchSpace
+
+    return SearchSpace(sid_mm=None if camera.sid is None else (camera.sid - 60, camera.sid + 60))
+
+
+def _began(result: "Result", start: "RigidTransform | SearchSpace") -> "RigidTransform":
+    "Where the way to an answer began: at the start, or at what a search found."
+    import torch
+
+    from diffpose.pose import RigidTransform, convert
+
+    if isinstance(start, RigidTransform):
+        return start
+    row = result.history[["alpha", "beta", "gamma", "bx", "by", "bz"]].iloc[0]
+    numbers = torch.tensor(row.tolist(), dtype=torch.float32)[None]
+    return convert(
+        numbers[:, :3], numbers[:, 3:], parameterization="euler_angles", convention="ZXY"
+    )
+
+
 def _check_start(drr: "DRR", xray: "Tensor", pose: "RigidTransform") -> None:
     "Refuse a start that does not see the patient."
     import torch
@@ -313,7 +397,7 @@ def solve(
     subject: "torchio.Subject",
     camera: "Camera",
     xray: "Tensor",  # 1 1 H W line integrals
-    pose: "RigidTransform",  # where to begin, or a network's guess
+    pose: "RigidTransform | SearchSpace",  # where to begin or to look, or a network's guess
     mask: "Tensor | None" = None,  # 1 1 H W bool
     targets: "Tensor | None" = None,  # 1 N 3, where the expected error is stated [mm]
     start: Start | None = None,  # where else to look; None: as GaussNewton does by itself
@@ -322,11 +406,12 @@ def solve(
     "Register one X-ray from a start that sees the patient, or from a network's guess."
     from diffpose.calibration import antipode
     from diffpose.drr import DRR
+    from diffpose.pose import RigidTransform
     from diffpose.registration import GaussNewton
 
-    step("registering")
     drr = DRR.from_camera(subject, camera, renderer="trilinear", persistent=False)
-    if estimator is None:
+    step("registering" if isinstance(pose, RigidTransform) else "searching")
+    if isinstance(pose, RigidTransform) and estimator is None:
         _check_start(drr, xray, pose)
     began = time.perf_counter()
     around: dict[str, Any] = {}
@@ -341,7 +426,9 @@ def solve(
         "callback": lambda k, n, *_: step.note(f"registering, stage {k} of {n} done"),
     }
     solver = GaussNewton(drr, **around)
-    if estimator is None:
+    if not isinstance(pose, RigidTransform):
+        result = solver.register(xray, init=pose, **given)
+    elif estimator is None:
         more = antipode(pose, subject.orientation) if start.antipodal else None
         result = solver.register(xray, init=pose, more=more, **given)
     else:

@@ -375,8 +375,8 @@ class Start:
             "As the C-arm's display has it, 'LAO 30 CRAN 10 SOD 700' (degrees, mm; and HFP, FFS,"
             " ... where the angles are the gantry's), six numbers 'a,b,c;x,y,z' (ZXY degrees, then"
             " mm),"
-            " a file (pose.json, OpenCV, ITK, DICOM registration, ...), or carm: the angles that"
-            " camera file or X-ray state.",
+            " a file (pose.json, OpenCV, ITK, DICOM registration, ...), carm: the angles that"
+            " camera file or X-ray state, or search: from anywhere, as where they state none.",
             START,
         ),
     ] = "carm"
@@ -420,7 +420,7 @@ class Start:
     @property
     def file(self) -> str | None:
         "The pose file that `init` names; None where it names none."
-        typed = ";" in self.init or self.init == "carm" or names_carm(self.init)
+        typed = ";" in self.init or self.init in ("carm", "search") or names_carm(self.init)
         return None if typed else self.init
 
 

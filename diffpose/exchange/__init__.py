@@ -35,13 +35,13 @@ def poses_of(
 
 
 def load_start(
-    text: str,  # "a,b,c;x,y,z" in degrees and mm, words of a C-arm, a file, or "carm"
+    text: str,  # "a,b,c;x,y,z" in degrees and mm, words of a C-arm, a file, "carm" or "search"
     frame: str | None = None,  # "ras", "lps" or "world", of a file that leaves it open
 ) -> dict | None:  # for `pose_from_dict`; None: from the camera's angles
     "Where to start."
     from diffpose.calibration.carm import CARM_WORDS, read_carm_words
 
-    if text.strip().lower() == "carm":
+    if text.strip().lower() in ("carm", "search"):
         return None
     if names_carm(text):
         words = read_carm_words(text, "--init")
@@ -55,7 +55,7 @@ def load_start(
         }
     if not Path(text).expanduser().exists() and not Path(text).suffix:
         raise UserError(
-            f"--init {text!r} is neither a pose file, nor 'carm', nor six numbers 'a,b,c;x,y,z'"
+            f"--init {text!r} is no pose file, not carm or search, nor six numbers 'a,b,c;x,y,z'"
             " (ZXY degrees, then mm) such as '0,0,0;0,850,0', nor the words of a C-arm such as"
             f" {CARM_WORDS!r}"
         )
