@@ -144,7 +144,7 @@ def _turn(pose: Tensor, others: Tensor) -> Tensor:  # N [rad]
 
 # %% ../../notebooks/api/083_registration_space.ipynb #1871656c
 # pixels, degrees, ratio of distances; poses followed, and how many come to the last two levels
-LOOKS = ((24, 12.0, 1.1, 12, 6, 3), (32, 9.0, 1.07, 48, 16, 6))
+LOOKS = ((24, 12.0, 1.11, 12, 6, 3), (32, 9.0, 1.07, 48, 16, 6))
 
 
 def explored(
