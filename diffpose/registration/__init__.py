@@ -30,7 +30,7 @@ from .verdict import Reason, Result, Thresholds
 from .unknowns import CameraPrior, Matches, MotionPrior
 from .gauss_newton import GaussNewton
 from .joint import JointRegistration, JointResult
-from .search import search
+from .without_start import search
 from .first_order import Registration
 from .sparse import SparseAdam, SparseRegistration, patch_distribution
 from .sparse import VectorizedNormalizedCrossCorrelation2d

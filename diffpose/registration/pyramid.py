@@ -199,12 +199,14 @@ class Level:
         weight = (share > 0.99).to(xrays.dtype)
         windows = None if self.windowed is None else self.windowed.windows(weight)
         y, _ = self.standardise(image, weight, None, windows)
-        if not y.isfinite().all():
+        support = weight if windows is None else windows[0]
+        # a level on which a mask leaves nothing has nothing to compare, and is not used
+        if not y[support.sum((1, 2, 3)) > 0].isfinite().all():
             raise UserError(
                 f"the residual {name_of(self.residual)} makes numbers of the X-ray that are not"
                 " finite"
             )
-        return Target(image, weight, weight if windows is None else windows[0], y, windows)
+        return Target(image, weight, support, y, windows)
 
 # %% ../../notebooks/api/080_registration_pyramid.ipynb #b993c8f4
 def _density_at(drr: DRR, multiplier: float | None) -> Tensor:  # X Y Z
