@@ -102,7 +102,7 @@ def test_a_warning_is_one_line_in_words_of_the_command(tmp_path):
     result = CliRunner().invoke(app, ["render", str(tmp_path / "ct.nii"), "--height", "8", "--out", str(tmp_path / "a.png")])
     told = [line for line in result.stderr.splitlines() if line]
     assert result.exit_code == 0 and all(line.startswith("warning: ") for line in told) and len(told) == 2, told
-    assert told[0].endswith("other programs may show the mirror image; if that is wrong, correct the header") and told[1].endswith("subtract that and save the volume again"), told
+    assert told[0].endswith("other programs may show the mirror image; if that is wrong, correct the header") and told[1].endswith("if these are, pass --hu-offset -1024"), told
 
 
 def test_dicom_of_the_fuzz_is_sound(tmp_path):

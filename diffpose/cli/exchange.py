@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from .inputs import load_camera
@@ -30,16 +29,15 @@ from diffpose.cli.options import (
 )
 from .words import in_options, reported
 from ..errors import UserError
-from ..exchange import XrayGeometry
-from ..exchange.geometry import in_frame, written_by
 from ..paths import check_writable, existing, kind_of
 
 if TYPE_CHECKING:
     from diffpose.calibration import Camera
+    from diffpose.exchange import XrayGeometry
 
 # %% ../../notebooks/api/130_cli_exchange.ipynb #02403dc4
 def shown_camera(
-    found: XrayGeometry,
+    found: "XrayGeometry",
     camera: "Camera",  # for that view
     view: str | None,
 ) -> list[str]:  # lines
@@ -95,6 +93,8 @@ def camera(
 ):
     "Show what a file says of a camera, and write it for this or another program."
     with reported(run.debug, run.max_memory):
+        from diffpose.exchange.geometry import written_by
+
         view = None if orientation == "none" else orientation
         if out is not None:
             written_by(out)
@@ -106,7 +106,8 @@ def camera(
         if out is not None:
             whole = replace(found, stated=made)
             if found.K is None and not made.parallel:  # the image of the PA view is mirrored
-                K = whole.pinhole() @ np.diag([-1.0 if view == "PA" else 1.0, 1, 1])
+                K = whole.pinhole().copy()
+                K[:, 0] *= -1.0 if view == "PA" else 1.0
                 whole = replace(whole, K=K)
             whole.write(out)
             typer.echo(f"{out}: written")
@@ -148,6 +149,8 @@ def export(
 ):
     "Write a pose for another program: ITK, 3D Slicer, OpenCV, DICOM, DeepDRR, xvr, NumPy."
     with reported(run.debug, run.max_memory):
+        from diffpose.exchange.geometry import in_frame, written_by
+
         for path in out:
             written_by(path)
         if kind_of(result) == "folder":
@@ -169,7 +172,7 @@ def export(
         typer.echo("\n".join(f"{path}: written" for path in out))
 
 
-def _seen_by(found: XrayGeometry, camera: Path) -> XrayGeometry:
+def _seen_by(found: "XrayGeometry", camera: Path) -> "XrayGeometry":
     "A pose with the camera of another file."
     if found.stated is not None or found.K is not None:
         raise UserError(

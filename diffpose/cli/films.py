@@ -30,7 +30,6 @@ from diffpose.cli.options import (
 from .progress import Steps, steps
 from .words import in_options, reported
 from ..errors import UserError
-from ..exchange import load_start, poses_of, start_pose
 from ..paths import check_writable, existing, kind_of, written_together
 from ..report import windowed
 from ..results import COLUMNS, load_poses, pose_from_dict
@@ -97,6 +96,7 @@ def load_film(
 ) -> tuple:  # poses for `pose_from_dict`, a Camera or None
     "What a film shows. Two poses are its ends."
     from diffpose.calibration import Camera
+    from diffpose.exchange import load_start, poses_of
     from diffpose.files import load_json
 
     if len(given) == 2:
@@ -238,6 +238,7 @@ def _way(
     "The poses of a film's frames."
     import torch
 
+    from diffpose.exchange import start_pose
     from diffpose.pose import RigidTransform
 
     shown = [

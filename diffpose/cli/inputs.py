@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from .options import Density, FullGeometry, Geometry, Patient, Taken
 from .words import in_options
 from ..errors import UserError, UserNotice
-from ..exchange import XrayGeometry
 from ..paths import existing
 from ..results import _check_units, in_context, numbers
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffpose.calibration import Camera
+    from diffpose.exchange import XrayGeometry
 
 # %% ../../notebooks/api/126_cli_inputs.ipynb #b457bc71
 def load_ct(
@@ -82,8 +82,10 @@ def viewed(
 # %% ../../notebooks/api/126_cli_inputs.ipynb #4785ff6f
 def load_camera(
     path: Path,  # of any format
-) -> XrayGeometry:
+) -> "XrayGeometry":
     "What a file says of a camera."
+    from diffpose.exchange import XrayGeometry
+
     path = existing(path, "a camera file")
     with in_options(path, spacing="--spacing"):
         return XrayGeometry.read(path)

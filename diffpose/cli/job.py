@@ -25,8 +25,6 @@ from .options import Counted, Known, Patient, Start, Taken, Targets
 from .progress import Steps
 from .words import in_options
 from ..errors import UserError, UserNotice
-from ..exchange import XrayGeometry, load_start, start_pose
-from ..exchange.geometry import written_by
 from ..paths import check_writable, existing
 from ..report import RESULT_FILES, reduced, write_results
 from ..results import MOST, in_context, numbers
@@ -98,6 +96,8 @@ class Case:
 
     def check(self) -> None:
         "Raises ValueError or OSError for what can be told before any work."
+        from diffpose.exchange.geometry import written_by
+
         start = self.start
         if start.model is not None and start.init != "carm":
             raise UserError(
@@ -198,6 +198,8 @@ class Job:
     @classmethod
     def checked(cls, xray: Path, folder: Path, case: Case, force: bool = False) -> "Job":
         "Raises ValueError or OSError for what can be told before any work."
+        from diffpose.exchange import load_start
+
         camera, mask = case.taken.camera, case.counted.mask
         existing(xray, "an X-ray")
         if camera is not None:
@@ -241,6 +243,7 @@ class Job:
         tell: "Callable[[Result, RigidTransform, float, str | None, str], None] | None" = None,
     ) -> "tuple[Result, RigidTransform, float]":  # result, start, seconds
         "Register the X-ray, tell what came of it, and write it."
+        from diffpose.exchange import start_pose
         from diffpose.pose import RigidTransform
         from diffpose.registration import SearchSpace
 
@@ -351,10 +354,13 @@ class Job:
         if drr.camera != seen[1]:
             about["camera_as_stated"] = seen[1].to_dict()
         write_results(self.folder, result, pose, drr, seen[0], seen[2], about)
-        found = XrayGeometry.read(self.folder / "pose.json")
-        found = replace(found, ct=self.case.ct, xray=self.xray, image=seen[0])
-        for name in self.case.exports:
-            found.write(self.folder / name)
+        if self.case.exports:
+            from diffpose.exchange import XrayGeometry
+
+            found = XrayGeometry.read(self.folder / "pose.json")
+            found = replace(found, ct=self.case.ct, xray=self.xray, image=seen[0])
+            for name in self.case.exports:
+                found.write(self.folder / name)
 
 # %% ../../notebooks/api/128_cli_job.ipynb #d24be626
 def _space(camera: "Camera") -> "SearchSpace":

@@ -37,7 +37,6 @@ from diffpose.cli.options import (
 from .progress import Steps, steps
 from .words import NOT_CONVERGED, explained, reported
 from ..errors import UserError
-from ..exchange import start_pose
 from ..paths import alone, check_writable, existing, kind_of, written_together
 from ..report import RESULT_FILES, report
 from ..results import CONVENTIONS, _columns, write_json
@@ -331,6 +330,8 @@ def register_together(
     force: bool = False,  # may they be overwritten?
 ) -> tuple[list[str], int]:  # what to say on stdout and then on stderr, and the exit code
     "The work of `register` on several X-rays of one moment."
+    from diffpose.exchange import start_pose
+
     case.check()
     if case.start.model is not None:
         raise UserError("--together begins from the starts of the views: leave out --model")

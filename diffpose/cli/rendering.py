@@ -32,7 +32,6 @@ from diffpose.cli.options import (
 from .progress import Steps, steps
 from .words import reported
 from ..errors import UserError
-from ..exchange import poses_of
 from ..paths import check_writable, written_together
 from ..report import image_suffix, save_image
 from ..results import numbers, pose_from_dict
@@ -72,6 +71,8 @@ class Where:
         view: str | None,  # of the patient
     ) -> list[dict]:  # for `pose_from_dict`
         "The poses of the file or of the numbers. Raises ValueError where both are given."
+        from diffpose.exchange import poses_of
+
         if self.pose is not None:
             if self.rotation is not None or self.translation is not None:
                 raise UserError(
