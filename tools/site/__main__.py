@@ -32,7 +32,7 @@ def navigation():
     below = {"index.ipynb": [page for page in bar if page != "index.ipynb"]}
 
     def add(page, contents):
-        below[page] = []
+        below.setdefault(page, [])
         for entry in contents:
             if isinstance(entry, str):
                 below[page].append(entry)
@@ -40,7 +40,7 @@ def navigation():
                 below[page].append(entry["href"])
                 add(entry["href"], entry["contents"])
             else:  # a section without a page: Quarto shows its name, Sphinx its pages alone
-                below[page] += entry["contents"]
+                add(page, entry["contents"])
 
     for page in bar:
         add(page, sections.get(Path(page).parent.name, [])[1:])
