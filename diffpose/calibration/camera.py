@@ -373,6 +373,7 @@ def camera_schema() -> dict:
     row = {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3}
     keys |= {
         "schema": {"const": _SCHEMA},
+        "view": {"enum": ["AP", "PA"]},
         "sha256": {"type": "string"},
         "intrinsic_matrix": {"type": "array", "items": row, "minItems": 3, "maxItems": 3},
     }

@@ -19,7 +19,6 @@ from diffpose.cli.options import (
     RESULT,
     START,
     Force,
-    Orientation,
     PoseFrame,
     Run,
     View,
@@ -84,7 +83,7 @@ def camera(
         float | None, option("Source to detector in mm, if the file has no scale.", GEOMETRY)
     ] = None,
     delx: Annotated[float | None, option("Or the width of a pixel in mm.", GEOMETRY)] = None,
-    orientation: View = Orientation.AP,
+    orientation: View = None,
     out: Annotated[
         Path | None,
         option("Write it: camera.json, or for another program, such as calib.yml.", RESULT),
@@ -95,21 +94,19 @@ def camera(
     with reported(run.debug, run.max_memory):
         from diffpose.exchange.geometry import written_by
 
-        view = None if orientation == "none" else orientation
         if out is not None:
             written_by(out)
             check_writable(out.parent, (out.name,), force, (file,))
         found = load_camera(file)
+        stated = None if found.stated is None else found.stated.view
+        view = None if orientation == "none" else str(orientation or stated or "AP")
         with in_options(file, delx="--delx", width="--width"):
             made = found.camera(height, width, sdd, delx, view)
         typer.echo("\n".join(shown_camera(found, made, view)))
         if out is not None:
-            whole = replace(found, stated=made)
-            if found.K is None and not made.parallel:  # the image of the PA view is mirrored
-                K = whole.pinhole().copy()
-                K[:, 0] *= -1.0 if view == "PA" else 1.0
-                whole = replace(whole, K=K)
-            whole.write(out)
+            if made.primary_angle is None and view in ("AP", "PA"):
+                made = replace(made, view=view)
+            replace(found, stated=made).write(out)
             typer.echo(f"{out}: written")
 
 # %% ../../notebooks/api/130_cli_exchange.ipynb #bc654c53

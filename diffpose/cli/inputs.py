@@ -239,10 +239,12 @@ def _agreed(given: "Camera", own: "Camera", camera: Path | None, path: Path) -> 
             f" import Camera; {made}.resize{found}.to_json('camera_new.json')\" (or"
             " .crop, .flip_horizontal, ...)"
         )
-    unknown = ("sid", "primary_angle", "secondary_angle")
-    found = {name: getattr(own, name) for name in unknown if getattr(given, name) is None}
-    if "primary_angle" in found and given.view is None:
-        found["view"] = own.view
+    # angles and the view that they count from belong together
+    angles = ("primary_angle", "secondary_angle", "view")
+    known = any(getattr(given, name) is not None for name in angles)
+    found = {} if known else {name: getattr(own, name) for name in angles}
+    if given.sid is None:
+        found["sid"] = own.sid
     return replace(given, **found)
 
 # %% ../../notebooks/api/126_cli_inputs.ipynb #6c19d0a2

@@ -110,6 +110,15 @@ class Case:
                 "--restarts, --prior-rotation and --prior-translation must not be negative or huge,"
                 f" not {start.restarts}, {box[0]} and {box[1]}"
             )
+        told = {
+            "--camera-tolerance": self.known.camera_tolerance is not None,
+            "--model": start.model is not None,
+            "--parallel": self.taken.parallel,
+            "--orientation none": self.patient.orientation is not None and not self.patient.view,
+        }
+        unfit = [name for name, given in told.items() if given]
+        if start.init == "search" and unfit:
+            raise UserError(f"--init search does not go with {', '.join(unfit)}: leave out either")
         if self.known.camera_tolerance is not None and (start.model or start.antipodal):
             raise UserError(
                 "--camera-tolerance registers the camera with the pose, from one start: leave out"
@@ -167,6 +176,21 @@ class Case:
         free = self.patient.orientation is None
         return load_model(self.start.model, "any" if free else self.patient.view)
 
+    def said_view(
+        self,
+        start: dict | None,  # of `load_start`
+        estimator: "PoseEstimator | None" = None,
+    ) -> tuple[str | None, str] | None:  # orientation, and who says so; None: the X-ray's header
+        "The view at zero angles, if anything but the X-ray says it."
+        if self.patient.orientation is not None:
+            return self.patient.view, "as --orientation says"
+        if estimator is not None:
+            return estimator.orientation, "as the network learned it"
+        if start is None or "carm" in start and "orientation" not in start:
+            return None  # words of a C-arm count from where its own angles do
+        stated = "orientation" in start
+        return start.get("orientation", "AP"), f"as --init {'says' if stated else 'is read'}"
+
     def view(
         self,
         camera: "Camera",
@@ -174,13 +198,9 @@ class Case:
         estimator: "PoseEstimator | None" = None,
     ) -> tuple[str | None, str]:  # orientation, and who says so
         "The view at zero angles."
-        if self.patient.orientation is not None:
-            return self.patient.view, "as --orientation says"
-        if estimator is not None:
-            return estimator.orientation, "as the network learned it"
-        if start is not None:
-            stated = "orientation" in start
-            return start.get("orientation", "AP"), f"as --init {'says' if stated else 'is read'}"
+        said = self.said_view(start, estimator)
+        if said is not None:
+            return said
         if camera.view is None:
             return "AP", "for nothing says another"
         return camera.view, "as the header of the X-ray says, or the camera file"
@@ -212,14 +232,16 @@ class Job:
             start = load_start(case.start.init, case.start.init_frame)
         return cls(xray, folder, case, start)
 
-    def seen(self) -> "tuple[Tensor, Camera, Tensor]":  # 1 1 H W, its camera, 1 1 H W bool
+    def seen(
+        self, estimator: "PoseEstimator | None" = None
+    ) -> "tuple[Tensor, Camera, Tensor]":  # 1 1 H W, its camera, 1 1 H W bool
         "The X-ray, its camera, and which of its pixels count."
         from diffpose.images import open_field
 
         counted = self.case.counted
         by_header = counted.mask is None and not counted.whole_image
-        option, start = self.case.patient.orientation, self.start or {}
-        view = self.case.patient.view if option is not None else start.get("orientation", "any")
+        said = self.case.said_view(self.start, estimator)
+        view = "any" if said is None else said[0]
         image, camera, counts = load_xray(self.xray, self.case.taken, by_header, view)
         if camera.parallel and self.case.exports:
             raise UserError(
@@ -282,6 +304,8 @@ class Job:
 
     def _searches(self, camera: "Camera", view: str | None) -> bool:
         "Does the search find the start, for it is asked to or nobody states one?"
+        if self.case.start.init == "search" and camera.parallel:
+            raise UserError("--init search needs a camera with a source; this beam is parallel")
         if self.start is not None or view is None or camera.parallel:
             return False
         if self.case.known.camera_tolerance is not None:
@@ -298,6 +322,8 @@ class Job:
         "Where else to begin, one after the other, until an answer converges."
         start, view, why = begin
         if self.start is not None or estimator is not None or view is None or camera.parallel:
+            return
+        if self.case.start.restarts == 0:  # one start, and no other
             return
         views, given = [view], self.case.taken.camera
         # a calibration of another program knows its side
@@ -331,7 +357,10 @@ class Job:
             for way in self._ways(camera, begin, estimator):
                 if way[1] != begin[1]:
                     step("trying the other view")
-                further = solve(step, viewed(subject, way[1]), camera, image, way[0], *how)
+                try:
+                    further = solve(step, viewed(subject, way[1]), camera, image, way[0], *how)
+                except UserError:  # a start that sees nothing is no answer
+                    continue
                 seconds += further[2]
                 if further[0].verdict == "converged":
                     found = *further[:2], *way
@@ -367,7 +396,8 @@ def _space(camera: "Camera") -> "SearchSpace":
     "Where to look for a pose that nobody states, near the distance that the camera knows."
     from diffpose.registration import SearchSpace
 
-    return SearchSpace(sid_mm=None if camera.sid is None else (camera.sid - 60, camera.sid + 60))
+    sid = None if camera.sid is None else (0.92 * camera.sid, 1.08 * camera.sid)
+    return SearchSpace(sid_mm=sid)
 
 
 def _began(result: "Result", start: "RigidTransform | SearchSpace") -> "RigidTransform":

@@ -173,7 +173,7 @@ def register_one(
             check_writable(job.folder, (*RESULT_FILES, *case.exports), force)
             estimator = case.estimator()
             step("reading the X-ray")
-            seen = job.seen()
+            seen = job.seen(estimator)
             step("reading the CT")
             subject = load_ct(case.ct, case.patient)
             share = seen[2].float().mean().item()
@@ -304,7 +304,7 @@ def _row(
     "Register one X-ray of several; its row in the table."
     step("reading")
     with alone(job.folder):
-        result, _, seconds = job.answer(step, job.seen(), subject, estimator)
+        result, _, seconds = job.answer(step, job.seen(estimator), subject, estimator)
     return _row_of(result, seconds)
 
 
@@ -335,6 +335,8 @@ def register_together(
     case.check()
     if case.start.model is not None:
         raise UserError("--together begins from the starts of the views: leave out --model")
+    if case.start.init == "search":
+        raise UserError("--together begins from the starts of the views: leave out --init search")
     paths, _, out, names = _laid_out(case, xrays, out, force)
     with steps(4 + 2 * len(paths)) as step:
         jobs = [

@@ -309,6 +309,11 @@ def _even_places(along, folder, tolerance=None, resample=False):
     allowed = max(0.02 * step + 0.01, min(0.06, 0.25 * step)) if tolerance is None else tolerance
     uneven = gaps[worst] > 1.5 * step or off.max() > allowed
     if uneven and (resample or _in_regions(gaps)):
+        if gaps.min() < 0.1 * step:
+            raise UserError(
+                f"{folder}: two slices at {along[gaps.argmin()]:.2f} mm are {gaps.min():.3f} mm"
+                f" apart, the others {step:.2f} mm: take one of them out of the folder"
+            )
         count = max(round((along[-1] - along[0]) / gaps.min()), 1) + 1
         places = np.linspace(along[0], along[-1], count)
         warnings.warn(

@@ -81,16 +81,16 @@ def _resampled(hu: Tensor, affine: np.ndarray, wanted) -> tuple[Tensor, np.ndarr
     return resample(hu, affine, shape, target, fill=AIR_HU), target
 
 
-def _in_hu(hu: Tensor, offset: float, outside: float | None) -> Tensor:
-    """Stored values as HU. Nothing in a scan has one value over a large part of it: where that is
-    0, up to the corners, and nothing is below, no scan was taken there (as where one bone was cut
-    out), and it is air.
+def _in_hu(hu: Tensor, offset: float, outside: float | None) -> tuple[Tensor, Tensor | None]:
+    """Stored values as HU, and which of them are the scan's (None: all). Nothing in a scan has one
+    value over a large part of it: where that is 0, up to the corners, and nothing is below, no scan
+    was taken there (as where one bone was cut out), and it is air.
     """
     if outside is None:
         corners = hu[:: max(len(hu) - 1, 1), :: max(hu.shape[1] - 1, 1), :: max(hu.shape[2] - 1, 1)]
         empty = hu.numel() - torch.count_nonzero(hu).item()
         if corners.any() or hu.min() < 0 or not 0.2 * hu.numel() < empty < hu.numel():
-            return hu + offset if offset else hu
+            return hu + offset if offset else hu, None
         inside = hu[hu > 0]
         low = inside.view(-1)[:: max(inside.numel() // 100_000, 1)].quantile(0.01).item()
         shifted = low > 500 and not offset
@@ -104,24 +104,32 @@ def _in_hu(hu: Tensor, offset: float, outside: float | None) -> Tensor:
                     f" {argument('hu_offset', -1024)}"
                 )
             ),
-            stacklevel=3,
+            stacklevel=4,
         )
         outside = 0.0
-    return torch.where(hu == outside, AIR_HU, hu + offset)
+    elif not (hu == outside).any():
+        raise UserError(f"no voxel has the value {argument('outside', outside)}")
+    return torch.where(hu == outside, AIR_HU, hu + offset), hu != outside
 
 
 def _hu_of(volume, reading: dict, offset: float, outside: float | None, target):
     "Hounsfield units [X Y Z] and RAS affine of a volume of any kind, on the grid that is wanted."
     hu, scan = _load(volume, **reading)
-    hu = _in_hu(_as_hu(hu), offset, outside)
-    _doubt_hu(hu)
+    hu, known = _in_hu(_as_hu(hu), offset, outside)
+    # a bone alone need not hold fat or air, and whoever says an offset has looked
+    if known is None:
+        _doubt_hu(hu)
+    elif not offset:
+        _doubt_hu(hu[known], cut_out=True)
     return (hu, scan) if target is None else _resampled(hu, scan, target)
 
 
-def _doubt_hu(hu: Tensor) -> None:
-    "Say so where values may not be in HU."
+def _doubt_hu(hu: Tensor, cut_out: bool = False) -> None:
+    "Say so where values may not be in HU; what was cut out of a scan may lack air and fat."
     if hu.min() >= 0:
         what = "is below 0 HU"
+    elif cut_out:
+        return
     # air, lung, fat; padding may be far below
     elif not any(((x > -1200) & (x < -50)).any() for x in hu.view(-1).split(_CHUNK)):
         what = "has -1200 to -50 HU, as air, lung and fat have"
@@ -132,7 +140,7 @@ def _doubt_hu(hu: Tensor) -> None:
             f"no voxel of the volume {what}: is it a CT in HU? Stored values are often 1024 higher:"
             f" if these are, pass {argument('hu_offset', -1024)}"
         ),
-        stacklevel=3,
+        stacklevel=4,
     )
 
 

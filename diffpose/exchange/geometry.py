@@ -283,7 +283,9 @@ class XrayGeometry:
         pose = self.poses[0] if self.poses else {}
         if "orientation" in pose:
             return -1 if pose["orientation"] == "PA" else 1
-        matrix = next((pose[key] for key in list(POSE_KEYS)[1:] if key in pose), np.eye(4))
+        matrix = next((pose[key] for key in list(POSE_KEYS)[1:] if key in pose), None)
+        if matrix is None:
+            return -1 if self.stated is not None and self.stated.view == "PA" else 1
         return -1 if np.linalg.det(np.array(matrix)[:3, :3]) < 0 else 1
 
     def from_scan(

@@ -46,11 +46,18 @@ class SearchSpace:
         within = -90 <= self.secondary_deg[0] and self.secondary_deg[1] <= 90
         self._check("secondary_deg", within, "within -90 and 90 degrees")
         if self.sid_mm is not None:
-            self._check("sid_mm", self._width("sid_mm") >= 0 < self.sid_mm[0], "two distances")
-        self._check("offset_mm", 0 <= self.offset_mm < math.inf, "a finite number >= 0")
+            width = self._width("sid_mm")
+            holds = math.isfinite(width) and width >= 0 < self.sid_mm[0]
+            holds &= width <= 10 * self.sid_mm[0]
+            self._check("sid_mm", holds, "two distances, the low one first")
+        number = isinstance(self.offset_mm, (int, float))
+        self._check("offset_mm", number and 0 <= self.offset_mm < math.inf, "a finite number >= 0")
 
     def _width(self, name: str) -> float:
-        low, high = getattr(self, name)
+        try:
+            low, high = map(float, getattr(self, name))
+        except (TypeError, ValueError):
+            return math.nan
         return high - low
 
     def _check(self, name: str, holds: bool, accepted: str) -> None:
@@ -87,11 +94,10 @@ class SearchSpace:
         inside = turned <= high - low + 2 * edge
         low, high = self.secondary_deg
         inside &= (low - edge <= secondary) & (secondary <= high + edge)
-        if not inside.any():
-            middle = [sum(self.primary_deg) / 2, sum(self.secondary_deg) / 2]
-            primary, secondary = torch.tensor(middle, dtype=torch.float64)[:, None]
-            return primary, secondary
-        return primary[inside], secondary[inside]
+        # the middle too: a narrow range is what somebody knows
+        middle = [sum(self.primary_deg) / 2, sum(self.secondary_deg) / 2]
+        here = torch.tensor(middle, dtype=torch.float64)[:, None]
+        return torch.cat([here[0], primary[inside]]), torch.cat([here[1], secondary[inside]])
 
     def rolls(
         self,
