@@ -104,7 +104,7 @@ def camera(
             made = found.camera(height, width, sdd, delx, view)
         typer.echo("\n".join(shown_camera(found, made, view)))
         if out is not None:
-            if made.primary_angle is None and view in ("AP", "PA"):
+            if orientation is not None and made.primary_angle is None and view is not None:
                 made = replace(made, view=view)
             replace(found, stated=made).write(out)
             typer.echo(f"{out}: written")
