@@ -5,6 +5,7 @@ Files are written by pydicom and by ITK. What a header says of pixels, view, geo
 
 import json
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,11 +21,16 @@ from typer.testing import CliRunner
 
 from diffpose.calibration import Camera, carm_angles, carm_pose, reorientation
 from diffpose.cli import app
+from diffpose.cli.inputs import viewed
 from diffpose.cli.job import Case, Job, _doubt_depth
-from diffpose.cli.options import Counted
+from diffpose.cli.options import Counted, Patient, Start, Taken
 from diffpose.data import read_xray
+from diffpose.drr import DRR
+from diffpose.exchange import XrayGeometry, load_start, start_pose
+from diffpose.metrics import ncc
 from diffpose.phantom import make_phantom
 from diffpose.report import write_ct
+from diffpose.results import pose_to_dict
 from diffpose.simulation import simulate_xray
 
 RNG = np.random.default_rng(0)
@@ -405,3 +411,23 @@ def test_register_takes_the_view_from_the_file_and_tries_the_other(clinic, state
     off = points @ (torch.linalg.inv(found) - torch.linalg.inv(truth.matrix[0].double())).T
     assert off[:, :3].norm(dim=1).mean() < 1.0
     assert carm_angles(truth, view).sid > 0
+
+
+def test_a_foreign_camera_and_the_patient_share_one_view(tmp_path):
+    "Whoever names the view: camera and patient follow the same, and the DRR from the true pose is the X-ray."
+    subject = make_phantom(seed=0, spacing=6.0, orientation="PA")
+    lens = Camera(1020.0, 60, 60, 6.0, 6.0, sid=700.0, primary_angle=20.0, secondary_angle=5.0, view="PA")
+    image = DRR.from_camera(subject, lens)(lens.pose("PA"))
+    counts = (60000 * (-4 * (image - image.min()) / image.max())[0, 0].exp()).numpy().astype(np.uint16)
+    tags = dict(DistanceSourceToDetector=1020, DistanceSourceToPatient=700, PositionerPrimaryAngle=20, PositionerSecondaryAngle=5, ImagerPixelSpacing=[6, 6])
+    path = write(tmp_path / "x.dcm", counts, geometry=tags, Modality="XA", PixelIntensityRelationship="LIN", PixelIntensityRelationshipSign=1)
+    (tmp_path / "pose.json").write_text(json.dumps({**pose_to_dict(lens.pose("PA"), subject), "camera": lens.to_dict()}))
+    XrayGeometry.read(tmp_path / "pose.json").write(tmp_path / "camera.yml")
+    for init in ("carm", "LAO 20 CRAN 5 SOD 700", str(tmp_path / "pose.json"), str(tmp_path / "camera.yml")):
+        for said in (None, "PA"):
+            case = Case(tmp_path, Patient(said), Taken(tmp_path / "camera.yml"), start=Start(init))
+            job = Job(path, tmp_path, case, None) if init == "carm" else Job(path, tmp_path, case, load_start(init))
+            xray, camera, _ = job.seen()
+            there = viewed(subject, case.view(camera, job.start)[0])
+            begin = start_pose(job.start, there, replace(camera, sid=700.0), init)
+            assert ncc(DRR.from_camera(there, camera)(begin), xray).item() > 0.99, (init, said)

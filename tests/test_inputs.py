@@ -1153,3 +1153,23 @@ def test_metal_that_may_be_bone_is_said(top, alone, recwarn):
     hu[2:6, 2:6, 2:6], hu[30:33, 30:33, 30:33] = 900 if alone else 1950, top
     read(hu, affine=AFFINE)
     assert any("If it is metal" in str(w.message) for w in recwarn) == (alone and top > 2000)
+
+
+def test_stored_values_around_a_round_field_are_still_asked_about():
+    "HU + 1024 with 0 outside the scanner's circle: the 0 is air, and the rest is not HU."
+    x, y = np.mgrid[-1:1:40j, -1:1:40j]
+    hu = np.where(np.hypot(x, y) < 0.6, 40.0, -1000.0) + np.random.default_rng(0).normal(0, 20, (40, 40))
+    stored = np.where(np.hypot(x, y) < 1, np.clip(hu + 1024, 0, None), 0)[..., None].repeat(12, 2)
+    for how in ({}, {"outside": 0}):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            read(stored, spacing=1.0, **how)
+        assert any("hu_offset=-1024" in str(w.message) and w.filename == __file__ for w in caught), how
+    with pytest.raises(ValueError, match="no voxel has the value outside=7"):
+        read(stored, spacing=1.0, outside=7)
+
+
+def test_slices_that_nearly_coincide_are_not_interpolated(tmp_path):
+    places = np.r_[np.arange(30.0), 29.005]
+    with pytest.raises(ValueError, match="two slices at 29.00 mm are 0.005 mm apart"):
+        _even_places(places, "ct", None, True)
