@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..errors import UserError, UserNotice, extra
-from .geometry import FORMATS, Format, XrayGeometry
+from .geometry import FORMATS, Format, XrayGeometry, read_xml
 from ..files import load_json, read_text
 from ..results import OPENCV_KEYS, POSE_KEYS, load_poses
 
@@ -66,13 +66,7 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def _xml(path: Path) -> dict[str, Any]:
     "Names and values of an XML file of cv::FileStorage."
-    text = read_text(path, "a calibration (XML)")
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"{path} defines entities, which no calibration needs: it is not read")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path} is no XML file: {error}") from None
+    root = read_xml(path, "a calibration (XML)", "calibration")
     found: list[tuple[str, Any]] = []
     for node in root if root.tag == "opencv_storage" else ():
         part = {child.tag: (child.text or "").strip() for child in node}

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 
 from ..errors import UserError, UserNotice, argument
+from ..files import read_text
 from ..paths import existing, written_together
 from ..results import OPENCV_KEYS, POSE_KEYS, pose_from_dict
 
@@ -333,6 +335,21 @@ def in_frame(
         )
     rest = {key: value for key, value in pose.items() if key != "opencv_from"}
     return {f"opencv_from_{frame or 'lps'}": pose["opencv_from"], **rest}
+
+
+def read_xml(
+    path: Path,
+    what: str,  # it is, for messages
+    kind: str,  # of such files
+) -> ElementTree.Element:
+    "The root of an XML file that defines no entities."
+    text = read_text(path, what)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UserError(f"{path} defines entities, which no {kind} needs: it is not read")
+    try:
+        return ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise UserError(f"{path} is no XML file: {error}") from None
 
 
 def written_by(

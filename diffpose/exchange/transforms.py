@@ -14,8 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..errors import UserError, UserNotice
-from .geometry import FORMATS, LPS, Format, XrayGeometry
-from ..files import read_text
+from .geometry import FORMATS, LPS, Format, XrayGeometry, read_xml
 
 if TYPE_CHECKING:
     import pydicom
@@ -264,13 +263,7 @@ def _write_mrml(geometry: XrayGeometry, path: Path) -> None:
 
 def _read_mrml(path: Path) -> XrayGeometry | None:
     "The transform of a scene."
-    text = read_text(path, "a scene of 3D Slicer")
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"{path} defines entities, which no scene needs: it is not read")
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise UserError(f"{path} is no XML file: {error}") from None
+    root = read_xml(path, "a scene of 3D Slicer", "scene")
     nodes = list(root.iter("LinearTransform"))
     ours = [node for node in nodes if node.get("name") == "ct_from_camera"] or nodes
     if len(ours) != 1:
