@@ -438,12 +438,13 @@ def _decoded_by_itk(header):
 
 
 def _dicom_pixels(path):
-    "Header and rescaled pixels (float32) of one DICOM file."
+    "Header and rescaled pixels (float32) of one DICOM file, and which of them are padding."
     header, stored = _stored_pixels(path)
+    padded = _padding(header, stored)
     if header.get("ModalityLUTSequence"):
-        return header, _looked_up(header, stored, path)
+        return header, _looked_up(header, stored, path), padded
     slope, intercept = _rescale(header, path)
-    return header, stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    return header, stored.astype(np.float32) * np.float32(slope) + np.float32(intercept), padded
 
 
 def _looked_up(header, stored, path):
@@ -495,25 +496,26 @@ def _rescale(header, path):
     return slope, intercept
 
 
-def _remove_padding(pixels, header, slope, intercept):
-    """Write air into the rescaled pixels of a slice that are none of the patient's: those from
-    PixelPaddingValue to PixelPaddingRangeLimit (DICOM PS3.3, C.7.5.1.1.2). Returns which values
-    [HU] that a patient may have were taken so.
+def _padding(header, stored):
+    """Which stored values are none of the image's: those from PixelPaddingValue to
+    PixelPaddingRangeLimit (DICOM PS3.3, C.7.5.1.1.2).
     """
-    value = header.get("PixelPaddingValue")
-    if value in (None, "") or header.get("ModalityLUTSequence"):
-        return set()
-    limit = header.get("PixelPaddingRangeLimit")
-    bits = int(header.get("BitsAllocated") or 16)
-    ends = []
-    for stored in (value, value if limit in (None, "") else limit):
+    value, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
+    if value in (None, ""):
+        return np.zeros(stored.shape, dtype=bool)
+    bits, ends = int(header.get("BitsAllocated") or 16), []
+    for end in (value, value if limit in (None, "") else limit):
         # a signed number that was written as an unsigned one
-        signed = int(header.get("PixelRepresentation") or 0) and stored >= 2 ** (bits - 1)
-        ends.append((int(stored) - (2**bits if signed else 0)) * slope + intercept)
-    near = abs(slope) / 4
-    padded = (pixels >= min(ends) - near) & (pixels <= max(ends) + near)
+        signed = int(header.get("PixelRepresentation") or 0) and end >= 2 ** (bits - 1)
+        ends.append(int(end) - (2**bits if signed else 0))
+    return (stored >= min(ends)) & (stored <= max(ends))
+
+
+def _remove_padding(pixels, padded):
+    "Write air where there is padding. Returns values [HU] that a patient may have, taken so."
+    top = float(pixels[padded].max()) if padded.any() else _PADDING_HU
     pixels[padded] = AIR_HU
-    return {max(ends)} if padded.any() and max(ends) > _PADDING_HU else set()
+    return {top} if top > _PADDING_HU else set()
 
 
 _PADDING_HU = -900.0  # above, a value that is taken as padding may be a patient's
@@ -602,7 +604,7 @@ def _same_slice(path, twin):
     """
     if filecmp.cmp(path, twin, shallow=False):
         return True
-    (one, pixels), (other, twins) = _dicom_pixels(path), _dicom_pixels(twin)
+    (one, pixels, _), (other, twins, _) = _dicom_pixels(path), _dicom_pixels(twin)
     placed = [
         [h.get(tag) for tag in ("ImageOrientationPatient", "PixelSpacing", "SeriesInstanceUID")]
         for h in (one, other)
@@ -624,8 +626,8 @@ def _load_dicom(folder, series, spacing, tolerance, resample=False):
     volume = torch.empty(slices[0][1].Columns, slices[0][1].Rows, len(paths))
     doubtful, removed = None, set()
     for k, path in enumerate(paths):
-        header, pixels = _dicom_pixels(path)
-        removed |= _remove_padding(pixels, header, *_rescale(header, path))
+        header, pixels, padded = _dicom_pixels(path)
+        removed |= _remove_padding(pixels, padded)
         volume[:, :, k] = torch.from_numpy(pixels).T
         doubtful = doubtful or (header if _scale_doubt(header) else None)
     _say_padding(removed, folder)
@@ -684,19 +686,18 @@ def _load_multiframe(paths, name, spacing, affine, tolerance, resample=False):
     """
     frames, images, removed = [], [], set()
     for path in paths:
-        header, stack = _dicom_pixels(path)
+        header, stack, padded = _dicom_pixels(path)
         if stack.ndim != 3 and len(paths) == 1:
             raise UserError(
                 f"{path} is a single slice: pass the folder that holds all slices of the scan"
             )
-        stack = stack if stack.ndim == 3 else stack[None]
+        stack, padded = (x if x.ndim == 3 else x[None] for x in (stack, padded))
         _check_memory(name, (stack[0].size, len(images) + 2 * len(stack)), 0)
         said = _frame_headers(header, len(stack), path)
-        for image, frame in zip(stack, said):
+        for image, empty, frame in zip(stack, padded, said):
             slope, intercept = _rescale(frame, path)
             images.append(image * np.float32(slope) + np.float32(intercept))
-            one, zero = _rescale(header, path)  # of the file, which comes before
-            removed |= _remove_padding(images[-1], header, one * slope, zero * slope + intercept)
+            removed |= _remove_padding(images[-1], empty)
         _check_scale(path, said if header.get("RescaleSlope") in (None, "") else [header])
         frames += said
     even = None

@@ -27,7 +27,14 @@ from diffpose.data.containers import (
     _scaled_voxels,
     _text_header,
 )
-from .dicom import _frame_headers, _is_dicom, _looked_up, _rescale, _stored_pixels
+from diffpose.data.dicom import (
+    _frame_headers,
+    _is_dicom,
+    _looked_up,
+    _padding,
+    _rescale,
+    _stored_pixels,
+)
 from .grids import _check_real
 from .headers import _MM, _nifti_header, _text_lengths, _text_scale
 from .memory import _PIXELS_MAX, _check_pixels, _Refused
@@ -249,14 +256,6 @@ def _dicom_xray(path, frame, name):
     values[_padding(header, shown)] = np.nan
     return _Pixels(values, header, None, inside)
 
-
-def _padding(header, stored):
-    "Where pixels hold the value that a header reserves for no image."
-    value, limit = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
-    if value is None:
-        return np.zeros(stored.shape, dtype=bool)
-    ends = sorted((int(value), int(value if limit is None else limit)))
-    return (stored >= ends[0]) & (stored <= ends[1])
 
 # %% ../../notebooks/api/025_data_pictures.ipynb #e3f90c11
 _WINDOWS = [
