@@ -321,11 +321,23 @@ class GaussNewton:
                 there = further if further is None else level(further, 0 if shared else x)
                 one, how = slice(x, x + 1), (self.spread, self.restarts, distance, there)
                 pool = widen(job, pool, x, each[x][0], xray[one], mask[one], *how)
-            results = self._finish(job, pool, tell)
-            for x, result in enumerate(results):
-                if result.verdict == "stalled" and self.restarts:
-                    self._explain(job, result, handed, x, each[x][0])
-        return results[0] if n == 1 else results
+            return self._concluded(job, pool, handed, [poses[0] for poses in each], tell)
+
+    def _concluded(
+        self,
+        job: Job,
+        pool: Pool,  # candidates at the local level
+        handed: tuple,  # X-rays, masks and find_field, as the user gave them
+        around: Sequence[Tensor] | None,  # 4 4 start of each; None: where the answer is
+        tell: Callable,
+    ) -> Result | Any:
+        "The answer to each X-ray; what is wrong with an image is looked for around its start."
+        results = self._finish(job, pool, tell)
+        for x, result in enumerate(results):
+            if result.verdict == "stalled" and self.restarts:
+                start = result.pose.matrix[0].double().cpu() if around is None else around[x]
+                self._explain(job, result, handed, x, start)
+        return results[0] if len(results) == 1 else results
 
     def _search(
         self,
@@ -351,11 +363,7 @@ class GaussNewton:
                 explored(job, x, xray[x : x + 1], masks[0][x : x + 1], space, side, apart, tell)
                 for x in range(len(xray))
             ]
-            results = self._finish(job, reduce(Pool.join, pools), tell)
-            for x, result in enumerate(results):
-                if result.verdict == "stalled" and self.restarts:
-                    self._explain(job, result, handed, x, result.pose.matrix[0].double().cpu())
-        return results[0] if len(results) == 1 else results
+            return self._concluded(job, reduce(Pool.join, pools), handed, None, tell)
 
     def _finish(self, job: Job, pool: Pool, tell: Callable) -> list[Result]:
         "The last stages for the best candidates and the given start; verdicts."

@@ -16,7 +16,6 @@ from torch import Tensor
 from ..calibration import Camera, carm_pose
 from ..errors import UserError, argument
 from ..drr import DRR
-from .pyramid import Level
 from diffpose.registration.starts import (
     COARSE,
     CONVINCING,
@@ -164,16 +163,11 @@ def explored(
     tell: Callable[[int, Pool], None],  # called after each look
 ) -> Pool:
     "Candidates for an X-ray from all over a space."
-    fine, pool = job.levels[job.local], None
-    coarse: Level = next((level for level in job.levels if min(level.size) >= COARSE), fine)
+    pool = None
     for size, step, ratio, n, several, few in LOOKS:
         look = (xray, mask, space, size, step, ratio, n, orientation)
-        matrix, _ = looks(coarse.drr, *look)
-        found = job.enter(matrix, torch.full((len(matrix),), x), False)
-        for k in [k for k in range(job.local) if min(job.levels[k].size) >= COARSE]:
-            found = job.best(job.descend(k, found), several, distance)
-        found = job.best(found, few, distance) if found.fit.H.any() else found
-        found = job.descend(job.local, found)
+        matrix, _ = looks(job.coarse.drr, *look)
+        found = job.follow(matrix, x, distance, several, few, COARSE)
         pool = found if pool is None else pool.join(found)
         tell(job.local + 1, pool)
         if _convincing(job, pool, x, CONVINCING):

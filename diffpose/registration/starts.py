@@ -305,6 +305,7 @@ class Pool:
         return Pool(Fit.cat([self.fit, other.fit]), *rest)
 
 # %% ../../notebooks/api/082_registration_starts.ipynb #dc71f16f
+COARSE = 20  # pixels along the shorter side that a survey needs
 STATED = 64  # pixels along the shorter side where agreement is stated
 
 
@@ -319,6 +320,12 @@ class Job:
     track: _Track
     renders: Tensor  # N, images rendered for each X-ray
     starts: int = 0  # how many were tried
+
+    @property
+    def coarse(self) -> Level:
+        "The coarsest level that a look at all rolls and shifts can use."
+        fits = (level for level in self.levels if min(level.size) >= COARSE)
+        return next(fits, self.levels[self.local])
 
     @property
     def stated(self) -> int:
@@ -348,6 +355,22 @@ class Job:
             torch.zeros(n, dtype=torch.bool),
             torch.full((n,), given),
         )
+
+    def follow(
+        self,
+        matrix: Tensor,  # K 4 4 poses, which no stage has seen
+        x: int,  # number of their X-ray
+        distance: float,  # closer poses are one [mm]
+        several: int,  # survive each coarse level
+        few: int,  # come to the local level
+        least: int,  # pixels along the shorter side of the first level
+    ) -> Pool:
+        "What becomes of poses down to the local level, the best of them at each."
+        found = self.enter(matrix, torch.full((len(matrix),), x), False)
+        for k in [k for k in range(self.local) if min(self.levels[k].size) >= least]:
+            found = self.best(self.descend(k, found), several, distance)
+        found = self.best(found, few, distance) if found.fit.H.any() else found
+        return self.descend(self.local, found)
 
     def apart(self, a: Tensor, b: Tensor) -> Tensor:
         "Distance of poses 4 4 at the landmarks [mm]: A against each of B."
@@ -405,7 +428,6 @@ def funnel(
     return pool
 
 # %% ../../notebooks/api/082_registration_starts.ipynb #35bbdf20
-COARSE = 20  # pixels along the shorter side that a survey needs
 LOST = 0.25  # agreement at the local level below which a finer survey is worth its time
 CONVINCING = 0.6  # agreement at the local level from which no search is needed, in a large image
 # small images agree by chance: more is asked of them, by this over the root of their pixels
@@ -436,10 +458,9 @@ def widen(
     finer survey.
     """
     fine = job.levels[job.local]
-    coarse = next((level for level in job.levels if min(level.size) >= COARSE), fine)
     look = lambda level, **how: survey(level, xray, mask, around, *spread, **how)[0]
     sources: list[tuple[bool, float, Callable[[], Tensor], int]] = [
-        (n > 0, CONVINCING, lambda: look(coarse, n=n), COARSE),
+        (n > 0, CONVINCING, lambda: look(job.coarse, n=n), COARSE),
         (n > 0 and finer, LOST, lambda: look(fine, n=2 * n, step_deg=7.5, size=48), 30),
     ]
     if more is not None:
@@ -447,10 +468,5 @@ def widen(
     for there, enough, poses, least in sources:
         if not there or _convincing(job, pool, x, enough):
             continue
-        matrix = poses()
-        found = job.enter(matrix, torch.full((len(matrix),), x), False)
-        for k in [k for k in range(job.local) if min(job.levels[k].size) >= least]:
-            found = job.best(job.descend(k, found), 24, distance)
-        found = job.best(found, 8, distance) if found.fit.H.any() else found
-        pool = pool.join(job.descend(job.local, found))
+        pool = pool.join(job.follow(poses(), x, distance, 24, 8, least))
     return pool
