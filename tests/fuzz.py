@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
 
@@ -31,6 +32,8 @@ from diffpose.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60  # s
+# what every way to a result goes through, whichever command asks for it
+WORK = ("diffpose.registration.GaussNewton.register", "diffpose.registration.JointRegistration.register", "diffpose.training.train", "diffpose.deepfluoro.write_twin")
 PEAK, LEFT = 600e6, 400e6  # bytes: of one case, and of all
 ALLOWED = "300MB"  # that files and images may ask for
 NASTY = ("0", "-1", "1", "1e300", "-1e300", "1e-300", "nan", "inf", "-inf", "", "abc", "99999999999", "4294967295", "65535", "9" * 400, "0x10", "1,2", "1,2,3", "1;2;3", "1,2,3;4,5,6", "\u0663", "\u00fc", "%d", "'", "../..", "*", "-", "--", "None", "True", "{}", "{folder}", "[1]", "\n")
@@ -308,8 +311,10 @@ def run_case(seed: int, number: int, sound: Path, folder: Path, process: bool = 
         code, text = done.returncode, done.stdout + done.stderr
     else:
         stop = lambda *given, **options: (_ for _ in ()).throw(Reached("the work would begin"))
-        work = ("diffpose.cli.job.solve", "diffpose.training.train", "diffpose.deepfluoro.write_twin")
-        with mock.patch(work[0], stop), mock.patch(work[1], stop), mock.patch(work[2], stop), warnings.catch_warnings():
+        with ExitStack() as patched:
+            for work in WORK:
+                patched.enter_context(mock.patch(work, stop))
+            patched.enter_context(warnings.catch_warnings())
             warnings.simplefilter("always", UserWarning)
             result = CliRunner().invoke(app, args)
         code, text = result.exit_code, result.output
