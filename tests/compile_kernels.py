@@ -1,7 +1,7 @@
 """Every Triton kernel, compiled for a GPU that need not be here: `python -m tests.compile_kernels CAPABILITY [--all]`, a line of JSON each.
 
-Triton asks its driver what the GPU is; a stand-in answers. Nothing is launched. Each pair of options (rule, mode, Jacobian, contrast
-map, box, pose, type of numbers, wide index) is compiled together at least once; `--all` compiles every combination that is listed.
+Triton asks its driver what the GPU is; a stand-in answers. Nothing is launched. Each mode is compiled for either rule, and each option
+(Jacobian, contrast map, box, pose, type of numbers, wide index) at least once; `--all` compiles every combination that is listed.
 """
 
 import json
@@ -89,19 +89,28 @@ SEEN = [  # the first is what a DRR asks for
 RARE = [{"jacobian": True, "occupied": box}, {"jacobian": True}]  # each option stands in another entry too
 EXACT, SAMPLED = [{"rule": "siddon"}, {"rule": "trilinear"}], {"rule": "trilinear", "n_points": 50}
 view = {"pose": torch.eye(4)[None], "frame": torch.eye(4, dtype=torch.float64), "length": torch.ones(1, n, dtype=torch.float64), "columns": 32}
+
+
+def listed(dtype, rule):
+    "What is asked of a type of numbers and a rule."
+    if dtype == torch.float32:
+        return SEEN + RARE if ALL else SEEN[:1] if rule == SAMPLED else SEEN
+    if ALL or dtype == torch.float64:
+        return [] if rule == SAMPLED else SEEN[:1]
+    return {(torch.float16, "siddon"): SEEN[:1], (torch.bfloat16, "trilinear"): SEEN[1:2]}.get((dtype, rule["rule"]), []) if rule != SAMPLED else []
+
+
 for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
     volume = torch.zeros(64, 64, 64, dtype=dtype)
-    for rule in EXACT if dtype != torch.float32 else [*EXACT, SAMPLED]:
-        half = dtype in (torch.float16, torch.bfloat16) and rule != EXACT[0]
-        several = SEEN + RARE * ALL if dtype == torch.float32 else SEEN[:1] if ALL or not half else SEEN[1:2]
-        for more in several:
+    for rule in (*EXACT, SAMPLED):
+        for more in listed(dtype, rule):
             asked = " ".join(map(str, (dtype, *rule.values(), *more)))
             cuda.integrate(volume, None, pixels, **{**view, **rule, **more})
-        if dtype != torch.float32:
+        if dtype != torch.float32 or rule == SAMPLED and not ALL:
             continue
         asked = f"{dtype} {' '.join(map(str, rule.values()))} backward"
         cuda.channel_jacobian(volume, None, pixels, weight, labels, pieces=pieces, **view, **rule)
-        for deterministic in (False, True) if ALL or rule != SAMPLED else (True,):
+        for deterministic in (False, True) if ALL or rule == EXACT[0] else (True,):
             torch.use_deterministic_algorithms(deterministic)
             cuda.volume_gradient(volume, None, pixels, weight, labels=labels, pieces=pieces, **view, **rule)
 asked = "any size"
@@ -110,7 +119,7 @@ for size, count, columns in (((64, 64, 64), 1024, 32), ((63, 65, 61), 999, 27), 
         cuda.integrate(torch.zeros(size), None, torch.rand(1, count, 3, dtype=torch.float64), **{**view, "length": torch.ones(1, count, dtype=torch.float64), "columns": columns}, **rule, occupied=box)
 asked = "more than 2^31 voxels"
 for rule in ("siddon", "trilinear"):
-    for more in ({}, {"reducefn": "max"}):
+    for more in ({}, {"reducefn": "max"}) if ALL or rule == "siddon" else ({},):
         cuda._integrate(torch.empty(2048, 1024, 1025, dtype=torch.float16), None, pixels, *list(view.values())[:3], 32, None, None, None, rule, 0, 0.5, more.get("reducefn", "sum"), 1, bool(ALL or more))
 asked = "rays in a list"
 cuda.integrate(volume.float(), pixels[:, :1], pixels, jacobian=True)
