@@ -37,7 +37,7 @@ from .smoothing import Belief, smoothed, unevenness
 if TYPE_CHECKING:
     import pandas
 
-# %% ../../notebooks/api/094b_tracking_following.ipynb #5b356b4d
+# %% ../../notebooks/api/094b_tracking_following.ipynb #8568c33a
 STATES = {  # of a frame
     "tracked": "found where the frames before lead to",
     "found": "found somewhere else; the path begins anew",
@@ -58,7 +58,7 @@ class Frame:
     seconds: float
     why: str = ""  # it could not be registered
 
-# %% ../../notebooks/api/094b_tracking_following.ipynb #8b7b036b
+# %% ../../notebooks/api/094b_tracking_following.ipynb #16796c6d
 NEAR = 96  # pixels along the shorter side at which a frame is followed
 GATE = 27.9  # chi-square of six numbers that one in ten thousand exceeds
 AGAIN = 128  # and at which it is looked for where it was lost
@@ -91,7 +91,7 @@ def narrowed(
         (0.9 * sid, 1.1 * sid),
     )
 
-# %% ../../notebooks/api/094b_tracking_following.ipynb #89f915e6
+# %% ../../notebooks/api/094b_tracking_following.ipynb #0cd05c56
 @dataclass
 class Follower:
     "Registers frame after frame, each from where those before lead to."
@@ -110,8 +110,15 @@ class Follower:
         whole, drr = self.whole, self.whole.drr
         size = min(drr.detector.height, drr.detector.width)
         stages = near_stages(size) if self.stages is None else self.stages
-        rest = {"keep": whole.keep, "thresholds": whole.thresholds, "restarts": 0}
-        alike = lambda stages: GaussNewton(drr, stages, whole.renderer, whole.multiplier, **rest)
+        alike = lambda stages: GaussNewton(
+            drr,
+            stages,
+            whole.renderer,
+            whole.multiplier,
+            restarts=0,
+            keep=whole.keep,
+            thresholds=whole.thresholds,
+        )
         coarse = default_stages(min(size, AGAIN)) if whole.stages is None else whole.stages
         self.near, self.again = alike(stages), alike(coarse)
         self.uneven = unevenness(self.motion)
@@ -153,19 +160,26 @@ class Follower:
         fits = _surprise(ahead, result) <= GATE
         if result.verdict == "converged" or fits and result.verdict == "ambiguous":
             return self._accept(result, ahead)
-        around = PosePrior(there, *BOX)
-        if self._due() and (other := self._register(self.again, around, xray, mask)):
-            if other.verdict == "converged":
-                return self._accept(other, ahead)
+        other = self._elsewhere(PosePrior(there, *BOX), xray, mask)
+        if other is not None:
+            return self._accept(other, ahead)
         if fits and result.evidence["agreement"] >= self.whole.thresholds.detail:
             return self._accept(result, ahead, hidden=True)
         orientation = getattr(self.whole.drr.subject, "orientation", None)
-        if self._due() and orientation is not None and self.place is not None:
-            space = narrowed(self.place, orientation)
-            other = self._register(self.again, space, xray, mask)
-            if other.verdict == "converged":
+        if orientation is not None and self.place is not None:
+            other = self._elsewhere(narrowed(self.place, orientation), xray, mask)
+            if other is not None:
                 return self._accept(other, ahead)
         return self._lost(result, ahead)
+
+    def _elsewhere(
+        self, init: PosePrior | SearchSpace, xray: Tensor, mask: Tensor | None
+    ) -> Result | None:
+        "What is found from other starts, if it is time to try them, and if it convinces."
+        if not self._due():
+            return None
+        result = self._register(self.again, init, xray, mask)
+        return result if result.verdict == "converged" else None
 
     def _accept(self, result: Result, ahead: Belief | None, hidden: bool = False) -> Frame:
         "A pose that was found: the path goes on from it, or begins anew where it does not fit."
@@ -200,7 +214,7 @@ def _surprise(ahead: Belief | None, result: Result | None) -> float:
         return math.inf
     return ahead.surprise(result.pose.matrix[0], result.covariance)
 
-# %% ../../notebooks/api/094b_tracking_following.ipynb #7f77cfd9
+# %% ../../notebooks/api/094b_tracking_following.ipynb #81ac59c9
 @dataclass
 class Track:
     "What `track` found in the frames of a sequence."
@@ -278,7 +292,7 @@ class Track:
         said = ", ".join(f"{count} {state}" for state, count in n.items())
         return f"Track({len(self.frames)} frames: {said})"
 
-# %% ../../notebooks/api/094b_tracking_following.ipynb #37392e98
+# %% ../../notebooks/api/094b_tracking_following.ipynb #0b58a25d
 def check_frames(drr: DRR, xrays: Tensor, masks: Tensor | None, motion: MotionPrior) -> None:
     "Refuse what is no sequence for this camera, before any work."
     size = (drr.detector.height, drr.detector.width)
@@ -333,7 +347,7 @@ def gathered(frames: Sequence[Frame], points: Tensor, motion: MotionPrior) -> Tr
     covariances = torch.stack([frame.covariance for frame in frames])
     return Track(poses, covariances, list(frames), points, motion)
 
-# %% ../../notebooks/api/094b_tracking_following.ipynb #ab10ee81
+# %% ../../notebooks/api/094b_tracking_following.ipynb #e6c41f75
 @exactly
 def track(
     drr: DRR,  # its camera is that of all frames

@@ -20,7 +20,7 @@ from ..registration import MotionPrior
 from ..registration.unknowns import adjoint
 from ..twists import se3_exp, se3_log
 
-# %% ../../notebooks/api/094a_tracking_smoothing.ipynb #c611e16d
+# %% ../../notebooks/api/094a_tracking_smoothing.ipynb #e8fdfc4a
 def tangent(twist: Tensor) -> Tensor:  # 6 to 6 6
     "The commutator with a twist [omega, v], whose exponential is the change of world `adjoint`."
     zero = twist.new_zeros(3, 3)
@@ -38,7 +38,7 @@ def transition(velocity: Tensor) -> Tensor:  # 6 to 12 12
     generator[:6, 6:] = torch.eye(6, dtype=velocity.dtype)
     return torch.linalg.matrix_exp(generator)
 
-# %% ../../notebooks/api/094a_tracking_smoothing.ipynb #2b588f5a
+# %% ../../notebooks/api/094a_tracking_smoothing.ipynb #c4bce9f4
 def unevenness(motion: MotionPrior) -> Tensor:  # 6 6, of a left twist [omega, v] in the world
     "Covariance of what a frame's motion may differ by from that of the frame before."
     shift = torch.eye(4, dtype=torch.float64)
@@ -47,7 +47,7 @@ def unevenness(motion: MotionPrior) -> Tensor:  # 6 6, of a left twist [omega, v
     there = adjoint(shift)
     return there @ torch.diag(torch.tensor(spread, dtype=torch.float64) ** 2) @ there.mT
 
-# %% ../../notebooks/api/094a_tracking_smoothing.ipynb #ca43f732
+# %% ../../notebooks/api/094a_tracking_smoothing.ipynb #b67421d5
 UNKNOWN = 10.0  # tolerances: how fast a thing may be of which one frame is known
 UNSEEN = 1e9  # variances, in those of the tolerance, from which a frame says nothing of a direction
 
@@ -114,7 +114,7 @@ def _proper(covariance: Tensor, uneven: Tensor) -> Tensor:  # 6 6 each
     "A covariance that can be computed with: where a frame says nothing, as good as infinite."
     return covariance if covariance.isfinite().all() else UNSEEN * uneven
 
-# %% ../../notebooks/api/094a_tracking_smoothing.ipynb #961edbb5
+# %% ../../notebooks/api/094a_tracking_smoothing.ipynb #7a51dda0
 @exactly
 def smoothed(
     poses: RigidTransform,  # N, of the frames of a sequence
