@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../notebooks/api/132a_cli_tracking.ipynb #08a1e121
+import contextlib
 import re
 import tempfile
 import warnings
@@ -135,6 +136,22 @@ class Frames:
     names: list[str]  # of each frame
 
 
+@contextlib.contextmanager
+def _said_once():
+    "Within it, what a file leaves open is said once, not for each of its frames."
+    show, told = warnings.showwarning, set()
+
+    def once(message: Warning | str, *more, **named) -> None:
+        if str(message) not in told:
+            told.add(str(message))
+            show(message, *more, **named)
+
+    with warnings.catch_warnings():
+        # ty: what is assigned is a function like it, as `warnings` asks for
+        warnings.showwarning = once  # ty: ignore[invalid-assignment]
+        yield
+
+
 def _alike(camera: "Camera") -> "Camera":
     "A camera without where it stood."
     return replace(camera, primary_angle=None, secondary_angle=None, sid=None)
@@ -154,7 +171,7 @@ def load_frames(
     if case.taken.frame is not None:
         raise UserError("--frame is for one frame of several, and a sequence has all of them")
     parts: list = []
-    with tempfile.TemporaryDirectory() as scratch, decoded_once():
+    with tempfile.TemporaryDirectory() as scratch, decoded_once(), _said_once():
         video = lambda path: path.suffix.lower() in VIDEOS
         paths = [unpacked(p, Path(scratch)) if video(p) else p for p in files]
         counts = [frame_count(path) for path in paths]
@@ -188,7 +205,7 @@ def _camera_words(camera: "Camera") -> str:
 def _one_frame(
     path: Path, taken: Taken, counted: Counted, view: str | None
 ) -> "tuple[Tensor, Camera, Tensor]":  # 1 1 H W, its camera, 1 1 H W bool
-    "A frame as it is registered. What its file leaves open is said once for all frames."
+    "A frame as it is registered."
     by_header = counted.mask is None and not counted.whole_image
     image, camera, counts = load_xray(path, taken, by_header, view)
     if counted.mask is not None:
@@ -351,15 +368,16 @@ def track_sequence(
             found = found.smoothed() if smooth else found
             step("writing")
             film = track_film(found, frames, drr)
-            write_track(folder, found, frames.names, _about(motion, smooth, True, case), film)
+            write_track(folder, found, frames.names, _about(even, smooth, True), film)
     return _words(found, folder)
 
 
-def _about(motion: str, smooth: bool, whole: bool, case: Case) -> dict:
+def _about(motion: "MotionPrior", smooth: bool, whole: bool) -> dict:
     "What else stands in track.json."
     from diffpose import __version__
 
-    return {"motion": motion, "smoothed": smooth, "complete": whole, "diffpose": __version__}
+    even = {"rotation_deg": motion.rotation_deg, "translation_mm": motion.translation_mm}
+    return {"motion": even, "smoothed": smooth, "complete": whole, "diffpose": __version__}
 
 
 def _follow(
@@ -396,7 +414,7 @@ def _follow(
     except (KeyboardInterrupt, SystemExit):
         if done:
             kept = gathered(done, points, even)
-            write_track(folder, kept, frames.names, _about("", False, False, case), b"")
+            write_track(folder, kept, frames.names, _about(even, False, False), b"")
         raise
     return gathered(done, points, even), drr
 
