@@ -31,6 +31,7 @@ from diffpose.registration import (
     default_stages,
     expected_tre,
 )
+from ..registration.gauss_newton import check_poses, check_xray
 from ..registration.uncertainty import _landmarks
 from .smoothing import Belief, smoothed, unevenness
 
@@ -129,12 +130,22 @@ class Follower:
         ahead = None if self.belief is None else self.belief.predicted(self.uneven)
         try:
             found = self._first(xray, mask) if ahead is None else self._next(xray, mask, ahead)
-        except UserError as error:  # such as a frame without light
+        except UserError as error:
+            if self._usable(xray, mask):  # then it is not the frame's fault
+                raise
             found = self._lost(None, ahead, why=str(error))
         self.missed = 0 if found.state in ("tracked", "found") else self.missed + 1
         if found.state != "lost" and found.result is not None:
             self.place, self.method = found.matrix, found.result.sources["method"]
         return replace(found, seconds=time.perf_counter() - began)
+
+    def _usable(self, xray: Tensor, mask: Tensor | None) -> bool:
+        "Can a frame be registered? One without light cannot."
+        try:
+            check_xray(self.whole.drr, xray, mask, self.find_field)
+        except UserError:
+            return False
+        return True
 
     def _due(self) -> bool:
         "Is it time to look elsewhere? At the 1st, 2nd, 4th, 8th, ... frame that does not convince."
@@ -368,6 +379,7 @@ def track(
     "Follow a patient through a sequence of X-rays."
     motion = EVEN if motion is None else motion
     check_frames(drr, xrays, masks, motion)
+    check_poses(init)
     points = default_landmarks(drr) if landmarks is None else _landmarks(landmarks)
     frames = []
     for frame in followed(drr, xrays, init, motion, masks, find_field, solver, stages):
