@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # what editors and type checkers see: `_HOME` and `_modules` 
         rotations,
         scenes,
         simulation,
+        tracking,
         training,
         twists,
         visualization,

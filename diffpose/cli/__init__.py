@@ -16,10 +16,11 @@ from .films import animate
 from .options import app
 from .registration import register
 from .rendering import render
+from .tracking import track
 from .training import train
 
 _all_ = ["app", "render", "register", "train", "animate", "demo", "data_app"]
-_more = camera, export  # on the command line
+_more = camera, export, track  # on the command line
 
 # %% ../../notebooks/api/135_cli.ipynb #afc326be
 def main():

@@ -507,7 +507,7 @@ def grouped(command: Callable) -> Callable:
 
 # %% ../../notebooks/api/125_cli_options.ipynb #44283eb7
 # as the help lists them
-COMMANDS = ("render", "register", "export", "camera", "train", "animate", "demo", "data")
+COMMANDS = ("render", "register", "track", "export", "camera", "train", "animate", "demo", "data")
 
 
 class _InOrder(TyperGroup):

@@ -6,10 +6,14 @@
 __all__ = ['to_line_integrals']
 
 # %% ../../notebooks/api/025_data_pictures.ipynb #e20cd32f
+import contextlib
+import contextvars
+import copy
 import math
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,6 +146,43 @@ def _pixel_meaning(header, name="the header"):
     log = relation == "LOG" if relation else usual
     return _Meaning(polarity, log, doubt)
 
+# %% ../../notebooks/api/025_data_pictures.ipynb #5d0c0a02
+# what was decoded last, by what was asked for; None: nothing is kept
+_DECODED: contextvars.ContextVar[dict | None] = contextvars.ContextVar("decoded", default=None)
+
+
+@contextlib.contextmanager
+def decoded_once():
+    "Within it, a file that is read frame by frame is decoded once."
+    token = _DECODED.set({})
+    try:
+        yield
+    finally:
+        _DECODED.reset(token)
+
+
+def _once(what, make: Callable):
+    "What was decoded before, or is now."
+    kept = _DECODED.get()
+    if kept is None:
+        return make()
+    if what not in kept:
+        made = make()
+        kept.clear()
+        kept[what] = made
+    return kept[what]
+
+
+def _bare(header, stored):
+    "A header without its pixels, beside them."
+    from pydicom import Dataset
+
+    bare = Dataset()
+    for element in header:
+        if element.keyword not in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+            bare.add(element)
+    return bare, stored
+
 # %% ../../notebooks/api/025_data_pictures.ipynb #05fd22b0
 def _frame_of(stack, frame, name):
     "One image [H W] out of a stack [F H W]."
@@ -203,7 +244,7 @@ def _xray_pixels(image, frame, calibrated):
             )
         if _is_dicom(path):
             return _dicom_xray(path, frame, name)
-        stack, pitch, top = _picture(path, calibrated)
+        stack, pitch, top = _once((path, calibrated), lambda: _picture(path, calibrated))
     else:
         if isinstance(image, Tensor):
             image = image.detach().cpu()
@@ -236,7 +277,8 @@ _RECONSTRUCTED = (
 
 def _dicom_xray(path, frame, name):
     "One frame, or the mean, of a DICOM file; its header becomes that of the frame."
-    header, stored = _stored_pixels(path)
+    header, stored = _once(path, lambda: _bare(*_stored_pixels(path)))
+    header = copy.deepcopy(header)  # it becomes that of the frame
     if header.get("SOPClassUID") in _RECONSTRUCTED:
         raise UserError(
             f"{name} is a reconstructed volume ({header.SOPClassUID.name}): an X-ray is one of the"
