@@ -6,11 +6,15 @@
 __all__ = ['save_image', 'overlay', 'film', 'write_results', 'write_ct']
 
 # %% ../notebooks/api/122_report.ipynb #234198ea
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .paths import written_together
+from .report_page import PAGE, PARTS, PICTURES, SCENE, folder_html, write_report
+from .report_parts import view_parts
 from diffpose.results import (
     COLUMNS,
     _arm,
@@ -109,6 +113,7 @@ RESULT_FILES = (
     "convergence.png",
     "registration.webp",
 )
+REPORT_FILES = (PAGE, PARTS, *PICTURES.values())
 
 
 def reduced(
@@ -198,6 +203,75 @@ def film(
     )
 
 # %% ../notebooks/api/122_report.ipynb #77e6e603
+@dataclass(frozen=True)
+class Page:
+    "What a report shows of a result, beside the result itself."
+
+    name: str = "X-ray"  # what the page is of
+    points: "Tensor | None" = None  # 1 N 3 world [mm]; None: as registration states its error
+    names: Sequence[str] = ()  # of the points
+    origin: Mapping = field(default_factory=dict)  # inputs, options, device, for `report.json`
+    patient: Mapping[str, str] | None = None  # who it is; None: not told
+    scene: bool = False  # patient and C-arm in 3D, too
+
+
+PLAIN = Page()
+QUALITY = 92  # of the page's pictures: JPEG
+
+
+def write_scene(
+    path: Path,  # .glb
+    views: "Sequence[tuple[DRR, RigidTransform, Tensor]]",  # with the X-ray, 1 1 H W
+    points: "Tensor | None" = None,  # N 3 world [mm]
+) -> None:
+    "The patient's bones and the C-arm of each view, in 3D."
+    from diffpose.scenes import add_image, freeze, visualize_scene
+    from diffpose.scenes.drawing import C_ARMS
+
+    small = [(*reduced(drr, xray, FILM_PX), pose.float().cpu()) for drr, pose, xray in views]
+    drr, image, pose = small[0]
+    named = drr.mask is not None
+    spots = None if points is None else points.reshape(1, -1, 3).float()
+    plotter = visualize_scene(
+        drr, pose, image, labelmap=named, fiducials=spots, grid=False, resolution=3.0
+    )
+    for k, (drr, image, pose) in enumerate(small[1:], 2):
+        add_image(plotter, drr, pose, image, None, f"C-arm {k}", C_ARMS[(k - 1) % len(C_ARMS)])
+    path.write_bytes(freeze(plotter).glb)
+
+
+def _write_page(
+    inside: Path,  # with pose.json
+    page: Page,
+    result: "Result",
+    drr: "DRR",
+    images: "Mapping[str, Tensor]",  # of PICTURES: 1 1 h w
+    mask: "Tensor | None",  # 1 1 h w
+) -> None:
+    "What a report needs, and the report."
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    size = tuple(images["xray"].shape[-2:])
+    counted = None if mask is None else mask[0, 0].cpu().numpy()
+    points = None if page.points is None else page.points.reshape(-1, 3)
+    parts = view_parts(result, drr, size, points, page.names, counted)
+    write_json(inside / PARTS, {"name": page.name, **parts, **page.origin})
+    for role, name in PICTURES.items():
+        shown = images[role] if role == "xray" else windowed(images[role], mask)
+        low, high = shown.min(), shown.max()
+        grey = (255 * (shown - low) / (high - low).clamp(min=1e-12)).round()
+        buffer = io.BytesIO()
+        picture = Image.fromarray(grey[0, 0].cpu().numpy().astype(np.uint8))
+        picture.save(buffer, "JPEG", quality=QUALITY)
+        (inside / name).write_bytes(buffer.getbuffer())
+    if page.scene:
+        write_scene(inside / SCENE, [(drr, result.pose, images["xray"])], points)
+    (inside / PAGE).write_text(folder_html(inside, page.patient), encoding="utf-8")
+
+# %% ../notebooks/api/122_report.ipynb #77e6e604
 def write_results(
     folder: Path,
     result: "Result",  # of GaussNewton.register
@@ -206,8 +280,9 @@ def write_results(
     xray: "Tensor",  # 1 1 H W
     mask: "Tensor | None" = None,  # 1 1 H W bool: the pixels that counted
     about: dict | None = None,  # further entries of pose.json
+    page: Page | None = PLAIN,  # what the report shows beside it; None: no report
 ) -> None:
-    "Everything that a registration leaves behind, see RESULT_FILES."
+    "Everything that a registration leaves behind: RESULT_FILES, and REPORT_FILES."
     import matplotlib.pyplot as plt
     import torch
 
@@ -221,7 +296,12 @@ def write_results(
     with written_together(folder) as inside, torch.no_grad():
         write_json(
             inside / "pose.json",
-            {**pose_to_dict(result.pose, drr.subject), **verdict_to_dict(result), **(about or {})},
+            {
+                **pose_to_dict(result.pose, drr.subject),
+                **verdict_to_dict(result),
+                "camera": drr.camera.to_dict(),
+                **(about or {}),
+            },
         )
         write_json(
             inside / "covariance.json",
@@ -230,13 +310,17 @@ def write_results(
         history = result.history
         units = {**{c: f"{c}_rad" for c in COLUMNS[0]}, **{c[:-3]: c for c in COLUMNS[1]}}
         history.rename(columns=units).to_csv(inside / "history.csv", index=False)
+        images = {"xray": image}
         for name, pose in (("before", start), ("after", result.pose)):
-            overlay(image, view(pose.float()), field).save(inside / f"overlay_{name}.png")
+            images[name] = view(pose.float())
+            overlay(image, images[name], field).save(inside / f"overlay_{name}.png")
         figure = plot_convergence(history)[0].figure
         assert isinstance(figure, Figure)
         figure.savefig(inside / "convergence.png", dpi=120)
         plt.close(figure)
         film(inside / "registration.webp", history, view, image)
+        if page is not None:
+            _write_page(inside, page, result, drr, images, field)
 
 # %% ../notebooks/api/122_report.ipynb #06bd3159
 def report(

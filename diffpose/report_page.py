@@ -75,13 +75,13 @@ def _shown(matrix: Sequence[Sequence[float]]) -> dict[str, str]:
     lines = ["[" + ", ".join(json.dumps(float(x)) for x in row) + "]" for row in matrix]
     return {
         "text": "\n".join("  ".join(f"{x:>{width}}" for x in row) for row in rows),
-        "copy": "[" + ",\n ".join(lines) + "]",
+        "exact": "[" + ",\n ".join(lines) + "]",
     }
 
 
 def frames_of(
     path: Path,  # pose.json
-) -> list[dict]:  # name, about, text and copy
+) -> list[dict]:  # name, about, text, and exact to copy
     "A pose as other programs want it."
     from diffpose.exchange import XrayGeometry
 
@@ -108,13 +108,13 @@ def frames_of(
         far = "" if camera is None or camera.parallel else f" SID {camera.sdd:.1f}"
         shown = str(data["carm"]["display"]) + far
         about = "degrees of the patient, mm, as the display of the C-arm would have it"
-        found.append({"name": "C-arm angles", "about": about, "text": shown, "copy": shown})
+        found.append({"name": "C-arm angles", "about": about, "text": shown, "exact": shown})
     if "rotation_zxy_deg" in data:
         six = [*data["rotation_zxy_deg"], *data["translation_mm"]]
         whole = ";".join(",".join(json.dumps(float(x)) for x in six[k : k + 3]) for k in (0, 3))
         text = "{:.3f}, {:.3f}, {:.3f} deg\n{:.3f}, {:.3f}, {:.3f} mm".format(*six)
         about = "Euler angles ZXY and translation, as --init takes them"
-        found.append({"name": "Six numbers", "about": about, "text": text, "copy": whole})
+        found.append({"name": "Six numbers", "about": about, "text": text, "exact": whole})
     return found
 
 # %% ../notebooks/api/121b_report_page.ipynb #acae28ff
