@@ -68,7 +68,7 @@ def _uri(path: Path, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 # %% ../notebooks/api/121b_report_page.ipynb #98b25b9b
-def _shown(matrix: Sequence[Sequence[float]]) -> dict[str, str]:
+def _shown(matrix: Sequence[Sequence[float]]) -> dict[str, Any]:
     "A matrix to read and to copy."
     rows = [[f"{round(x, 4) + 0.0:.4f}" for x in row] for row in matrix]
     width = max(len(x) for row in rows for x in row)
@@ -76,6 +76,7 @@ def _shown(matrix: Sequence[Sequence[float]]) -> dict[str, str]:
     return {
         "text": "\n".join("  ".join(f"{x:>{width}}" for x in row) for row in rows),
         "exact": "[" + ",\n ".join(lines) + "]",
+        "words": False,
     }
 
 
@@ -108,16 +109,17 @@ def frames_of(
         far = "" if camera is None or camera.parallel else f" SID {camera.sdd:.1f}"
         shown = str(data["carm"]["display"]) + far
         about = "degrees of the patient, mm, as the display of the C-arm would have it"
-        found.append({"name": "C-arm angles", "about": about, "text": shown, "exact": shown})
+        found.append({"name": "C-arm angles", "about": about, "text": shown, "exact": shown, "words": True})
     if "rotation_zxy_deg" in data:
         six = [*data["rotation_zxy_deg"], *data["translation_mm"]]
         whole = ";".join(",".join(json.dumps(float(x)) for x in six[k : k + 3]) for k in (0, 3))
         text = "{:.3f}, {:.3f}, {:.3f} deg\n{:.3f}, {:.3f}, {:.3f} mm".format(*six)
         about = "Euler angles ZXY and translation, as --init takes them"
-        found.append({"name": "Six numbers", "about": about, "text": text, "exact": whole})
+        found.append({"name": "Six numbers", "about": about, "text": text, "exact": whole, "words": True})
     return found
 
-# %% ../notebooks/api/121b_report_page.ipynb #acae28ff
+# %% ../notebooks/api/121b_report_page.ipynb #55f917c6
+LEAST = 1e-3  # mm, of a logarithmic axis: what is nearer is drawn there
 WIDE, HIGH, LEFT, TOP, BOTTOM = 440, 230, 56, 14, 44  # of a chart, in its own units
 
 
@@ -126,6 +128,7 @@ def chart(
     values: Sequence[float],  # at steps 0, 1, ...
     log: bool = False,
     limit: float | None = None,  # a line across
+    parts: Sequence[str] = (),  # of each step: only steps of one part are joined
 ) -> dict | None:  # for the template; None where there is nothing to draw
     "A line through a number per step."
     kept = [(k, v) for k, v in enumerate(values) if math.isfinite(v) and (v > 0 or not log)]
@@ -146,12 +149,15 @@ def chart(
         y_ticks = [(low + span * k / 4, f"{low + span * k / 4:.2g}") for k in range(5)]
     steps = range(0, last + 1, max(1, -(-last // 6)))
     dots = [(x(k), y(turn(v))) for k, v in kept]
+    lines: dict[str, list[str]] = {}
+    for (k, _), (a, b) in zip(kept, dots):
+        lines.setdefault(parts[k] if parts else "", []).append(f"{a},{b}")
     return {
         "title": title,
         "width": WIDE,
         "height": HIGH,
         "left": LEFT,
-        "points": " ".join(f"{a},{b}" for a, b in dots),
+        "lines": [" ".join(line) for line in lines.values()],
         "dots": dots,
         "limit": y(turn(limit)) if limit else None,
         "y_ticks": [{"at": y(v), "text": text} for v, text in y_ticks],
@@ -164,12 +170,13 @@ def _charts(folder: Path, parts: dict, expected: float | None) -> list[dict]:
     known = expected if expected and math.isfinite(expected) else None
     title = "Landmarks from where the result has them, mean, mm"
     title += ". Dashed: the expected error" if known else ""
-    made = [chart(title, parts.get("way_mm", ()), True, known)]
+    made = [chart(title, [max(x, LEAST) for x in parts.get("way_mm", ())], True, known)]
     if (folder / "history.csv").is_file():
         with open(folder / "history.csv", newline="", encoding="utf-8") as file:
-            rows = [row.get("loss") or "nan" for row in csv.DictReader(file)]
-        title = "Disagreement of the images, 1 - correlation, each level by its own"
-        made.append(chart(title, [float(x) for x in rows]))
+            rows = list(csv.DictReader(file))
+        title = "Disagreement of the images, 1 - correlation; a line for each level of detail"
+        losses = [float(row.get("loss") or "nan") for row in rows]
+        made.append(chart(title, losses, parts=[row.get("level", "") for row in rows]))
     return [x for x in made if x is not None]
 
 # %% ../notebooks/api/121b_report_page.ipynb #9e6169a4
@@ -461,9 +468,27 @@ def write_report(
         if not patient:
             raise UserError(f"{path} does not say who the patient is: it is no DICOM file, or empty")
         _check_registered(folder, path)
+    for name in _each(folder):
+        if identify is not None:
+            raise UserError(
+                f"{folder} has X-rays that were registered one by one: give the folder of one of"
+                " them to name the patient on its page"
+            )
+        if (folder / name / "pose.json").is_file():
+            write_report(folder / name)
     text = folder_html(folder, patient)
     save_atomically(folder / PAGE, lambda part: part.write_text(text, encoding="utf-8"))
     return folder / PAGE
+
+
+def _each(folder: Path) -> list[str]:
+    "Folders below one of many registrations that are not of one moment."
+    path = folder / "summary.json"
+    if (folder / "pose.json").is_file() or not path.is_file():
+        return []
+    data = load_json(path, "a summary of registrations (JSON)")
+    names = [] if data.get("together") else [str(row.get("folder")) for row in data["xrays"]]
+    return [name for name in names if name == Path(name).name]
 
 
 def _check_registered(folder: Path, path: Path) -> None:

@@ -408,7 +408,7 @@ class Job:
             for name in self.case.exports:
                 found.write(self.folder / name)
 
-# %% ../../notebooks/api/128_cli_job.ipynb #d24be626
+# %% ../../notebooks/api/128_cli_job.ipynb #d24be628
 NAMELESS = "(named after the patient)"  # a file whose name a report withholds
 
 
@@ -497,7 +497,7 @@ def page_of(
         scene=case.pages.scene,
     )
 
-
+# %% ../../notebooks/api/128_cli_job.ipynb #d24be626
 def _space(camera: "Camera") -> "SearchSpace":
     "Where to look for a pose that nobody states, near the distance that the camera knows."
     from diffpose.registration import SearchSpace
