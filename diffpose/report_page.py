@@ -384,21 +384,18 @@ def _table(folder: Path, data: dict) -> dict:
     rows = []
     for k, row in enumerate(data["xrays"], 1):
         name, verdict = str(row.get("folder", "")), str(row.get("verdict", "not stated"))
-        plain = name == Path(name).name and (folder / name / PAGE).is_file()
-        parts = folder / name / PARTS if plain else None
-        shown = str(row.get("xray", name))
-        if parts is not None and parts.is_file():
-            shown = load_json(parts, "the parts of a report (JSON)").get("name", shown)
-        told_as = shown != str(row.get("xray", name))  # it is named after the patient
-        why = row.get("reasons") if "reasons" in row else row.get("error", "")
+        there = name == Path(name).name and (folder / name / PARTS).is_file()
+        parts = load_json(folder / name / PARTS, "the parts of a report (JSON)") if there else {}
+        shown = parts.get("name", "X-ray")  # of another nobody knows whether it names a patient
+        given = shown == Path(str(row.get("xray", name))).name
         rows.append(
             {
                 "name": f"{k}. {shown}",
                 "verdict": verdict,
                 "kind": _plain(verdict, ())["kind"],
                 "expected": _mm(row["expected_tre_mm"]) if "expected_tre_mm" in row else "",
-                "why": "" if told_as and "error" in row else str(why or ""),
-                "link": f"{quote(name)}/{PAGE}" if plain and not told_as else "",
+                "why": str(row.get("reasons", "")) if there else f"see row {k} of summary.csv",
+                "link": f"{quote(name)}/{PAGE}" if given else "",
             }
         )
     return {"rows": rows}

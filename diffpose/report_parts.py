@@ -43,18 +43,17 @@ def landmark_errors(
     """
     import torch
 
-    from diffpose.pose import RigidTransform, se3_exp
-
     pose, points = pose.detach().double().cpu(), points.detach().double().cpu()
     detector = drr.detector if drr.device.type == "cpu" else _on_cpu(drr)
-
-    def seen(twist):  # [omega, v] -> N 5: pixel, and place as the camera sees it
-        step = RigidTransform(se3_exp(twist.roll(3)[None]))
-        pixel = detector.project(RigidTransform(step.matrix @ pose.matrix), points[None])
-        return torch.cat([pixel, step.inverse()(points[None])], -1)[0]
-
-    still = torch.zeros(6, dtype=torch.float64)
-    at, J = seen(still)[:, :2], torch.autograd.functional.jacobian(seen, still)
+    with torch.enable_grad():
+        place = points.clone().requires_grad_()
+        pixels = detector.project(pose, place[None])[0]
+        by_place = [torch.autograd.grad(x.nansum(), place, retain_graph=True)[0] for x in pixels.T]
+    at, G = pixels.detach(), torch.stack(by_place, 1)  # N 2 3
+    x, y, z = points.T
+    cross = torch.stack([0 * x, -z, y, z, 0 * x, -x, -y, x, 0 * x], -1).unflatten(-1, (3, 3))
+    J = torch.cat([cross, -torch.eye(3, dtype=points.dtype).expand(len(points), 3, 3)], -1)
+    J = torch.cat([G @ J, J], 1)  # N 5 6: pixel, and place as the camera sees it
     world = pose.matrix[0] @ drr.subject.reorient.double().cpu()
     ray = world[:3, 2].expand(len(points), 3) if drr.camera.parallel else points - world[:3, 3]
     ray = ray / ray.norm(dim=1, keepdim=True)
@@ -82,8 +81,8 @@ def _on_cpu(drr: "DRR"):
 
     return copy.deepcopy(drr.detector).cpu()
 
-# %% ../notebooks/api/121a_report_parts.ipynb #1f3c1a77
-OUTLINE_PX = 256  # greatest size of the DRR whose borders are drawn
+# %% ../notebooks/api/121a_report_parts.ipynb #e79e42c0
+OUTLINE_PX = 192  # greatest size of the DRR whose borders are drawn
 FAINT = 0.02  # of a structure's greatest shadow: what is fainter lies outside of it
 
 
@@ -98,7 +97,7 @@ def border(
 
     lines = contour_generator(z=np.pad(shadow, 1)).lines(level)
     kept = [scale * (line - 0.5) for line in lines if len(line) > 6]
-    words = lambda line: " ".join(f"{x:.4g},{y:.4g}" for x, y in line)
+    words = lambda line: " ".join(f"{x:.4g},{y:.4g}" for x, y in line.tolist())
     return "".join(f"M{words(line)}Z" for line in kept)
 
 
