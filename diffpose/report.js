@@ -158,7 +158,7 @@ class Viewer {
         out[4 * k + 3] = 255;
       }
     } else if (mode === "edges") {
-      const { thin, ranks } = this.strength(), least = ranks.length ? ranks[Math.min(ranks.length - 1, Math.floor((1 - 0.6 * share) * ranks.length))] : Infinity;
+      const { thin, ranks } = this.strength(), least = ranks.length ? ranks[Math.min(ranks.length - 1, Math.floor((0.98 - 0.58 * share) * ranks.length))] : Infinity;
       grey(k => xray[k]);
       const wide = Math.max(1, Math.round(w / 640));
       for (let k = 0; k < w * h; k++) if (thin[k] > 0 && thin[k] >= least)
