@@ -80,6 +80,10 @@ def _shown(matrix: Sequence[Sequence[float]]) -> dict[str, Any]:
     }
 
 
+def _words(text: str, exact: str) -> dict[str, Any]:
+    return {"text": text, "exact": exact, "words": True}
+
+
 def frames_of(
     path: Path,  # pose.json
 ) -> list[dict]:  # name, about, text, and exact to copy
@@ -98,7 +102,7 @@ def frames_of(
     geometry = XrayGeometry.read(path)
     camera = geometry.stated
     if camera is not None and not camera.parallel:
-        about = "4x4, from the CT file's {} coordinates to the camera: x along rows, y down, z ahead"
+        about = "4x4, from the CT file's {} to the camera: x along rows, y down, z ahead"
         for frame in ("lps", "ras"):
             matrix = geometry.from_scan(frame).tolist()
             name = f"OpenCV extrinsics, from {frame.upper()}"
@@ -109,13 +113,13 @@ def frames_of(
         far = "" if camera is None or camera.parallel else f" SID {camera.sdd:.1f}"
         shown = str(data["carm"]["display"]) + far
         about = "degrees of the patient, mm, as the display of the C-arm would have it"
-        found.append({"name": "C-arm angles", "about": about, "text": shown, "exact": shown, "words": True})
+        found.append({"name": "C-arm angles", "about": about, **_words(shown, shown)})
     if "rotation_zxy_deg" in data:
         six = [*data["rotation_zxy_deg"], *data["translation_mm"]]
         whole = ";".join(",".join(json.dumps(float(x)) for x in six[k : k + 3]) for k in (0, 3))
         text = "{:.3f}, {:.3f}, {:.3f} deg\n{:.3f}, {:.3f}, {:.3f} mm".format(*six)
         about = "Euler angles ZXY and translation, as --init takes them"
-        found.append({"name": "Six numbers", "about": about, "text": text, "exact": whole, "words": True})
+        found.append({"name": "Six numbers", "about": about, **_words(text, whole)})
     return found
 
 # %% ../notebooks/api/121b_report_page.ipynb #55f917c6
@@ -198,7 +202,8 @@ def _landmarks(parts: dict) -> tuple[list[dict], int]:  # and how many times lar
         row["drawn"] = inside and grown and [*grown, round(row["ellipse"][2], 2)]
         row |= {"number": k, "inside": inside, "where": "" if inside else "outside the picture"}
         row["at"] = at and [round(x, 2) for x in at]
-        row["errors"] = [_mm(row.get(f"{key}_mm")) for key in ("across", "along", "total")]
+        errors = (row.get(f"{key}_mm") for key in ("across", "along", "total"))
+        row["errors"] = ["not known" if x is None else f"{x:.2f}" for x in errors]
     return rows, factor if half else 0
 
 
@@ -239,7 +244,7 @@ def _figures(data: dict, parts: dict) -> list[tuple]:  # name, value, and a note
 
 def _camera(camera: dict) -> dict[str, str]:
     "A camera in words."
-    number = lambda x: f"{x:g}" if isinstance(x, (int, float)) and not isinstance(x, bool) else str(x)
+    number = lambda x: f"{x:g}" if type(x) in (int, float) else str(x)
     return {key: number(value) for key, value in camera.items() if value is not None}
 
 
@@ -349,9 +354,8 @@ def page_html(
     scene: bytes | None = None,  # glTF
 ) -> str:
     "A report as HTML, everything inside it."
-    import jinja2
-
-    css, script = ((files("diffpose") / f"report.{end}").read_text("utf-8") for end in ("css", "js"))
+    own = files("diffpose")
+    css, script = ((own / f"report.{end}").read_text("utf-8") for end in ("css", "js"))
     space, title = None, BIDI.sub("", title)
     used = sum(len(x) for view in views for x in view["pictures"].values())
     if scene is not None:
@@ -372,8 +376,8 @@ def page_html(
         table=table,
         scene=space,
         modes=MODES.items(),
-        style=jinja2.filters.Markup(css),
-        script=jinja2.filters.Markup(script),
+        style=css,
+        script=script,
         policy=_allowed(f"<script>{script}</script>", space or ""),
         footer=footer + ". A research tool: no device for treatment.",
     )
@@ -449,7 +453,7 @@ def identity_of(header: Any) -> dict[str, str]:
 # %% ../notebooks/api/121b_report_page.ipynb #7c7f2944
 def write_report(
     folder: str | Path,  # of `register` or `write_results`: one X-ray's, or those of several
-    # the DICOM file that was registered: its header says who the patient is; None: the page does not
+    # the DICOM file that was registered: its header says who the patient is; None: not told
     identify: str | Path | None = None,
 ) -> Path:  # report.html in it
     """A page of a result, in one file: X-ray and DRR to compare, landmarks with their expected
@@ -463,7 +467,7 @@ def write_report(
         path = existing(Path(identify), "the X-ray, a DICOM file,")
         patient = identity_of(_header(path))
         if not patient:
-            raise UserError(f"{path} does not say who the patient is: it is no DICOM file, or empty")
+            raise UserError(f"{path} is no DICOM file, or does not say who the patient is")
         _check_registered(folder, path)
     for name in _each(folder):
         if identify is not None:

@@ -57,11 +57,10 @@ def landmark_errors(
     world = pose.matrix[0] @ drr.subject.reorient.double().cpu()
     ray = world[:3, 2].expand(len(points), 3) if drr.camera.parallel else points - world[:3, 3]
     ray = ray / ray.norm(dim=1, keepdim=True)
-    known = covariance is not None and bool(covariance.isfinite().all())
     rows = [{"at": x.tolist() if x.isfinite().all() else None, "ellipse": None} for x in at]
-    if not known:
+    if covariance is None or not covariance.isfinite().all():
         return rows
-    form = J @ covariance.detach().double().cpu() @ J.mT
+    form = J @ covariance.detach().double().cpu() @ J.mT  # N 5 5
     along = torch.einsum("ni,nij,nj->n", ray, form[:, 2:, 2:], ray).clamp(min=0)
     total = form[:, 2:, 2:].diagonal(dim1=1, dim2=2).sum(1)
     values, axes = torch.linalg.eigh(form[:, :2, :2].nan_to_num())
@@ -96,7 +95,7 @@ def border(
     from contourpy import contour_generator
 
     lines = contour_generator(z=np.pad(shadow, 1)).lines(level)
-    kept = [scale * (line - 0.5) for line in lines if len(line) > 6]
+    kept = [scale * (np.asarray(line) - 0.5) for line in lines if len(line) > 6]
     words = lambda line: " ".join(f"{x:.4g},{y:.4g}" for x, y in line.tolist())
     return "".join(f"M{words(line)}Z" for line in kept)
 

@@ -45,7 +45,7 @@ def results(tmp_path_factory):
     write_results(root / "one", found, start, model, xray, mask, page=Page("ap.dcm", origin=origin, scene=True))
     bad = {"inputs": [{"role": "X-ray", "name": HOSTILE, "sha256": "0"}], "options": {HOSTILE: HOSTILE}, "device": {HOSTILE: HOSTILE}}
     hostile = replace(found, reasons=[HOSTILE])
-    patient["structures"] = patient.structures.assign(structure=HOSTILE)
+    patient.structures.loc[:, "structure"] = HOSTILE
     page = Page(HOSTILE, patient.fiducials, [HOSTILE] * patient.fiducials.shape[1], bad, patient={HOSTILE: HOSTILE})
     write_results(root / "hostile", hostile, start, DRR.from_camera(patient, camera), xray, mask, page=page)
     for name in ("a", "b"):

@@ -545,11 +545,10 @@ def register(
 ):
     "Find where the C-arm stood when it took an X-ray, given the patient's CT."
     with reported(run.debug, run.max_memory):
-        exports = tuple(export or ())
-        case = Case(ct, patient, taken, counted, targets, start, known, full_paths, exports, pages)
+        more = (full_paths, tuple(export or ()), pages)
+        case = Case(ct, patient, taken, counted, targets, start, known, *more)
         told, code = _in_one_way(case, xray, out, force, run.debug, each, together)
-        typer.echo(told[0])
-        for line in told[1:]:
-            typer.echo(line, err=True)
+        for k, line in enumerate(told):
+            typer.echo(line, err=k > 0)
         if code:
             raise typer.Exit(code)
