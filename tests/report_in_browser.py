@@ -12,7 +12,8 @@ from diffpose.cli.registration import write_summary
 from diffpose.drr import DRR
 from diffpose.phantom import make_phantom
 from diffpose.registration import GaussNewton
-from diffpose.report import Page, write_report, write_results, write_scene
+from diffpose.report import Page, write_results, write_scene
+from diffpose.report_page import write_report
 from tests.site_in_browser import WIDTHS, Visit, browser  # noqa: F401 (a fixture)
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'`&amp;{{7*7}}</title>\u202e\u2066" + "x" * 300
