@@ -35,7 +35,7 @@ PICTURES = {"xray": "xray.jpg", "after": "drr_after.jpg", "before": "drr_before.
 SCENE = "scene.glb"
 PAGE_BYTES = 5_000_000  # a page is at most this large; a scene that makes it larger stays a file
 VERDICTS = {  # kind, word, sentence
-    "converged": ("good", "Found", "X-ray and CT agree, and no other pose explains the X-ray."),
+    "converged": ("good", "Found", "X-ray and CT agree, and no other pose was found that does."),
     "ambiguous": ("doubt", "In doubt", "This pose may be wrong. Look at the reasons and pictures."),
     "stalled": ("bad", "Not found", "This pose is not the answer: do not use it."),
     "failed": ("bad", "Failed", "There is no pose: the X-ray could not be registered."),
@@ -109,6 +109,10 @@ def frames_of(
             found.append({"name": name, "about": about.format(frame.upper()), **_shown(matrix)})
         K = {"name": "OpenCV camera matrix, pixels", "about": "the first pixel's centre is (0, 0)"}
         found.append(K | _shown(geometry.pinhole(0.0).tolist()))
+    elif camera is not None:
+        none = _words("none", "none")
+        about = "a parallel beam has no source, and so no camera of OpenCV's kind"
+        found.append({"name": "OpenCV", "about": about, **none})
     if "carm" in data:
         far = "" if camera is None or camera.parallel else f" SID {camera.sdd:.1f}"
         shown = str(data["carm"]["display"]) + far
@@ -183,7 +187,11 @@ def _charts(folder: Path, parts: dict, expected: float | None) -> list[dict]:
         made.append(chart(title, losses, parts=[row.get("level", "") for row in rows]))
     return [x for x in made if x is not None]
 
-# %% ../notebooks/api/121b_report_page.ipynb #9e6169a4
+# %% ../notebooks/api/121b_report_page.ipynb #81634673
+UNDRAWN = {  # why there are no outlines
+    "none": "The CT came without a label map, so there are no outlines of structures.",
+    "too many": "The label map's numbers are too large to draw outlines of its structures.",
+}
 LARGER = (100, 50, 20, 10, 5, 2, 1)  # how many times as large ellipses may be drawn
 GREATEST = 0.04  # of the picture's width: the longest half axis that is drawn larger
 
@@ -257,10 +265,8 @@ def _marked(parts: dict) -> dict:
         f"Pictures: {height}x{width} pixels of 8 bits, JPEG; {seen} pixels, as floating-point"
         " numbers, were registered. The darkest and brightest half percent are cut off."
     ]
-    if not parts["label_map"]:
-        notes.append("The CT came without a label map, so there are no outlines of structures.")
-    elif not parts["outlines"]:
-        notes.append("No structure of the label map is in view.")
+    if not parts["outlines"]:
+        notes.append(UNDRAWN.get(parts["label_map"], "No structure of the label map is in view."))
     outlines = [o | {"color": COLORS[k % len(COLORS)]} for k, o in enumerate(parts["outlines"])]
     return {
         "width": width,

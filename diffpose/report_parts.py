@@ -80,7 +80,8 @@ def _on_cpu(drr: "DRR"):
 
     return copy.deepcopy(drr.detector).cpu()
 
-# %% ../notebooks/api/121a_report_parts.ipynb #e79e42c0
+# %% ../notebooks/api/121a_report_parts.ipynb #b68635a0
+MOST_LABELS = 1024  # each takes an image
 OUTLINE_PX = 192  # greatest size of the DRR whose borders are drawn
 FAINT = 0.02  # of a structure's greatest shadow: what is fainter lies outside of it
 
@@ -100,6 +101,13 @@ def border(
     return "".join(f"M{words(line)}Z" for line in kept)
 
 
+def labels_of(drr: "DRR") -> str:
+    "Is there a label map whose structures can be drawn: none, too many, or fine?"
+    if drr.mask is None or drr.n_channels is None:
+        return "none"
+    return "too many" if drr.n_channels > MOST_LABELS else "fine"
+
+
 def outlines(
     drr: "DRR",
     pose: "RigidTransform",  # one
@@ -110,7 +118,7 @@ def outlines(
 
     from diffpose.drr import DRR
 
-    if drr.mask is None:
+    if labels_of(drr) != "fine":
         return []
     share = min(1.0, OUTLINE_PX / max(drr.camera.height, drr.camera.width))
     camera = drr.camera.rescale(share)
@@ -222,7 +230,7 @@ def view_parts(
         "landmarks": rows,
         "landmarks_given": given or getattr(drr.subject, "fiducials", None) is not None,
         "outlines": outlines(drr, result.pose, scale),
-        "label_map": drr.mask is not None,
+        "label_map": labels_of(drr),
         "counted": "" if counted is None or counted.all() else _around(counted),
         "way_mm": _way(result, points),
         "steps": result.steps,

@@ -477,6 +477,14 @@ def page_of(
                 UserNotice(f"{job.xray}: no header names the patient, and so the report does not"),
                 stacklevel=2,
             )
+    elif "YES" in told(xray, ["BurnedInAnnotation"]).values():
+        warnings.warn(
+            UserNotice(
+                f"{job.xray}: its header says that text is burned into the pixels. The pictures of"
+                " the result and its report show it, also where it names the patient"
+            ),
+            stacklevel=2,
+        )
     hidden = lambda text: not case.pages.identify and withheld(text, headers)
     shown = lambda text: NAMELESS if hidden(text) else text
     files = [(role, path, path.resolve().name) for role, path in read_files(job)]
