@@ -76,6 +76,19 @@ def existing(
     raise FileNotFoundError(f"{path} does not exist{hint} ({what} is expected)")
 
 # %% ../notebooks/api/116_paths.ipynb #5a6e980a
+def beside(
+    given: Path,  # a file of a scan
+) -> list[Path]:
+    "The files that a header names as its data, whether they are there or not."
+    if given.suffix.lower() in (".hdr", ".img"):
+        return [given.with_suffix(end) for end in (".img", ".hdr", ".img.gz")]
+    if given.suffix.lower() not in (".nhdr", ".mhd"):
+        return []
+    from diffpose.data.containers import _data_files, _text_header
+
+    return [given.parent / name for name in _data_files(given, _text_header(given)[0])]
+
+
 def _is_read(path: Path, given: Path) -> bool:
     """Is a file what was given to be read, a slice in the folder that was given, or what the header
     that was given names as its data?
@@ -87,17 +100,7 @@ def _is_read(path: Path, given: Path) -> bool:
 
         inside = Path(os.path.realpath(given)) in Path(os.path.realpath(path)).parents
         return inside and is_dicom(path)
-    if given.suffix.lower() in (".nhdr", ".mhd", ".hdr", ".img"):
-        from diffpose.data.containers import _data_files, _text_header
-
-        beside = (
-            [given.with_suffix(end) for end in (".img", ".hdr", ".img.gz")]
-            if given.suffix.lower() in (".hdr", ".img")
-            else [given.parent / name for name in _data_files(given, _text_header(given)[0])]
-        )
-        if any(other.exists() and other.samefile(path) for other in beside):
-            return True
-    return path.samefile(given)
+    return any(other.exists() and other.samefile(path) for other in (given, *beside(given)))
 
 
 def check_writable(

@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import gzip
 import json
+import re
 import os
 import resource
 import shutil
@@ -600,7 +601,11 @@ def test_every_xray_is_registered_whatever_the_others_do(case, tmp_path):
     summary = json.loads((tmp_path / "all" / "summary.json").read_text())
     assert summary["n"] == 4 and summary["verdicts"]["failed"] == 2 and [row["folder"] for row in summary["xrays"]] == list(rows)
     assert [row["xray"] for row in rows.values()] == ["xray.png", "xray.png", "broken.png", "lonely.png"]  # names, no folders
-    assert not any(str(tmp_path) in (tmp_path / "all" / name).read_text() for name in ("summary.csv", "summary.json"))  # in no message either
+    assert not any(str(tmp_path) in (tmp_path / "all" / name).read_text() for name in ("summary.csv", "summary.json", "report.html"))  # in no message either
+    page = (tmp_path / "all" / "report.html").read_text()
+    linked = re.findall(r'<a href="([^"]+)"', page)
+    assert linked == ["ap_xray/report.html", "oblique_xray/report.html"] and all((tmp_path / "all" / x).exists() for x in linked)
+    assert "see row 4 of summary.csv" in page and "lonely" not in page  # which may be a patient's name
     one = [case / "oblique" / name for name in ("xray.png", "camera.json", "start.json")]
     call("register", case / "ct.nii.gz", one[0], "--camera", one[1], "--init", one[2], "--restarts", 0, "--out", tmp_path / "one")
     assert (tmp_path / "one" / "history.csv").read_bytes() == (tmp_path / "all" / "oblique_xray" / "history.csv").read_bytes()  # as if it were alone

@@ -15,12 +15,13 @@ from .exchange import camera, export
 from .films import animate
 from .options import app
 from .registration import register
+from .report import report
 from .rendering import render
 from .tracking import track
 from .training import train
 
 _all_ = ["app", "render", "register", "train", "animate", "demo", "data_app"]
-_more = camera, export, track  # on the command line
+_more = camera, export, report, track  # on the command line
 
 # %% ../../notebooks/api/135_cli.ipynb #afc326be
 def main():

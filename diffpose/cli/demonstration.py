@@ -18,7 +18,7 @@ from .progress import Steps, steps
 from .words import NOT_CONVERGED, reported
 from ..errors import UserError
 from ..paths import alone, check_writable, written_together
-from ..report import overlay, windowed, write_ct, write_inputs, write_results
+from ..report import Page, overlay, windowed, write_ct, write_inputs, write_results
 
 if TYPE_CHECKING:
     import torchio
@@ -280,8 +280,8 @@ def _demo(step: Steps, out: Path, seed: int, n: int, spacing: float, iterations:
             demo_table(rows),
             "",
             (
-                f"pictures: {out / 'summary.png'}, and in {first} ... overlay_before.png,"
-                " overlay_after.png, convergence.png, registration.webp"
+                f"pictures: {out / 'summary.png'}, and in {first} ... report.html,"
+                " overlay_before.png, overlay_after.png, convergence.png, registration.webp"
             ),
             (
                 f"the same from files: diffpose register {out / 'ct.nii.gz'} {inputs} --out"
@@ -306,6 +306,7 @@ def _demo_xray(
 
     from diffpose.calibration import Camera
     from diffpose.images import open_field
+    from diffpose.phantom import LANDMARKS
     from diffpose.simulation import simulate_xray
 
     _, primary, secondary = DEMO_VIEWS[view]
@@ -332,7 +333,8 @@ def _demo_xray(
     if estimator is not None:
         row |= _unaided(step, subject, camera, xray, mask, truth, estimator)
     step(f"{name}: pictures")
-    write_results(out / name, result, start, drr, xray, mask, {"true_errors": errors})
+    page = Page(f"{name}, simulated", subject.fiducials, LANDMARKS)
+    write_results(out / name, result, start, drr, xray, mask, {"true_errors": errors}, page)
     write_inputs(out / name, subject, camera, xray, start, truth)
     with torch.no_grad():
         return name, xray, mask, drr(start), drr(result.pose.float()), row

@@ -307,6 +307,18 @@ def load_mask(
     return mask
 
 
+def landmark_names(
+    path: Path,  # CSV that `load_landmarks` has read
+) -> list[str]:
+    "What landmarks are called: the column name, landmark or label, where there is one."
+    from diffpose.files import load_table
+
+    have, rows = load_table(existing(path, "a table (CSV) of landmarks"))
+    column = next((name for name in ("name", "landmark", "label") if name in have), None)
+    plain = [f"landmark {k}" for k in range(1, len(rows) + 1)]
+    return plain if column is None else [row[column] or p for row, p in zip(rows, plain)]
+
+
 def load_landmarks(
     path: Path,  # CSV with the columns x_mm, y_mm, z_mm
     frame: str,  # "ras" or "lps"

@@ -8,12 +8,14 @@ __all__ = []
 # %% ../../notebooks/api/128_cli_job.ipynb #80a96aa8
 import time
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpose.cli.inputs import (
     cut_out,
+    landmark_names,
     load_camera,
     load_landmarks,
     load_mask,
@@ -21,12 +23,14 @@ from diffpose.cli.inputs import (
     straightened,
     viewed,
 )
-from .options import Counted, Known, Patient, Start, Taken, Targets
+from .options import Counted, Known, Pages, Patient, Start, Taken, Targets
 from .progress import Steps
 from .words import in_options
 from ..errors import UserError, UserNotice
-from ..paths import check_writable, existing
-from ..report import RESULT_FILES, reduced, write_results
+from ..paths import beside, check_writable, existing
+from ..report import REPORT_FILES, RESULT_FILES, Page, reduced, write_results
+from ..report_page import SCENE, identity_of
+from ..report_parts import DEVICE, sha256_of, told, withheld
 from ..results import MOST, in_context, numbers
 
 if TYPE_CHECKING:
@@ -93,6 +97,7 @@ class Case:
     known: Known = Known()
     full_paths: bool = False  # write where CT and X-ray lie, not only their names
     exports: tuple[str, ...] = ()  # files for other programs, beside the results
+    pages: Pages = Pages()
 
     def check(self) -> None:
         "Raises ValueError or OSError for what can be told before any work."
@@ -125,7 +130,7 @@ class Case:
                 " --model and --antipodal"
             )
         for name in self.exports:
-            if Path(name).name != name or name in RESULT_FILES:
+            if Path(name).name != name or name in (*RESULT_FILES, *REPORT_FILES, SCENE):
                 raise UserError(
                     f"--export {name} is the name of a further file beside the results, such as"
                     " pose.tfm, without a folder"
@@ -134,6 +139,11 @@ class Case:
                 written_by(Path(name))
         if len({*self.exports}) < len(self.exports):
             raise UserError("--export names a file twice: give each once")
+        if not self.pages.report and (self.pages.scene or self.pages.identify):
+            raise UserError(
+                "--scene and --identify are for the report, which --no-report leaves out: give"
+                " either"
+            )
         self.priors()
         existing(self.ct, "a CT", folder=True)
 
@@ -149,6 +159,12 @@ class Case:
         turn, shift = numbers(known.views_tolerance, 2, "--views-tolerance (degrees, mm)")
         with in_context("--views-tolerance"):
             return camera, MotionPrior(turn, shift)
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        "The files that are written for each X-ray."
+        report = REPORT_FILES if self.pages.report else ()
+        return (*RESULT_FILES, *report, *([SCENE] if self.pages.scene else []), *self.exports)
 
     @property
     def files(self) -> tuple:
@@ -227,7 +243,7 @@ class Job:
         if mask is not None:
             existing(mask, "a picture")
         inputs = (*case.files, xray, camera, case.start.file, mask)
-        folder = check_writable(folder, (*RESULT_FILES, *case.exports), force, inputs)
+        folder = check_writable(folder, case.results, force, inputs)
         with in_options(Path(case.start.init), frame="--init-frame"):
             start = load_start(case.start.init, case.start.init_frame)
         return cls(xray, folder, case, start)
@@ -382,7 +398,8 @@ class Job:
         about = {"ct": shown(self.case.ct), "xray": shown(self.xray), "camera": camera}
         if drr.camera != seen[1]:
             about["camera_as_stated"] = seen[1].to_dict()
-        write_results(self.folder, result, pose, drr, seen[0], seen[2], about)
+        page = page_of(self, drr) if self.case.pages.report else None
+        write_results(self.folder, result, pose, drr, seen[0], seen[2], about, page)
         if self.case.exports:
             from diffpose.exchange import XrayGeometry
 
@@ -390,6 +407,103 @@ class Job:
             found = replace(found, ct=self.case.ct, xray=self.xray, image=seen[0])
             for name in self.case.exports:
                 found.write(self.folder / name)
+
+# %% ../../notebooks/api/128_cli_job.ipynb #d24be628
+NAMELESS = "(named after the patient)"  # a file whose name a report withholds
+
+
+@lru_cache
+def _digest(path: Path, stamps: tuple) -> str:
+    "SHA-256 of files that nobody changed since: each has its size and time among the stamps."
+    return sha256_of(path)
+
+
+def _stamps(path: Path) -> tuple:
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    return tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in (path, *inside))
+
+
+def read_files(job: "Job") -> list[tuple[str, Path]]:  # role, path
+    "Everything that was read for an X-ray."
+    case = job.case
+    named = {
+        "X-ray": job.xray,
+        "CT": case.ct,
+        "camera": case.taken.camera,
+        "start": case.start.file,
+        "network": case.start.model,
+        "mask": case.counted.mask,
+        "landmarks": case.targets.landmarks,
+        "label map": case.patient.labelmap,
+        "structures": case.patient.structures,
+    }
+    found = []
+    for role, given in named.items():
+        if given is not None:
+            path = Path(given).expanduser()
+            found += [(role, path)]
+            data = () if path.is_dir() else beside(path)
+            found += [(f"{role}, data", p) for p in data if p.is_file() and p != path]
+    return found
+
+
+def said_options(case: Case) -> dict[str, str]:
+    "The options that were given, with files by their names."
+    found = {}
+    for record in (case.patient, case.taken, case.counted, case.targets, case.start, case.known):
+        for f in fields(record):
+            value = getattr(record, f.name)
+            if value != f.default:
+                is_file = isinstance(value, Path) or f.name == "init" and case.start.file
+                shown = Path(value).resolve().name if is_file else getattr(value, "value", value)
+                found[f"--{f.name.replace('_', '-')}"] = "yes" if value is True else str(shown)
+    return found
+
+
+def page_of(
+    job: "Job",
+    drr: "DRR",
+) -> Page:
+    "What the report of an X-ray shows beside its result, without what names the patient."
+    from diffpose.exchange.transforms import _header
+
+    case, xray = job.case, _header(job.xray)
+    headers = [xray, _header(case.ct)]
+    patient = None
+    if case.pages.identify:
+        patient = next(filter(None, map(identity_of, headers)), None)
+        if patient is None:
+            warnings.warn(
+                UserNotice(f"{job.xray}: no header names the patient, and so the report does not"),
+                stacklevel=2,
+            )
+    elif "YES" in told(xray, ["BurnedInAnnotation"]).values():
+        warnings.warn(
+            UserNotice(
+                f"{job.xray}: its header says that text is burned into the pixels. The pictures of"
+                " the result and its report show it, also where it names the patient"
+            ),
+            stacklevel=2,
+        )
+    hidden = lambda text: not case.pages.identify and withheld(text, headers)
+    shown = lambda text: NAMELESS if hidden(text) else text
+    files = [(role, path, path.resolve().name) for role, path in read_files(job)]
+    landmarks = case.targets.landmarks
+    return Page(
+        name="X-ray" if hidden(job.xray.resolve().name) else job.xray.resolve().name,
+        points=case.aimed(drr.subject),
+        names=() if landmarks is None else landmark_names(landmarks),
+        origin={
+            "inputs": [
+                {"role": role, "name": shown(name), "sha256": _digest(path, _stamps(path))}
+                for role, path, name in files
+            ],
+            "options": {key: shown(value) for key, value in said_options(case).items()},
+            "device": {k: shown(x) for k, x in told(xray, DEVICE).items()},
+        },
+        patient=patient,
+        scene=case.pages.scene,
+    )
 
 # %% ../../notebooks/api/128_cli_job.ipynb #d24be626
 def _space(camera: "Camera") -> "SearchSpace":

@@ -447,6 +447,29 @@ class Known:
     ] = "1,5"
 
 
+@dataclass(frozen=True)
+class Pages:
+    "The report of a registration."
+
+    report: Annotated[
+        bool,
+        option("Write report.html, a page of the result.", RESULT, "--report/--no-report"),
+    ] = True
+    scene: Annotated[
+        bool,
+        option("Put patient and C-arm into it in 3D, too; takes seconds.", RESULT, "--scene"),
+    ] = False
+    identify: Annotated[
+        bool,
+        option(
+            "Name the patient in it, as the header of the X-ray does. (default: neither name,"
+            " number nor date of birth)",
+            RESULT,
+            "--identify",
+        ),
+    ] = False
+
+
 Debug = Annotated[bool, option("Show the traceback of an error.", RESULT, "--debug")]
 
 
@@ -507,7 +530,10 @@ def grouped(command: Callable) -> Callable:
 
 # %% ../../notebooks/api/125_cli_options.ipynb #44283eb7
 # as the help lists them
-COMMANDS = ("render", "register", "track", "export", "camera", "train", "animate", "demo", "data")
+COMMANDS = (
+    *("render", "register", "track", "report", "export"),
+    *("camera", "train", "animate", "demo", "data"),
+)
 
 
 class _InOrder(TyperGroup):

@@ -9,7 +9,7 @@ __all__ = []
 import glob
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .inputs import load_ct, viewed
-from .job import Case, Job, solve_together
+from .job import Case, Job, page_of, solve_together
 from diffpose.cli.options import (
     CT,
     RESULT,
@@ -25,6 +25,7 @@ from diffpose.cli.options import (
     Export,
     Force,
     Known,
+    Pages,
     Patient,
     Run,
     Start,
@@ -37,8 +38,10 @@ from diffpose.cli.options import (
 from .progress import Steps, steps
 from .words import NOT_CONVERGED, explained, reported
 from ..errors import UserError
+from ..files import save_atomically
 from ..paths import alone, check_writable, existing, kind_of, written_together
-from ..report import RESULT_FILES, report
+from ..report import PLAIN, Page, report, write_scene
+from ..report_page import PAGE, SCENE, folder_html
 from ..results import CONVENTIONS, _columns, write_json
 
 if TYPE_CHECKING:
@@ -170,7 +173,7 @@ def register_one(
         step("loading torch")
         with alone(job.folder):
             # another process may have been there since
-            check_writable(job.folder, (*RESULT_FILES, *case.exports), force)
+            check_writable(job.folder, case.results, force)
             estimator = case.estimator()
             step("reading the X-ray")
             seen = job.seen(estimator)
@@ -189,7 +192,7 @@ def register_one(
                 print(report(pose, result, seconds, share, *where), end="\n\n", flush=True)
 
             result, *_ = job.answer(step, seen, subject, estimator, tell)
-    said = [f"{job.folder}: {', '.join((*RESULT_FILES, *case.exports))}"]
+    said = [f"{job.folder}: {', '.join(case.results)}"]
     if result.verdict == "converged":
         return said, 0
     return [*said, f"not converged ({result.verdict}): {'; '.join(result.reasons)}"], NOT_CONVERGED
@@ -201,7 +204,8 @@ def _laid_out(
     "Which files are read and written for several X-rays. Raises ValueError or OSError."
     paths = found_xrays(xrays)
     given = (*case.files, *paths, case.taken.camera, case.counted.mask, case.start.file)
-    return paths, given, check_writable(out, SUMMARY_FILES, force, given), result_names(paths)
+    files = (*SUMMARY_FILES, *([PAGE] if case.pages.report else []))
+    return paths, given, check_writable(out, files, force, given), result_names(paths)
 
 
 def register_each(
@@ -237,6 +241,8 @@ def register_each(
                     row = {"verdict": "failed", "error": shown(row[0]), "exit_code": row[1]}
                 rows.append({"xray": shown(str(path)), "folder": name, **row})
                 write_summary(out, rows)
+            if case.pages.report:
+                _write_page_of_all(out)
     return _summary_lines(out, rows), max(row["exit_code"] for row in rows)
 
 
@@ -371,13 +377,30 @@ def register_together(
                     job.write(result, pose, drr, x)
                 shown = str(job.xray) if case.full_paths else job.xray.name
                 rows.append({"xray": shown, "folder": name, **_row_of(result, seconds)})
-            write_summary(out, rows)
+            write_summary(out, rows, together=True)
+            if case.pages.report:
+                views = [(drr, result.pose, x[0]) for (result, drr), x in zip(found, seen)]
+                _write_page_of_all(out, views if case.pages.scene else (), page_of(jobs[0], drr))
     return _summary_lines(out, rows), max(row["exit_code"] for row in rows)
 
 # %% ../../notebooks/api/129_cli_registration.ipynb #92966719
+def _write_page_of_all(
+    out: Path,
+    views: Sequence = (),  # of a scene: DRR, pose and X-ray of each
+    page: Page = PLAIN,  # of the first
+) -> None:
+    "The page of several X-rays, beside their folders."
+    with written_together(out) as inside:
+        if views:
+            write_scene(inside / SCENE, views, page.points)
+    text = folder_html(out, page.patient)
+    save_atomically(out / PAGE, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def write_summary(
     folder: Path,
     rows: list[dict],  # of the X-rays
+    together: bool = False,  # were they registered as one?
 ) -> None:
     "The table of many registrations, as CSV and as JSON: each whole, whenever somebody looks."
     import pandas as pd
@@ -407,7 +430,8 @@ def write_summary(
             "poses_in_full": "pose.json in each X-ray's folder",
         }
         write_json(
-            inside / "summary.json", {"n": len(rows), "verdicts": counts, "xrays": rows, **about}
+            inside / "summary.json",
+            {"n": len(rows), "together": together, "verdicts": counts, "xrays": rows, **about},
         )
 
 
@@ -487,6 +511,7 @@ def register(
     counted: Counted,
     targets: Targets,
     known: Known,
+    pages: Pages,
     run: Run,
     each: Annotated[
         bool,
@@ -520,11 +545,10 @@ def register(
 ):
     "Find where the C-arm stood when it took an X-ray, given the patient's CT."
     with reported(run.debug, run.max_memory):
-        exports = tuple(export or ())
-        case = Case(ct, patient, taken, counted, targets, start, known, full_paths, exports)
+        more = (full_paths, tuple(export or ()), pages)
+        case = Case(ct, patient, taken, counted, targets, start, known, *more)
         told, code = _in_one_way(case, xray, out, force, run.debug, each, together)
-        typer.echo(told[0])
-        for line in told[1:]:
-            typer.echo(line, err=True)
+        for k, line in enumerate(told):
+            typer.echo(line, err=k > 0)
         if code:
             raise typer.Exit(code)

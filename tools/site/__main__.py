@@ -69,6 +69,28 @@ def write_scenes(scenes, folder):
         path.write_text(scene_html(glb, title), encoding="utf-8")
 
 
+def write_example(folder):
+    "A report to open: an X-ray of the phantom, registered, as `diffpose register --scene` would write it."
+    import tempfile
+
+    from diffpose.calibration import Camera, carm_pose
+    from diffpose.drr import DRR
+    from diffpose.phantom import LANDMARKS, make_phantom
+    from diffpose.registration import GaussNewton
+    from diffpose.report import Page, write_results
+    from diffpose.simulation import simulate_xray
+
+    patient, camera = make_phantom(0, 2.0), Camera(1020.0, 320, 320, 1.2, 1.2)
+    start, truth = carm_pose(32.0, -12.0, 840.0), carm_pose(20.0, -5.0, 850.0)
+    xray, mask = simulate_xray(make_phantom(0, 1.5), camera, truth, seed=0, return_mask=True)
+    drr = DRR.from_camera(patient, camera, renderer="trilinear")
+    page = Page("Pelvis of the phantom, simulated", patient.fiducials, LANDMARKS, scene=True)
+    with tempfile.TemporaryDirectory() as results:
+        write_results(Path(results), GaussNewton(drr).register(xray, start, mask=mask), start, drr, xray, mask, page=page)
+        (folder / "reports").mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(results) / "report.html", folder / "reports" / "example.html")
+
+
 def with_toctree(pages, order):
     "The order of pages, into the landing page and the sections' pages."
     for here, children in order.items():
@@ -123,6 +145,7 @@ def sphinx():
         sys.exit("sphinx found what is said above")
     shutil.move(WORK / "html", DOCS)
     write_scenes(converter.scenes, DOCS)
+    write_example(DOCS)
 
 
 def quarto():
@@ -130,6 +153,7 @@ def quarto():
     for path in sorted(PROC.rglob("*.ipynb")):
         converter.outputs_only(path)
     write_scenes(converter.scenes, PROC)
+    write_example(PROC)
     if subprocess.run(["quarto", "render", str(PROC), "--no-execute"], cwd=ROOT, stdin=subprocess.DEVNULL).returncode:
         sys.exit("quarto could not render the site")
     if (PROC / "_docs").is_dir():
