@@ -50,7 +50,10 @@ from ..errors import UserError, UserTypeError
 from ..guards import exactly
 from ..pose import RigidTransform
 from ..predecessors import asked_first, former_members, new_call
-from ..renderers import Siddon, Trilinear, View, choose_backend, refuse_transforms
+from ..renderers import Siddon, Trilinear
+from ..renderers.backends import choose_backend
+from ..renderers.refusals import refuse_transforms
+from ..renderers.requests import View
 
 # %% ../../notebooks/api/059_drr_module.ipynb #45c58f35
 # of a renderer's options, those that one call may replace
@@ -607,7 +610,7 @@ class DRR(torch.nn.Module):
         if density is not self._volume or density.requires_grad or density.is_inference():
             return None
         return self._air.of(
-            density, choose_backend(self.renderer.backend, density, self.renderer._request({}))
+            density, choose_backend(self.renderer.backend, density, self.renderer.request({}))
         )
 
     def _warn_if_empty(self, out: Tensor) -> None:
