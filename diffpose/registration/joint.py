@@ -21,13 +21,9 @@ from ..guards import exactly
 from ..metrics import mtre
 from ..pose import RigidTransform
 from ..twists import se3_log
-from diffpose.registration.gauss_newton import (
-    AT_REST_MM,
-    GaussNewton,
-    check_poses,
-    check_xray,
-    measured,
-)
+from .gauss_newton import GaussNewton
+from .inputs import check_poses, check_xray, measured
+from .judging import AT_REST_MM
 from diffpose.registration.pyramid import (
     Level,
     _backend,
@@ -38,7 +34,6 @@ from diffpose.registration.pyramid import (
 )
 from .scene import Scene, cut_out, fuse
 from .solver import Fit
-from .starts import funnel, widen
 from diffpose.registration.uncertainty import (
     _inverse,
     _displacement,
@@ -61,7 +56,9 @@ from diffpose.registration.verdict import (
     Thresholds,
     _history,
     _stalling,
+    rival_reason,
     separation,
+    share_shown,
 )
 
 # %% ../../notebooks/api/089_registration_joint.ipynb #8a78aa3d
@@ -118,11 +115,7 @@ def judge_together(
     # another answer has to disagree with one of the views
     rivals = [max(each) for each in zip(*(e["separation"][1:] for e in evidence))]
     if rivals and not min(rivals) >= t.margin:
-        text = (
-            f"another pose, more than {t.distance_mm:.0f} mm away, explains the X-rays as well"
-            f" ({min(rivals):.1f} standard errors apart, {t.margin:.1f} are needed)"
-        )
-        doubts.append(Reason(text, "rival", min(rivals), t.margin))
+        doubts.append(rival_reason(min(rivals), t, "the X-rays"))
     for code, text, off in wants:
         if not abs(off) <= SURPRISE:
             text = f"{text} ({abs(off):.1f} standard deviations, {SURPRISE} are believed)"
@@ -344,11 +337,8 @@ class JointRegistration:
         alone = []
         if len(self.drrs) == 1:  # a whole patient
             for solver, job, (image, masks), start in zip(solvers, jobs, seen, begin):
-                zero, apart = torch.zeros(1, dtype=torch.long), self.thresholds.distance_mm
-                pool = funnel(job, start[None], zero, zero, solver.keep, apart, lambda *_: None)
-                how = (solver.spread, solver.restarts, apart)
-                pool = widen(job, pool, 0, start, image, masks[0], *how)
-                alone.append(job.best(pool, 2, apart).fit.matrix)
+                pool = solver._alone(job, start, image, masks[0])
+                alone.append(job.best(pool, 2, self.thresholds.distance_mm).fit.matrix)
         scenes = []
         for numbers in (
             [job.local for job in jobs],
@@ -581,7 +571,7 @@ class _Work:
             "agreement": self.last.look(state, v).agreement[0].sum().item(),
             "local_agreement": local.agreement[0].sum().item(),
             "newton_mm": newton,
-            "contrast": (image > 1e-3 * image.max().clamp(min=1e-12)).float().mean().item(),
+            "contrast": share_shown(image),
             "along_mm": error[:, 0].max().item(),
             "across_mm": error[:, 1].max().item(),
             "expected_tre_mm": error.norm(dim=-1).max().item(),
