@@ -55,7 +55,7 @@ PRIVATE = {  # of each module, the private names that others import still: this 
     "deepfluoro.datasets": "_Stored _one_of _projections",
     "deepfluoro.images": "_size _stretch",
     "deepfluoro.layout": "_find_file",
-    "drr.calls": "_Calls _SINGLE_ANGLES _as_pose _called _check_options _check_subject _parameters _refuse_old",
+    "drr.calls": "_Calls _SINGLE_ANGLES _as_pose _called _check_options _parameters _refuse_old",
     "drr.contrast": "_contrast_map _light _maps",
     "drr.rays": "_beam _by_intrinsics _by_twist _camera_from_twist _check_intrinsics _held _reach _to_index",
     "drr.volume": "_Air _LABELS_MAX _alone _density_of _in_order _labels_of _upright",
@@ -320,7 +320,7 @@ def private_names_stay_in_their_module(root):
                     used.setdefault((home.removeprefix("diffpose").lstrip("."), private), []).append(name)
     left = {(home, private) for home, names in PRIVATE.items() for private in names.split()}
     bad = [f"{name} imports {private} of diffpose.{home}: give it a name without an underscore, in a cell with `#| exporti`, or move it" for (home, private), names in sorted(used.items()) if (home, private) not in left for name in names]
-    ours = {name.removeprefix("diffpose.") for name in modules(root)} | {""}
+    ours = {name.removeprefix("diffpose.") for name in modules(root)}
     return bad + [f"PRIVATE names {private} of {home}, which nobody imports any more: take it off the list" for home, private in sorted(left - used.keys()) if home in ours]
 
 

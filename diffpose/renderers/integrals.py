@@ -193,7 +193,8 @@ def project_with_ends(
             if view.starts is None
             else (view.ends(), {"length": view.lengths, "columns": view.columns})
         )
-        return load_kernels(chosen).integrate(volume, *rays, jacobian=True, **how, **_options(request))
+        kernels = load_kernels(chosen)
+        return kernels.integrate(volume, *rays, jacobian=True, **how, **_options(request))
     source, target = view.ends()
     ends = [x.detach().requires_grad_() for x in (source.expand_as(target).contiguous(), target)]
     with torch.enable_grad():
