@@ -204,6 +204,8 @@ FAULTS = [
     ("modules_import_only_lower_numbers", "diffpose.b (1) imports diffpose.one, which", append("diffpose/b.py", "\nfrom . import one\n")),
     ("public_names_are_few", f"{PUBLIC_NAMES + 3} public names, of {PUBLIC_NAMES}", replace("diffpose/a.py", "['one']", str(["one", *(f"x{k}" for k in range(PUBLIC_NAMES))]))),
     ("a_public_name_means_one_thing", "one is defined in diffpose/a.py and in diffpose/b.py", lambda root: (replace("diffpose/b.py", "['two']", "['two', 'one']")(root), append("diffpose/b.py", "\ndef one():\n    'Another.'\n")(root))),
+    ("private_names_stay_in_their_module", "diffpose.b imports _half of diffpose.a", append("diffpose/b.py", "\nfrom .a import _half\n")),
+    ("private_names_stay_in_their_module", "diffpose.p imports _half of diffpose.p.part", append("diffpose/p/__init__.py", "\nfrom diffpose.p.part import _half\n")),
     ("public_names_have_docstrings", "one has no docstring", replace("diffpose/a.py", '"The number one."', "pass")),
     ("mistakes_of_users_are_one_class", "diffpose/a.py line", append("diffpose/a.py", "\ndef f():\n    raise ValueError('no')\n")),
     ("mistakes_of_users_are_one_class", "raise diffpose.errors.UserTypeError", append("diffpose/a.py", "\ndef f():\n    raise TypeError('no')\n")),

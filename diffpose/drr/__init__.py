@@ -7,7 +7,8 @@ __all__ = ['beer_lambert', 'DRR', 'silhouette']
 
 # %% ../../notebooks/api/060_drr.ipynb #2d236281
 from .contrast import beer_lambert
-from .module import DRR, silhouette
+from .module import DRR
+from .silhouettes import silhouette
 from ..predecessors import former_names
 
 _all_ = ["beer_lambert", "DRR", "silhouette"]

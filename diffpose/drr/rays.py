@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..calibration import Camera, Detector
 from ..errors import UserError
-from ..renderers import View, _kernels
+from ..renderers.backends import load_kernels
+from ..renderers.requests import View
 
 # %% ../../notebooks/api/057_drr_rays.ipynb #5c1e1a30
 def _to_index(
@@ -74,7 +75,7 @@ def _by_twist(
     arm of their own.
     """
     if by_ends.is_cuda and view.starts is None and find_spec("triton"):
-        return _kernels("triton").twist_jacobian(by_ends, view.pose, view.frame, view.pixels)
+        return load_kernels("triton").twist_jacobian(by_ends, view.pose, view.frame, view.pixels)
     A, t = view.frame[:3, :3].to(by_ends.dtype), view.pose[:, :3, 3].to(by_ends.dtype)
     # by the pixel, and by both together
     out = by_ends @ torch.cat([torch.cat([torch.zeros_like(A), A], 1), torch.cat([A, A], 1)])

@@ -17,7 +17,7 @@ from ..data import Contrast
 from ..errors import UserError
 from ..guards import capturing
 from ..kernels.reference import bounding_box
-from ..renderers import _kernels
+from ..renderers.backends import load_kernels
 
 # %% ../../notebooks/api/055_drr_volume.ipynb #ae1ae256
 _LABELS_MAX = 2**15 - 1  # of int16, as which the kernels take labels
@@ -141,7 +141,7 @@ def _nothing() -> None:
 
 def _occupied_bricks(volume: Tensor, backend: str) -> Tensor:
     "By a kernel of numba."
-    return _kernels(backend).occupancy(volume)
+    return load_kernels(backend).occupancy(volume)
 
 
 def _filled(volume: Tensor, backend: str) -> Tensor:

@@ -5,152 +5,30 @@
 # %% auto #0
 __all__ = ['GaussNewton']
 
-# %% ../../notebooks/api/088_registration_gauss_newton.ipynb #88e6c510
+# %% ../../notebooks/api/088_registration_gauss_newton.ipynb #c68a3da1
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import reduce
-from typing import Any, overload
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..calibration import Camera
 from ..drr import DRR
-from ..drr.rays import _camera_from_twist
-from ..errors import UserError, UserTypeError, argument, worded
-from ..field import burnt_out, open_field
+from ..errors import UserError, argument
 from ..guards import exactly
 from ..pose import RigidTransform
-from diffpose.registration.pyramid import (
-    Level,
-    Stage,
-    Target,
-    default_stages,
-    make_level,
-    pooling,
-    state_of,
-)
-from diffpose.registration.solver import (
-    Fit,
-    at_depth,
-    compare_standard,
-    depth_of,
-    evaluate,
-    refine,
-    softened,
-    unseen_axis,
-)
+from .inputs import check_poses, check_xray, measured
+from .judging import Judge
+from .pyramid import Stage, default_stages, make_level, pooling, state_of
+from .solver import at_depth, depth_of
 from .space import SearchSpace, explored
-from .starts import Job, Pool, PosePrior, _Track, funnel, widen
-from diffpose.registration.uncertainty import (
-    _infinite_along,
-    _landmarks,
-    camera_step,
-    default_landmarks,
-    expected_tre,
-    method_covariance,
-    method_steps,
-    newton_step,
-    other_physics,
-    pose_covariance,
-    _inverse,
-)
-from .verdict import Reason, Result, Thresholds, _history, judge, separation
+from .starts import Job, Pool, PosePrior, Track, funnel, widen
+from .uncertainty import _landmarks, default_landmarks
+from .verdict import Reason, Result, Thresholds, separation
 
-# %% ../../notebooks/api/088_registration_gauss_newton.ipynb #0b060e33
-def _shrink(mask: Tensor) -> Tensor:
-    "Stay off the blurred edge of the field of view, by one per cent of the image."
-    reach = max(1, round(0.01 * max(mask.shape[-2:])))
-    return F.max_pool2d((~mask).float(), 2 * reach + 1, 1, reach) == 0
-
-
-def measured(xray: Tensor, mask: Tensor) -> Tensor:  # N 1 H W each, masks 0 or 1
-    """Masks without overexposed pixels, whose outline is not the patient's; a DRR's air is taken
-    for such, unless it is most of the image.
-    """
-    left = mask * ~burnt_out(xray, mask > 0)
-    enough = left.sum((1, 2, 3), keepdim=True) >= 0.5 * mask.sum((1, 2, 3), keepdim=True)
-    return torch.where(enough, left, mask)
-
-
-def check_xray(
-    drr: DRR,
-    xray: Tensor,  # N 1 H W
-    mask: Tensor | None,  # as xray, True where it can be trusted
-    find_field: bool = True,  # leave out what `open_field` does
-) -> tuple[Tensor, Tensor]:  # X-rays with 0 where they are not trusted, and masks (0 or 1)
-    "Refuse what cannot be registered, before any work."
-    size = (drr.detector.height, drr.detector.width)
-    if (
-        not isinstance(xray, Tensor)
-        or xray.ndim != 4
-        or len(xray) < 1
-        or tuple(xray.shape[1:]) != (1, *size)
-    ):
-        given = tuple(xray.shape) if isinstance(xray, Tensor) else type(xray).__name__
-        raise UserError(
-            f"the X-ray must be a tensor of shape (1, 1, {size[0]}, {size[1]}), the size of the"
-            f" DRR's detector, not {given}: {worded('read_xray', '`diffpose register CT XRAY`')}"
-            " makes one of a file or an array; to resize it, resize the camera too (Camera.resize)"
-        )
-    if mask is not None and (
-        not isinstance(mask, Tensor) or tuple(mask.shape) != tuple(xray.shape)
-    ):
-        given = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise UserError(
-            f"the mask must be a tensor of the X-ray's shape {tuple(xray.shape)}, not {given}"
-        )
-    trusted = xray.isfinite()
-    if find_field or mask is None:
-        trusted &= open_field(xray.float())
-    if mask is not None:
-        trusted &= mask.to(xray.device).bool()
-    for k, (image, inside) in enumerate(zip(xray, trusted)):
-        name = "the X-ray" if len(xray) == 1 else f"X-ray {k}"
-        if inside.sum() < 100:
-            raise UserError(
-                f"{int(inside.sum())} pixels of {name} are finite and inside the mask: 100 or more"
-                " are needed"
-            )
-        values = image[inside]
-        if (values.max() - values.min()) <= 1e-6 * values.abs().max():
-            raise UserError(f"{name} is constant inside the mask: there is nothing to register")
-    xray = torch.where(trusted, xray, 0.0).to(drr.device, drr.dtype)
-    return xray, _shrink(trusted).to(xray)
-
-
-Start = RigidTransform | PosePrior | SearchSpace
-
-
-@overload
-def check_poses(init: RigidTransform) -> RigidTransform: ...
-@overload
-def check_poses(init: Start) -> Start: ...
-def check_poses(init: Start) -> Start:
-    "Rigid poses on the CPU in double precision, or what is known of them."
-    if isinstance(init, SearchSpace):
-        return init
-    mean = init.mean if isinstance(init, PosePrior) else init
-    if not isinstance(mean, RigidTransform) or len(mean) == 0:
-        raise UserTypeError(
-            "init must be a RigidTransform, a PosePrior or a SearchSpace, not"
-            f" {type(init).__name__}"
-        )
-    mean.check_rigid(1e-3)
-    return init.detach().cpu().double() if isinstance(init, RigidTransform) else init
-
-# %% ../../notebooks/api/088_registration_gauss_newton.ipynb #4a4ca54a
-def _curvature(fit: Fit, k: int) -> Tensor:  # 6 6
-    "Of the cost at one of the poses: Gauss and Newton's matrix, as far as the images agree."
-    return fit.H[k] * fit.similarity[k].clamp(1e-3, 1.0)
-
-
-AT_REST_MM = 0.1  # a pose that a whole Newton step would move by less has come to rest
-
-
+# %% ../../notebooks/api/088_registration_gauss_newton.ipynb #f9964eba
 class _Progress:
     "A bar over stages, and the user's callback."
 
@@ -177,7 +55,7 @@ class _Progress:
         if self.callback is not None:
             self.callback(stage, self.total, pose, cost)
 
-# %% ../../notebooks/api/088_registration_gauss_newton.ipynb #c55448a4
+# %% ../../notebooks/api/088_registration_gauss_newton.ipynb #c28d552a
 class GaussNewton:
     """Second-order 2D/3D registration of X-rays to a CT: Levenberg-Marquardt on a pyramid, with
     covariance and verdict.
@@ -274,7 +152,7 @@ class GaussNewton:
         levels, targets = [levels[k] for k in kept], [targets[k] for k in kept]
         local = max(len(levels) - 2, 0)
         return Job(
-            levels, targets, local, points, _Track(), torch.zeros(len(xray), dtype=torch.long)
+            levels, targets, local, points, Track(), torch.zeros(len(xray), dtype=torch.long)
         )
 
     @exactly
@@ -389,7 +267,11 @@ class GaussNewton:
                 for x in rivals:
                     bests[x] = moved[moved.fit.which == x]
             tell(k + 1, max(bests, key=lambda pool: pool.fit.agreement.sum(1).max()))
-        return [self._result(job, best, pools[x][1], x) for x, best in enumerate(bests)]
+        return [self._judge().judge(job, best, pools[x][1], x) for x, best in enumerate(bests)]
+
+    def _judge(self) -> Judge:
+        "What answers are made by, of the DRR and the thresholds as they are now."
+        return Judge(self.drr, self.thresholds)
 
     def _contends(self, job: Job, given: Pool, best: Pool) -> bool:
         """Is what became of the given start another pose than the best, and at the last level not
@@ -399,175 +281,19 @@ class GaussNewton:
         if (job.apart(given.fit.matrix[0], best.fit.matrix) <= t.distance_mm).any():
             return False
         matrix = torch.cat([best.fit.matrix[:1], given.fit.matrix])
-        last = self._look(job, len(job.levels) - 1, matrix, given.fit.which[[0, 0]])
+        last = self._judge().look(job, len(job.levels) - 1, matrix, given.fit.which[[0, 0]])
         return bool(separation(*last.agreement) < t.margin)
 
-    def _result(self, job: Job, pool: Pool, others: Pool, x: int, still: bool = False) -> Result:
-        "The best of the candidates, judged."
-        pool = pool[pool.fit.agreement.sum(1).argsort(descending=True)]
-        given, agreement = pool.given.nonzero()[:1, 0], pool.fit.agreement
-        margin = self.thresholds.margin
-        if len(given) and separation(agreement[0], agreement[given])[0] < margin:
-            rest = torch.arange(len(pool.given))
-            pool = pool[torch.cat([given, rest[rest != given]])]  # others must be clearly better
-        pool, newton, camera, aside = self._refined(job, pool, still)
-        evidence, sources = self._evidence(job, pool, others, aside)
-        evidence |= {"newton_mm": newton, **camera}
-        verdict, reasons = judge(evidence, self.thresholds)
-        covariance, beam = torch.stack([*sources.values()]).sum(0), self._beam(pool.fit)
-        far = job.apart(pool.fit.matrix[0], others.fit.matrix) > self.thresholds.distance_mm
-        rows = job.track.of(int(pool.ids[0])) if job.track.rows else []
-        rows = rows or [
-            (len(job.levels) - 1, pool.fit.matrix[0], pool.fit.cost[0], pool.fit.similarity[0])
-        ]
-        return Result(
-            RigidTransform(pool.fit.matrix[:1]),
-            verdict,
-            reasons,
-            covariance if beam is None else _infinite_along(covariance, beam),
-            evidence["expected_tre_mm"],
-            evidence["similarity"],
-            _history(rows),
-            int(pool.steps[0]),
-            int(job.renders[x]),
-            evidence,
-            RigidTransform(others.fit.matrix[far]) if far.any() else None,
-            None if beam is None else covariance,
-            sources,
-        )
-
-    def _around(
-        self,
-        level: Level,
-        matrix: Tensor,  # 1 4 4
-        blur: float,
-        target: Target,
-        image: Tensor,  # 1 1 H W
-        J: Tensor,  # 1 H W 6
-    ) -> tuple[dict, Tensor]:  # K 6
-        """What the image wants of the camera, and how far other physics would have moved the pose:
-        twists of one standard deviation each.
+    def _alone(
+        self, job: Job, around: Tensor, xray: Tensor, mask: Tensor, finer: bool = True
+    ) -> Pool:
+        """What becomes of one start 4 4 of one X-ray, and of others around it where that does not
+        convince.
         """
-        detector, camera = level.drr.detector, level.drr.camera
-        others = other_physics(self.drr, level, matrix, image)
-        if not camera.parallel:
-            at = (matrix.to(J.device), detector.pixels()[0], detector._exact[:3, :3], camera)
-            more = _camera_from_twist(J.flatten(1, 2), *at).unflatten(1, J.shape[1:3])
-            J = torch.cat([J, more], -1)
-        image, J = softened(image, J, blur)
-        y, J = level.standardise(image, target.weight, J, target.windows)
-        zero = torch.zeros(1, dtype=torch.long)
-        fit = compare_standard(level, target, y, J, matrix, zero)
-        pulls = method_steps(level, target, y, J[..., :6], blur, list(others.values()))
-        inverse = _inverse(fit.H[0, :6, :6], self._beam(fit))
-        inverse = inverse / fit.similarity[0].clamp(0.1, 1.0).sqrt()
-        aside = -pulls @ inverse if inverse.isfinite().all() else torch.zeros_like(pulls)
-        return {} if camera.parallel else self._camera(camera, fit), aside
-
-    def _camera(self, camera: Camera, fit: Fit) -> dict:
-        """Does another camera explain the X-ray better?
-
-        Chi-square, and what it wants of each number.
-        """
-        names = ("sdd", "x0", "y0")
-        step, covariance = camera_step(_curvature(fit, 0), fit.g[0], fit.score[0])
-        if not covariance.isfinite().all():
-            return {}
-        surprise = step @ torch.linalg.pinv(covariance, hermitian=True) @ step
-        numbers = zip(names, step.tolist(), covariance.diagonal().sqrt().tolist())
-        stated = {name: getattr(camera, name) for name in names}
-        wants = {name: (stated[name], stated[name] + d, error) for name, d, error in numbers}
-        return {"camera_surprise": surprise.item(), "camera_wants": wants}
-
-    def _refined(self, job: Job, pool: Pool, still: bool) -> tuple[Pool, float, dict, Tensor]:
-        """The first of the candidates at rest in the last stage, how far a Newton step would move
-        it [mm], what the image wants of the camera, and how far other physics would have moved it.
-        """
-        fit, level, x = pool.fit[:1], job.levels[-1], int(pool.fit.which[0])
-        target = job.targets[-1][x : x + 1]
-        if level.stage.refine:
-            job.track.ids, job.track.level = pool.ids[:1], len(job.levels) - 1
-            with torch.no_grad():
-                fit, plain, steps, settled, renders, sharp = refine(
-                    level, target, pool.fit.matrix[:1], job.track, still
-                )
-            plain.which[:] = x
-            if job.apart(fit.matrix[0], pool.fit.matrix[:1])[0] > self.thresholds.distance_mm:
-                plain, settled = self._look(job, -1, pool.fit.matrix[:1], pool.fit.which[:1]), False
-            pool = replace(pool, fit=Fit.cat([plain, pool.fit[1:]]))
-            pool.steps[0] += steps
-            if not still:
-                pool.settled[0] = settled
-            job.renders[x] += renders
-        else:
-            pose = RigidTransform._of(fit.matrix.to(level.drr.device))
-            sharp = (0.0, target, *level.drr.jacobian(pose))
-            job.renders[x] += 1
-        with torch.no_grad():
-            camera, aside = self._around(level, fit.matrix, *sharp)
-        job.renders[x] += len(aside) - 1  # a veil needs no render
-        newton = newton_step(_curvature(fit, 0), fit.g[0], job.points, self._beam(fit))
-        if not still:
-            pool.settled[:1] |= newton < AT_REST_MM
-        return pool, newton, camera, aside
-
-    def _evidence(
-        self, job: Job, pool: Pool, others: Pool, aside: Tensor
-    ) -> tuple[dict, dict[str, Tensor]]:
-        """Numbers that say whether the first of the candidates is right, and its covariance by
-        source.
-        """
-        fit, t = pool.fit, self.thresholds
-        local = self._look(job, job.local, fit.matrix[:1], fit.which[:1])
-        stated = (
-            local
-            if job.stated == job.local
-            else self._look(job, job.stated, fit.matrix[:1], fit.which[:1])
-        )
-        curvature = _curvature(fit, 0)
-        beam = self._beam(fit)
-        images = t.misfit**2 * pose_covariance(curvature, fit.score[0], beam)
-        method = method_covariance(aside, self.drr, job.points, beam)
-        sources = {"images": images, "method": method if images.isfinite().all() else images}
-        by = {name: expected_tre(part, job.points, beam) for name, part in sources.items()}
-        apart = torch.tensor([math.inf])
-        if len(others.fit.matrix):
-            far = job.apart(fit.matrix[0], others.fit.matrix) > t.distance_mm
-            if far.any():
-                apart = separation(local.agreement[0], others.fit.agreement[far])
-        if len(fit.matrix) > 1:
-            far = job.apart(fit.matrix[0], fit.matrix[1:]) > t.distance_mm
-            apart = torch.cat([apart, separation(fit.agreement[0], fit.agreement[1:][far])])
-        evidence = {
-            "settled": bool(pool.settled[0]),
-            "similarity": fit.similarity[0].item(),
-            "local_similarity": stated.similarity[0].item(),
-            "agreement": fit.agreement[0].sum().item(),
-            "local_agreement": stated.agreement[0].sum().item(),
-            "expected_tre_mm": math.hypot(*by.values()),
-            "by_source_mm": by,
-            "separation": apart.min().item(),
-            "contrast": self._contrast(job, fit.matrix[:1]),
-            "cost": fit.cost[0].item(),
-            "starts": job.starts,
-        }
-        return evidence | ({} if beam is None else {"beam": beam.tolist()}), sources
-
-    def _beam(self, fit: Fit) -> Tensor | None:  # 3
-        "Where a parallel beam goes from the first of the poses."
-        axis = unseen_axis(self.drr, fit.matrix[:1])
-        return None if axis is None else axis[0].cpu()
-
-    def _look(self, job: Job, k: int, matrix: Tensor, which: Tensor) -> Fit:
-        "A level's view of poses, beside the poses."
-        with torch.no_grad():
-            return evaluate(job.levels[k], job.targets[k], matrix, which)
-
-    def _contrast(self, job: Job, matrix: Tensor) -> float:
-        "Share of a DRR's pixels that show something of the patient."
-        with torch.no_grad():
-            image = job.levels[0].drr(RigidTransform(matrix.to(job.levels[0].drr.device)))
-        return (image > 1e-3 * image.max().clamp(min=1e-12)).float().mean().item()
+        zero, apart = torch.zeros(1, dtype=torch.long), self.thresholds.distance_mm
+        pool = funnel(job, around[None], zero, zero, self.keep, apart, lambda *_: None)
+        how = (self.spread, self.restarts, apart)
+        return widen(job, pool, 0, around, xray, mask, *how, finer=finer)
 
     def _explain(self, job: Job, result: Result, handed: tuple, x: int, around: Tensor) -> None:
         "Name what is wrong with the image where trying it explains the image."
@@ -587,14 +313,10 @@ class GaussNewton:
                 [level.aim(image, m) for level in levels],
                 job.stated,
                 job.points,
-                _Track(),
+                Track(),
                 torch.zeros(1, dtype=torch.long),
             )
-            zero = torch.zeros(1, dtype=torch.long)
-            distance = self.thresholds.distance_mm
-            pool = funnel(trial, around[None], zero, zero, self.keep, distance, lambda *_: None)
-            how = (self.spread, self.restarts, distance)
-            pool = widen(trial, pool, 0, around, image, m, *how, finer=False)
+            pool = self._alone(trial, around, image, m, finer=False)
             best = pool.fit.agreement.sum(1).max().item()
             if best >= max(self.thresholds.similarity, 1.5 * result.evidence["local_agreement"]):
                 result.reasons.insert(
@@ -633,7 +355,7 @@ class GaussNewton:
         pose = check_poses(pose)
         job = self._job(xray, masks, pose.translation.norm().item(), landmarks)
         zero = torch.zeros(1, dtype=torch.long)
-        fit = self._look(job, len(job.levels) - 1, pose.matrix, zero)
+        fit = self._judge().look(job, len(job.levels) - 1, pose.matrix, zero)
         job.renders += 1
         pool = Pool(fit, zero, zero, torch.tensor([settled]), torch.tensor([True]))
-        return self._result(job, pool, pool[:0], 0, still=True)
+        return self._judge().judge(job, pool, pool[:0], 0, still=True)

@@ -20,7 +20,8 @@ from ..guards import shaped
 from ..metrics import MultiscaleNormalizedCrossCorrelation2d, mtre, ncc
 from ..pose import RigidTransform
 from .first_order import Registration
-from .gauss_newton import GaussNewton, check_poses, check_xray
+from .gauss_newton import GaussNewton
+from .inputs import check_poses, check_xray
 from .uncertainty import default_landmarks
 from .verdict import Result, Thresholds, _history
 

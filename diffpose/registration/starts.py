@@ -251,7 +251,7 @@ def survey(
     return found, best.flatten()[order]
 
 # %% ../../notebooks/api/082_registration_starts.ipynb #01e10269
-class _Track:
+class Track:
     "History of every start through the stages, by a number of its own."
 
     def __init__(self):
@@ -317,7 +317,7 @@ class Job:
     targets: list[Target]
     local: int  # number of the level that says whether images agree
     points: Tensor  # N 3 landmarks, world [mm]
-    track: _Track
+    track: Track
     renders: Tensor  # N, images rendered for each X-ray
     starts: int = 0  # how many were tried
 

@@ -23,7 +23,7 @@ from ..pose import RigidTransform
 from .pyramid import Level, Target, pool_volume
 from .residuals import blurred
 from .solver import robust
-from ..renderers import View
+from ..renderers.requests import View
 
 # %% ../../notebooks/api/084_registration_uncertainty.ipynb #c51a67ef
 def _across(beam: Tensor) -> Tensor:  # 6 5

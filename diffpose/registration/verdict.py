@@ -132,6 +132,20 @@ def _stalling(e: dict, t: Thresholds) -> list[Reason]:
     return found
 
 
+def rival_reason(apart: float, t: Thresholds, seen: str = "the X-ray") -> Reason:
+    "That another pose, so many standard errors apart, may be the answer."
+    text = (
+        f"another pose, more than {t.distance_mm:.0f} mm away, explains {seen} as well "
+        f"({apart:.1f} standard errors apart, {t.margin:.1f} are needed)"
+    )
+    return Reason(text, "rival", apart, t.margin)
+
+
+def share_shown(image: Tensor) -> float:
+    "Share of a DRR's pixels that show something of the patient."
+    return (image > 1e-3 * image.max().clamp(min=1e-12)).float().mean().item()
+
+
 def _where(e: dict) -> str:
     "What the expected error is of."
     return " across the beam" if e.get("beam") else ""
@@ -185,11 +199,7 @@ def _doubts(e: dict, t: Thresholds) -> list[Reason]:
         )
         found.append(Reason(text, "uncertain", error, t.expected_tre_mm))
     if not apart >= t.margin:
-        text = (
-            f"another pose, more than {t.distance_mm:.0f} mm away, explains the X-ray as well "
-            f"({apart:.1f} standard errors apart, {t.margin:.1f} are needed)"
-        )
-        found.append(Reason(text, "rival", apart, t.margin))
+        found.append(rival_reason(apart, t))
     return found
 
 
