@@ -134,6 +134,45 @@ def test_contradictions_are_told_with_the_option(tmp_path, tags, words):
     assert not taken(path, polarity="bone_bright")[-1]
 
 
+@pytest.fixture(scope="module")
+def surrounded():
+    "Counts and logarithm of a body with air around it, and of the part that it fills."
+    integral = DRR.from_camera(make_phantom(seed=0, spacing=6.0), Camera(1020.0, 120, 150, 4.8, 4.8))(carm_pose(0.0, 0.0, 750.0))
+    integral = (3 * integral / integral.max())[0, 0].numpy()
+    counts = RNG.poisson(20_000 * np.exp(-integral)).clip(1)
+    return counts.astype(np.uint16), np.round(20_000 - 2000 * np.log(counts)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("modality", ["XA", "DX"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("right", [True, False])
+def test_what_surrounds_the_body_is_held_against_the_header(tmp_path, surrounded, modality, photometric, right):
+    "Told, with the option, and never inverted by itself; where the body fills the image, or the user says how bone is shown, nothing is."
+    counts, log = surrounded
+    stored, tags = (counts, XA | {"PixelIntensityRelationship": "LIN"}) if modality == "XA" else (log, DX)
+    stored = stored if right == (photometric == "MONOCHROME2") else 65535 - stored
+    path = write(tmp_path / "x.dcm", stored, **tags | {"PhotometricInterpretation": photometric})
+    xray, _, said = taken(path)
+    assert ("what surrounds the body is" in said) == (not right)
+    assert (np.corrcoef(xray[0, 0].ravel(), log.ravel())[0, 1] > 0) == right
+    if right:
+        return
+    shown, other = ("dark", "bone_bright") if (modality == "XA") == (photometric == "MONOCHROME2") else ("bright", "bone_dark")
+    assert f"its header ({modality}, {photometric}) says that bone in its stored values is {shown}" in said and f"polarity='{other}'" in said
+    mended, _, silent = taken(path, polarity=other)
+    assert np.corrcoef(mended[0, 0].ravel(), log.ravel())[0, 1] > 0.8 and not silent
+    middle = write(tmp_path / "part.dcm", stored[45:80, 55:95], **tags | {"PhotometricInterpretation": photometric})
+    assert not taken(middle)[-1]
+
+
+def test_a_picture_that_shows_bone_bright_is_told(tmp_path, surrounded):
+    counts, log = surrounded
+    for name, stored, right in (("counts", counts, True), ("log", log, False)):
+        Image.fromarray(stored).save(tmp_path / f"{name}.png")
+        said = taken(tmp_path / f"{name}.png", sdd=1000, spacing=1)[-1]
+        assert ("nothing says how it shows bone, which is taken to be dark" in said) == (not right)
+
+
 @pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_bigendian.dcm"])
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
 def test_the_transfer_syntax_changes_nothing(tmp_path, name, kind):

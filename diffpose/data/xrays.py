@@ -21,6 +21,7 @@ from diffpose.data.pictures import (
     _FLUOROSCOPY,
     _Meaning,
     _pixel_meaning,
+    _surround,
     _xray_pixels,
     to_line_integrals,
 )
@@ -415,6 +416,24 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
     return Camera(height=int(shape[0]), width=int(shape[1]), **said)
 
 # %% ../../notebooks/api/026_data_xrays.ipynb #804409d4
+def _doubt_polarity(values, shutter, dark, header, name):
+    "Say where what surrounds the body is at the end of the scale that the densest bone should be."
+    pixels = torch.where(shutter, values, torch.nan).numpy()
+    if _surround(pixels) != ("low" if dark else "high"):
+        return
+    shown, other = ("dark", "bone_bright") if dark else ("bright", "bone_dark")
+    said = "nothing says how it shows bone, which is taken to be"
+    if header is not None:
+        kind = header.get("PhotometricInterpretation")
+        said = f"its header ({header.get('Modality')}, {kind}) says that bone in its stored values is"
+    _notice(
+        f"{name} contradicts itself: {said} {shown}, and what surrounds the body is {shown} as"
+        " well, where the beam met the detector directly. The image is not inverted; pass"
+        f" {argument('polarity', repr(other), other.replace('_', '-'))} if bone is"
+        f" {other.removeprefix('bone_')} in the file"
+    )
+
+
 def _check_arguments(camera, polarity, sdd, parallel):
     "What `read_xray` was given, before a file is read."
     if polarity not in (None, "bone_dark", "bone_bright"):
@@ -507,6 +526,8 @@ def read_xray(
     log = stated.log if already_line_integral is None else already_line_integral
     values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
     shutter = _shutter(None if return_mask == "pixels" else header, values)
+    if polarity is None:
+        _doubt_polarity(values, shutter, dark, header, name)
     xray = _linearise(values, shutter, dark, log, i0)
     if not return_mask:
         return xray[None, None], camera
