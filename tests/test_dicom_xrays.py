@@ -470,3 +470,56 @@ def test_a_foreign_camera_and_the_patient_share_one_view(tmp_path):
             there = viewed(subject, case.view(camera, job.start)[0])
             begin = start_pose(job.start, there, replace(camera, sid=700.0), init)
             assert ncc(DRR.from_camera(there, camera)(begin), xray).item() > 0.99, (init, said)
+
+
+MIRRORED = {"PatientOrientation": ["R", "F"]}  # columns run to the patient's right: mirrored against how radiologists hang it
+
+
+@pytest.mark.parametrize("flip, rotate", [("horizontal", 0), ("vertical", 0), (None, 90), (None, 180), ("horizontal", 270)])
+def test_a_turned_picture_has_the_camera_that_follows(tmp_path, flip, rotate):
+    "The pixel at a ray is the same one; letters in the header follow, and where there are none the result is as radiologists hang it."
+    part = dict(FieldOfViewOrigin=[4, 10], FieldOfViewRotation=0, FieldOfViewHorizontalFlip="NO", DetectorActiveDimensions=[40.0, 36.0])
+    for letters in ({}, MIRRORED):
+        path = write(tmp_path / "x.dcm", COUNTS, **XA | part | letters)
+        plain, stored, all_, _ = taken(path, return_mask=True)
+        xray, camera, mask, said = taken(path, return_mask=True, flip=flip, rotate=rotate)
+        turn = lambda x: np.rot90({"horizontal": x[:, ::-1], "vertical": x[::-1]}.get(flip, x), -rotate // 90)
+        assert np.array_equal(xray[0, 0], turn(plain[0, 0].numpy())) and np.array_equal(mask[0, 0], turn(all_[0, 0].numpy()))
+        assert (camera.height, camera.width) == xray.shape[-2:]
+        bead = np.zeros(plain.shape[-2:])
+        bead[7, 51] = 1
+        row, column = np.argwhere(turn(bead))[0] + 0.5
+        seen, of_stored = (np.linalg.solve(c.K, [u, v, 1]) for c, u, v in ((camera, column, row), (stored, 51.5, 7.5)))
+        assert np.isclose(np.hypot(*seen[:2]), np.hypot(*of_stored[:2])) and ("as radiologists hang it" in said) == (not letters)
+        if not rotate and letters:  # a flip that the header knows of changes no ray
+            sign = lambda c: (-1 if c.reverse_x_axis else 1, 1 if c.reverse_y_axis else -1)
+            assert np.allclose(seen[:2] * sign(camera), of_stored[:2] * sign(stored)) and "PatientOrientation follows" in said
+        elif not letters:
+            assert (camera.reverse_x_axis, camera.reverse_y_axis) == (True, False)
+
+
+def test_a_patient_on_the_side_is_turned_upright(tmp_path):
+    path = write(tmp_path / "x.dcm", COUNTS, **XA | {"PatientOrientation": ["F", "R"]})
+    assert "lies on the side" in taken(path)[-1]
+    xray, camera, said = taken(path, rotate=90)
+    assert "lies on the side" not in said and (camera.reverse_x_axis, camera.reverse_y_axis) == (True, False)
+
+
+def test_the_command_turns_a_mirrored_picture_back(clinic, tmp_path):
+    "A mirrored and turned PNG beside the calibration of the picture as the machine shows it; and one whose calibration is of the stored picture."
+    folder, patient, _ = clinic
+    camera = Camera(1020.0, 60, 80, 6.0, 6.0, 9.0, sid=700.0, primary_angle=10.0, secondary_angle=0.0)
+    image = DRR.from_camera(patient, camera)(camera.pose())[0, 0]
+    counts = (60_000 * (-4 * image / image.max()).exp()).numpy().astype(np.uint16)
+    Image.fromarray(np.ascontiguousarray(np.rot90(counts)[:, ::-1])).save(tmp_path / "stored.png")  # undone by a flip, and a turn clockwise
+    camera.to_json(tmp_path / "shown.json")
+    turned = Taken(tmp_path / "shown.json", flip="horizontal", rotate="90")
+    case = Case(folder / "ct.nii.gz", taken=turned, counted=Counted(whole_image=True))
+    with pytest.warns(match="is taken to be of stored.png as --flip and --rotate turn it"):
+        xray, found, _ = Job(tmp_path / "stored.png", tmp_path, case, None).seen()
+    assert found == camera and ncc(xray, image[None, None]).item() > 0.99
+    of_stored = camera.rotate90(3).flip_horizontal()
+    of_stored.to_json(tmp_path / "stored.json")
+    result = CliRunner().invoke(app, ["camera", str(tmp_path / "stored.json"), "--flip", "horizontal", "--rotate", "90", "--out", str(tmp_path / "followed.json")])
+    assert result.exit_code == 0, result.output
+    assert Camera.from_json(tmp_path / "followed.json") == replace(camera, reverse_x_axis=True)

@@ -160,6 +160,7 @@ def load_xray(
             spacing=pitch,
             return_mask="file" if shutter else "pixels",
             parallel=taken.parallel,
+            **taken.turn,
         )
     if own is None:
         raise UserError(
@@ -175,6 +176,16 @@ def load_xray(
     with in_options(taken.camera, delx="--spacing"):
         given = found.camera(**scale, orientation=own.view or "AP" if view == "any" else view)
     camera = _agreed(given, own, taken.camera, path)
+    if taken.flip or taken.rotate:
+        typed = " ".join(f"--{name} {value}" for name, value in taken.turn.items() if value)
+        warnings.warn(
+            UserNotice(
+                f"{taken.camera} is taken to be of {path.name} as --flip and --rotate turn it; if"
+                " it is of the picture as stored, make it follow: `diffpose camera"
+                f" {taken.camera} {typed} --out camera.json`"
+            ),
+            stacklevel=2,
+        )
     if found.bent:
         warnings.warn(
             UserNotice(
@@ -287,6 +298,7 @@ def cut_out(
 def load_mask(
     path: Path,
     size: tuple,  # (height, width)
+    taken: Taken | None = None,  # how the X-ray, and the mask with it, is turned
 ) -> "Tensor":  # bool, 1 1 H W
     "Which pixels of the X-ray to compare."
     from diffpose.data import read_xray
@@ -294,7 +306,10 @@ def load_mask(
     with in_context(f"--mask {path}"), in_options(path, spacing="--spacing"):
         mask = (
             read_xray(
-                existing(path, "a picture"), polarity="bone_bright", already_line_integral=True
+                existing(path, "a picture"),
+                polarity="bone_bright",
+                already_line_integral=True,
+                **(taken or Taken()).turn,
             )[0]
             > 0
         )

@@ -249,7 +249,7 @@ class Job:
                 " has its pose"
             )
         if counted.mask is not None:
-            mask = load_mask(counted.mask, tuple(image.shape[-2:]))
+            mask = load_mask(counted.mask, tuple(image.shape[-2:]), self.case.taken)
             counts &= straightened(mask, self.case.taken)
         elif not counted.whole_image:
             counts &= open_field(image)

@@ -49,6 +49,21 @@ class Polarity(str, Enum):
     bone_bright = "bone-bright"
 
 
+class Flip(str, Enum):
+    "Which sides of a picture change places."
+
+    horizontal = "horizontal"
+    vertical = "vertical"
+
+
+class Turn(str, Enum):
+    "By how much a picture is turned, degrees clockwise."
+
+    quarter = "90"
+    half = "180"
+    three_quarters = "270"
+
+
 class Frame(str, Enum):
     "Of points in a scan."
 
@@ -291,6 +306,22 @@ FrameNumber = Annotated[
 ]
 
 
+Flipped = Annotated[
+    Flip | None,
+    option(
+        "First of all, swap left and right (horizontal) or top and bottom: a mirrored picture is"
+        " turned back. What the X-ray's header says follows, and --mask; --camera is for the picture"
+        " as turned (`diffpose camera FILE --flip ... --out` makes one of the stored picture"
+        " follow).",
+        IMAGE,
+    ),
+]
+Turned = Annotated[
+    Turn | None,
+    option("After --flip, turn the picture clockwise, degrees; the same follows.", IMAGE),
+]
+
+
 @dataclass(frozen=True)
 class Taken:
     "How an X-ray was taken, and what its file holds."
@@ -302,22 +333,29 @@ class Taken:
     polarity: PolarityOfFile = None
     line_integrals: LineIntegrals = None
     frame: FrameNumber = None
+    flip: Flipped = None
+    rotate: Turned = None
     crop: Annotated[
         str | None,
         option(
-            "Register only a part of the X-ray: top,left,height,width in pixels. Camera, mask and"
-            " principal point follow.",
+            "Register only a part of the X-ray, after --flip and --rotate: top,left,height,width in"
+            " pixels. Camera, mask and principal point follow.",
             IMAGE,
         ),
     ] = None
     resize: Annotated[
         str | None,
         option(
-            "Make the X-ray smaller first, after --crop: a factor such as 0.5, or height,width in"
+            "Make the X-ray smaller, after --crop: a factor such as 0.5, or height,width in"
             " pixels. The camera follows.",
             IMAGE,
         ),
     ] = None
+
+    @property
+    def turn(self) -> dict[str, Any]:
+        "How the picture is turned, for `read_xray`."
+        return {"flip": self.flip, "rotate": int(self.rotate or 0)}
 
 
 @dataclass(frozen=True)
