@@ -515,7 +515,7 @@ def test_the_command_turns_a_mirrored_picture_back(clinic, tmp_path):
     camera.to_json(tmp_path / "shown.json")
     turned = Taken(tmp_path / "shown.json", flip="horizontal", rotate="90")
     case = Case(folder / "ct.nii.gz", taken=turned, counted=Counted(whole_image=True))
-    with pytest.warns(match="is taken to be of stored.png as --flip and --rotate turn it"):
+    with pytest.warns(match="is taken to be of stored.png as --flip horizontal --rotate 90 turns it"):
         xray, found, _ = Job(tmp_path / "stored.png", tmp_path, case, None).seen()
     assert found == camera and ncc(xray, image[None, None]).item() > 0.99
     of_stored = camera.rotate90(3).flip_horizontal()

@@ -176,16 +176,7 @@ def load_xray(
     with in_options(taken.camera, delx="--spacing"):
         given = found.camera(**scale, orientation=own.view or "AP" if view == "any" else view)
     camera = _agreed(given, own, taken.camera, path)
-    if taken.flip or taken.rotate:
-        typed = " ".join(f"--{name} {value}" for name, value in taken.turn.items() if value)
-        warnings.warn(
-            UserNotice(
-                f"{taken.camera} is taken to be of {path.name} as --flip and --rotate turn it; if"
-                " it is of the picture as stored, make it follow: `diffpose camera"
-                f" {taken.camera} {typed} --out camera.json`"
-            ),
-            stacklevel=2,
-        )
+    _tell_turn(taken, path)
     if found.bent:
         warnings.warn(
             UserNotice(
@@ -195,6 +186,20 @@ def load_xray(
             stacklevel=2,
         )
     return found.undistorted(xray), camera, found.undistorted(mask.float(), "zeros") > 0.999
+
+
+def _tell_turn(taken: Taken, path: Path) -> None:
+    "Say of which picture a camera file is, where the X-ray is turned."
+    typed = " ".join(f"--{name} {value}" for name, value in taken.turn.items() if value)
+    if typed:
+        warnings.warn(
+            UserNotice(
+                f"{taken.camera} is taken to be of {path.name} as {typed} turns it; if it is of the"
+                f" picture as stored, make it follow: `diffpose camera {taken.camera} {typed} --out"
+                " camera.json`"
+            ),
+            stacklevel=3,
+        )
 
 
 def straightened(

@@ -310,9 +310,8 @@ Flipped = Annotated[
     Flip | None,
     option(
         "First of all, swap left and right (horizontal) or top and bottom: a mirrored picture is"
-        " turned back. What the X-ray's header says follows, and --mask; --camera is for the picture"
-        " as turned (`diffpose camera FILE --flip ... --out` makes one of the stored picture"
-        " follow).",
+        " turned back. The X-ray's header and --mask follow; --camera is for the picture as turned"
+        " (`diffpose camera FILE --flip ... --out` makes one of the stored picture follow).",
         IMAGE,
     ),
 ]

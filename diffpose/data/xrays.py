@@ -444,7 +444,8 @@ def _turned_camera(camera, flip, rotate):
 
 def _turned_letters(header, flip, rotate):
     "A header whose PatientOrientation is that of the turned picture."
-    words = [str(word).upper() for word in (header.get("PatientOrientation") or ())] if header else []
+    said = () if header is None else header.get("PatientOrientation") or ()
+    words = [str(word).upper() for word in said]
     if len(words) == 2 and (flip or rotate):
         across, down = words
         across = across.translate(_OPPOSITE) if flip == "horizontal" else across
@@ -456,7 +457,7 @@ def _turned_letters(header, flip, rotate):
 
 
 def _hung(camera, header, flip, rotate, name):
-    "The camera of a turned picture, of that of the stored one whose axes run as those of the turned."
+    "The camera of a turned picture; `camera` is the stored one's, but for which way the axes run."
     if camera is None or not (flip or rotate):
         return camera
     turned = _turned_camera(camera, flip, rotate)
@@ -493,8 +494,8 @@ def _doubt_polarity(values, shutter, dark, header, name):
     shown, other = ("dark", "bone_bright") if dark else ("bright", "bone_dark")
     said = "nothing says how it shows bone, which is taken to be"
     if header is not None:
-        kind = header.get("PhotometricInterpretation")
-        said = f"its header ({header.get('Modality')}, {kind}) says that bone in its stored values is"
+        kind = f"{header.get('Modality')}, {header.get('PhotometricInterpretation')}"
+        said = f"its header ({kind}) says that bone in its stored values is"
     _notice(
         f"{name} contradicts itself: {said} {shown}, and what surrounds the body is {shown} as"
         " well, where the beam met the detector directly. The image is not inverted; pass"
