@@ -147,7 +147,7 @@ def export(
             metavar="OUT ...",
             help=(
                 "Files to write, each for the program that its ending names: .tfm, .h5 (ITK, 3D"
-                " Slicer), .mrml (a scene of Slicer), .yml, .xml, .opencv.json (OpenCV), .npz"
+                " Slicer), .mrml, .mrb (a scene of Slicer), .yml, .xml, .opencv.json (OpenCV), .npz"
                 " (NumPy), .dcm (DICOM Spatial Registration), .deepdrr.json, .pth (xvr),"
                 " .mayacam.txt."
             ),

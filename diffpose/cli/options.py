@@ -302,7 +302,12 @@ Spacing = Annotated[
     str | None, option("Size of a detector pixel in mm: one number, or row,column.", GEOMETRY)
 ]
 FrameNumber = Annotated[
-    str | None, option("Which frame of several: a number from 0, or mean.", IMAGE)
+    str | None,
+    option(
+        "Which frame of several: a number from 0, or mean; with --each or --together also all,"
+        " '2,5,9' or '10-20'.",
+        IMAGE,
+    ),
 ]
 
 
@@ -505,7 +510,7 @@ Export = Annotated[
     list[str] | None,
     option(
         "Also write the pose for another program, into the folder of the results: a name whose"
-        " ending says which, such as pose.tfm (ITK, 3D Slicer), scene.mrml, view.yml (OpenCV),"
+        " ending says which, such as pose.tfm (ITK, 3D Slicer), scene.mrml or .mrb, view.yml (OpenCV),"
         " view.npz, pose.dcm (DICOM), view.deepdrr.json, pose.pth (xvr). More than once for"
         " several.",
         RESULT,

@@ -40,7 +40,7 @@ from .grids import _check_real
 from .headers import _MM, _nifti_header, _text_lengths, _text_scale
 from .memory import _PIXELS_MAX, _check_pixels, _Refused
 from .volumes import _NIFTI, _itk_reader, _unreadable
-from ..errors import UserError, UserNotice, UserTypeError, argument, marked
+from ..errors import UserError, UserNotice, UserTypeError, argument, marked, worded
 from ..field import find_field
 from ..guards import shaped
 
@@ -200,6 +200,7 @@ def _frame_index(n, frame, name):
         raise UserError(
             f"{name} holds {n} frames: pass {argument('frame', 0)} ... {n - 1},"
             f" or {argument('frame', repr('mean'), 'mean')}"
+            f"{worded('', '; with --each, --frame all registers every one')}"
         )
     index = 0 if frame is None else frame
     if not isinstance(index, (int, np.integer)) or not -n <= index < n:
@@ -208,6 +209,15 @@ def _frame_index(n, frame, name):
             f" {n - 1}, or 'mean'"
         )
     return index
+
+
+def _frame_count(path):
+    "How many images a file holds, that are there."
+    if _is_dicom(path):
+        header, stored = _stored_pixels(path)
+        return stored.size // (int(header.Rows) * int(header.Columns))
+    shape = np.shape(_picture(path)[0])
+    return math.prod(shape[:-2])
 
 
 def _plain_picture(image, calibrated):
