@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from diffpose.exchange import XrayGeometry
 
 # %% ../../notebooks/api/126_cli_inputs.ipynb #b457bc71
+AIR_MOST = -900.0  # HU: above it is no air
+
+
 def load_ct(
     path: Path,
     patient: Patient | None = None,  # None: as the options are by default
@@ -48,7 +51,7 @@ def load_ct(
     if patient.structures is not None:
         structures = existing(patient.structures, "a table (CSV) of structures")
     with in_options(path, spacing="--ct-spacing"):
-        return read(
+        subject = read(
             path,
             labelmap,
             wanted,
@@ -63,6 +66,21 @@ def load_ct(
             hu_offset=patient.hu_offset,
             outside=patient.outside,
         )
+    return _within_tissue(subject) if patient.in_tissue else subject
+
+
+def _within_tissue(subject: "torchio.Subject") -> "torchio.Subject":
+    "A part of a patient within soft tissue; without labels, all that is not air is the part."
+    import torch
+    import torchio
+
+    from diffpose.data import in_tissue
+
+    if getattr(subject, "mask", None) is None:
+        part = (subject.volume.data > AIR_MOST).to(torch.int16)
+        mask = torchio.LabelMap(tensor=part, affine=subject.volume.affine)
+        subject = torchio.Subject(**{**subject, "mask": mask})
+    return in_tissue(subject)
 
 
 def viewed(

@@ -179,6 +179,15 @@ class Patient:
     resample_slices: Resample = False
     hu_offset: Offset = 0.0
     outside: Outside = None
+    in_tissue: Annotated[
+        bool,
+        option(
+            "The CT, or what --labels keep of it, is a bone cut out of its surroundings: render it"
+            " as an X-ray of the whole shows it, within soft tissue.",
+            PATIENT,
+            "--in-tissue",
+        ),
+    ] = False
 
     @property
     def view(self) -> Literal["AP", "PA"] | None:
@@ -510,8 +519,8 @@ Export = Annotated[
     list[str] | None,
     option(
         "Also write the pose for another program, into the folder of the results: a name whose"
-        " ending says which, such as pose.tfm (ITK, 3D Slicer), scene.mrml or .mrb, view.yml (OpenCV),"
-        " view.npz, pose.dcm (DICOM), view.deepdrr.json, pose.pth (xvr). More than once for"
+        " ending says which, such as pose.tfm (ITK, 3D Slicer), scene.mrml or .mrb, view.yml"
+        " (OpenCV), view.npz, pose.dcm (DICOM), view.deepdrr.json, pose.pth (xvr). More than once for"
         " several.",
         RESULT,
     ),

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .inputs import load_ct, viewed
-from .job import Case, Job, solve_together
+from .inputs import load_camera, load_ct, viewed
+from .job import Case, Job, _began, solve_together
 from diffpose.cli.options import (
     CT,
     RESULT,
@@ -45,6 +45,7 @@ from ..results import CONVENTIONS, _columns, write_json
 if TYPE_CHECKING:
     import torchio
 
+    from diffpose.calibration import Camera
     from diffpose.pose import RigidTransform
     from diffpose.registration import Result
     from diffpose.training import PoseEstimator
@@ -422,6 +423,22 @@ def _row_of(result: "Result", seconds: float) -> dict:
     }
 
 # %% ../../notebooks/api/129_cli_registration.ipynb #2456d175
+def _stood(job: Job, subject: "torchio.Subject", camera: "Camera") -> "RigidTransform":
+    "Where a camera stood in the frame that all share: as its calibration says, or its angles."
+    given = job.case.taken.camera
+    found = None if given is None else load_camera(given)
+    if found is not None and len(found.poses) == 1:
+        return found.pose(subject, camera, "world")
+    try:
+        return camera.pose(subject.orientation)
+    except UserError as error:
+        raise UserError(
+            f"{job.xray}: where its camera stood among the others is unknown, which a search in"
+            " X-rays of one moment needs: give --camera calibrations of one frame (MayaCam, OpenCV"
+            " with rvec and tvec, ...), one for each X-ray, or X-rays whose headers state the angles"
+        ) from error
+
+
 def register_together(
     case: Case,
     xrays: list[Path],  # files, folders and patterns
@@ -434,8 +451,6 @@ def register_together(
     case.check()
     if case.start.model is not None:
         raise UserError("--together begins from the starts of the views: leave out --model")
-    if case.start.init == "search":
-        raise UserError("--together begins from the starts of the views: leave out --init search")
     shots, _, out = _laid_out(case, xrays, out, force)
     names = [shot.name for shot in shots]
     with steps(4 + 2 * len(shots)) as step:
@@ -456,11 +471,16 @@ def register_together(
                     " one; give --orientation, and starts in it"
                 )
             subject = viewed(subject, views.pop())
-            poses = [
-                start_pose(job.start, subject, camera, job.case.start.init)
-                for job, (_, camera, _) in zip(jobs, seen)
-            ]
+            if case.start.init == "search":
+                poses = [_stood(job, subject, camera) for job, (_, camera, _) in zip(jobs, seen)]
+            else:
+                poses = [
+                    start_pose(job.start, subject, camera, job.case.start.init)
+                    for job, (_, camera, _) in zip(jobs, seen)
+                ]
             found, seconds = solve_together(step, subject, seen, poses, case)
+            if case.start.init == "search":
+                poses = [_began(result, pose) for (result, _), pose in zip(found, poses)]
             rows: list[dict] = []
             for name, job, (result, drr), pose, x in zip(names, jobs, found, poses, seen):
                 step(f"writing {name}")
@@ -591,9 +611,8 @@ def register(
         bool,
         option(
             "Register each of several X-rays by itself, into a folder of its own within --out, and"
-            " write a table of all. In --camera, --init and --mask {folder} and {name} stand for"
-            " the X-ray's folder and its name without ending; or they list one file for each, with"
-            " commas, and --crop one part for each, with ';' between them.",
+            " write a table. In --camera, --init and --mask {folder} and {name} stand for those of"
+            " the X-ray; or they list a file for each, with commas, --crop a part for each, by ';'.",
             RESULT,
             "--each",
         ),
@@ -602,7 +621,8 @@ def register(
         bool,
         option(
             "Register several X-rays of one moment together: their starts say how the views stand"
-            " to each other. Folders, and {folder} and {name}, are as with --each.",
+            " to each other; with --init search their calibrations do, and the bone in the middle"
+            " of the crops is looked for from all sides. Folders and lists are as with --each.",
             RESULT,
             "--together",
         ),

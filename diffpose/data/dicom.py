@@ -62,6 +62,12 @@ def _counted(modalities, odd=()):
     return ", ".join(found) or "nothing"
 
 
+def _may_be_slice(header):
+    "An image, and neither a scout nor of a modality that has no HU in slices."
+    scout = "LOCALIZER" in header.get("ImageType", [])
+    return "Rows" in header and not scout and header.get("Modality") not in (*_NOT_HU, *_PROJECTIONS)
+
+
 def _dicom_series(folder):
     """Slices of a folder (or of its subfolders, if it has none itself), grouped into series: {name:
     [(path, header)]}.
@@ -84,11 +90,7 @@ def _dicom_series(folder):
                 continue
             if "Rows" not in header:
                 odd.append((path, header))
-            if (
-                "Rows" not in header
-                or "LOCALIZER" in header.get("ImageType", [])
-                or header.get("Modality") in (*_NOT_HU, *_PROJECTIONS)
-            ):
+            if not _may_be_slice(header):
                 other.append(str(header.get("Modality") or "no modality"))
                 continue
             plane = np.array(header.get("ImageOrientationPatient") or np.zeros(6), dtype=np.float64)
