@@ -520,8 +520,8 @@ Export = Annotated[
     option(
         "Also write the pose for another program, into the folder of the results: a name whose"
         " ending says which, such as pose.tfm (ITK, 3D Slicer), scene.mrml or .mrb, view.yml"
-        " (OpenCV), view.npz, pose.dcm (DICOM), view.deepdrr.json, pose.pth (xvr). More than once for"
-        " several.",
+        " (OpenCV), view.npz, pose.dcm (DICOM), view.deepdrr.json, pose.pth (xvr). More than once"
+        " for several.",
         RESULT,
     ),
 ]

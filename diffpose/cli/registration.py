@@ -435,7 +435,7 @@ def _stood(job: Job, subject: "torchio.Subject", camera: "Camera") -> "RigidTran
         raise UserError(
             f"{job.xray}: where its camera stood among the others is unknown, which a search in"
             " X-rays of one moment needs: give --camera calibrations of one frame (MayaCam, OpenCV"
-            " with rvec and tvec, ...), one for each X-ray, or X-rays whose headers state the angles"
+            " with rvec and tvec, ...), one for each X-ray, or X-rays whose headers state angles"
         ) from error
 
 
@@ -611,8 +611,8 @@ def register(
         bool,
         option(
             "Register each of several X-rays by itself, into a folder of its own within --out, and"
-            " write a table. In --camera, --init and --mask {folder} and {name} stand for those of"
-            " the X-ray; or they list a file for each, with commas, --crop a part for each, by ';'.",
+            " write a table. {folder} and {name} in --camera, --init, --mask are the X-ray's; or"
+            " they list a file for each, with commas, and --crop a part for each, with ';'.",
             RESULT,
             "--each",
         ),
@@ -620,9 +620,9 @@ def register(
     together: Annotated[
         bool,
         option(
-            "Register several X-rays of one moment together: their starts say how the views stand"
-            " to each other; with --init search their calibrations do, and the bone in the middle"
-            " of the crops is looked for from all sides. Folders and lists are as with --each.",
+            "Register several X-rays of one moment together; lists are as with --each. Their starts"
+            " say how they stand to each other; with --init search their calibrations do, and a"
+            " bone in the middle of the crops is looked for from all sides.",
             RESULT,
             "--together",
         ),
@@ -644,7 +644,6 @@ def register(
         case = Case(ct, patient, taken, counted, targets, start, known, full_paths, exports)
         told, code = _in_one_way(case, xray, out, force, run.debug, each, together)
         typer.echo(told[0])
-        for line in told[1:]:
-            typer.echo(line, err=True)
+        typer.echo("\n".join(told[1:]), err=True, nl=bool(told[1:]))
         if code:
             raise typer.Exit(code)

@@ -64,8 +64,8 @@ def _counted(modalities, odd=()):
 
 def _may_be_slice(header):
     "An image, and neither a scout nor of a modality that has no HU in slices."
-    scout = "LOCALIZER" in header.get("ImageType", [])
-    return "Rows" in header and not scout and header.get("Modality") not in (*_NOT_HU, *_PROJECTIONS)
+    other = header.get("Modality") in (*_NOT_HU, *_PROJECTIONS)
+    return "Rows" in header and not other and "LOCALIZER" not in header.get("ImageType", [])
 
 
 def _dicom_series(folder):

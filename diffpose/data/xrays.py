@@ -464,7 +464,9 @@ def _hung(camera, header, flip, rotate, name):
     if header is not None and header.get("Modality") == "RTIMAGE":
         return turned
     letters = header is not None and len(header.get("PatientOrientation") or ()) == 2
-    said = "its PatientOrientation follows, so that the pose is that of the picture as stored"
+    said = "its PatientOrientation follows"
+    if rotate % 180 == 0:
+        said += ", so that the pose is that of the picture as stored"
     if not letters:
         said = "nothing says which way its axes run, so it is taken to be as radiologists hang it"
     what = " and ".join(

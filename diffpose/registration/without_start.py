@@ -163,12 +163,14 @@ def search_together(
     "Find a body in several X-rays of one moment without a start."
     if len(cameras) < 2:
         raise UserError("a search in X-rays of one moment needs two of them, or more")
-    places, made = relative.matrix.double().cpu(), dict(renderer="trilinear", persistent=False)
+    places = relative.matrix.double().cpu()
+    made: dict[str, Any] = {"renderer": "trilinear", "persistent": False}
     films = []
     for camera, xray, mask, place in zip(cameras, xrays, masks, places):
         small = camera.rescale(min(1.0, _COARSE_PX / min(camera.height, camera.width)))
         image, share = resize_image(xray, small.height, small.width, mask)
-        films.append(_Film(DRR.from_camera(drr.subject, small, **made), image, share > 0.999, place))
+        view = DRR.from_camera(drr.subject, small, **made)
+        films.append(_Film(view, image, share > 0.999, place))
     why, turns = UserError("there is none"), rotations(step_deg)
     motions = torch.eye(4, dtype=torch.float64).repeat(len(turns), 1, 1)
     weight = (drr.subject.density.data[0] > 0).nonzero().double().mean(0)
