@@ -523,3 +523,27 @@ def test_the_command_turns_a_mirrored_picture_back(clinic, tmp_path):
     result = CliRunner().invoke(app, ["camera", str(tmp_path / "stored.json"), "--flip", "horizontal", "--rotate", "90", "--out", str(tmp_path / "followed.json")])
     assert result.exit_code == 0, result.output
     assert Camera.from_json(tmp_path / "followed.json") == replace(camera, reverse_x_axis=True)
+
+
+def test_every_frame_is_registered_and_listed(clinic, tmp_path):
+    "A run of three frames in one file: each by itself, from its own angle, and a row for each."
+    folder, patient, arm = clinic
+    lens = replace(arm, height=64, width=64, delx=6.0, dely=6.0)
+    seen = []
+    for angle in (0.0, 10.0, 20.0):
+        pose = carm_pose(angle, 0.0, 700.0, "PA")
+        image = DRR.from_camera(viewed(patient, "PA"), lens)(pose)[0, 0]
+        seen.append((60_000 * (-4 * image / image.max()).exp()).numpy().astype(np.uint16))
+    geometry = {"DistanceSourceToDetector": 1020, "DistanceSourceToPatient": 700, "ImagerPixelSpacing": [6, 6]}
+    angles = {"PositionerPrimaryAngle": 0, "PositionerPrimaryAngleIncrement": [0, 10, 20], "PositionerSecondaryAngle": 0, "PixelIntensityRelationship": "LIN"}
+    write(tmp_path / "run.dcm", np.stack(seen), geometry=geometry, **XA, **angles)
+    said = ["register", str(folder / "ct.nii.gz"), str(tmp_path / "run.dcm"), "--frame", "0,2", "--each", "--out", str(tmp_path / "out"), "--whole-image"]
+    result = CliRunner().invoke(app, said)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["xrays"]
+    assert [(row["frame"], row["folder"], row["verdict"]) for row in rows] == [("0", "run_0", "converged"), ("2", "run_2", "converged")]
+    for row, angle in zip(rows, (0.0, 20.0)):
+        found = json.loads((tmp_path / "out" / row["folder"] / "pose.json").read_text())["carm"]
+        assert abs(found["primary_angle_deg"] - angle) < 0.2
+    alone = CliRunner().invoke(app, [word for word in said if word != "--each"])
+    assert alone.exit_code == 2 and "--frame 0,2 are several" in alone.output
