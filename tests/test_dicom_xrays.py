@@ -134,6 +134,45 @@ def test_contradictions_are_told_with_the_option(tmp_path, tags, words):
     assert not taken(path, polarity="bone_bright")[-1]
 
 
+@pytest.fixture(scope="module")
+def surrounded():
+    "Counts and logarithm of a body with air around it, and of the part that it fills."
+    integral = DRR.from_camera(make_phantom(seed=0, spacing=6.0), Camera(1020.0, 120, 150, 4.8, 4.8))(carm_pose(0.0, 0.0, 750.0))
+    integral = (3 * integral / integral.max())[0, 0].numpy()
+    counts = RNG.poisson(20_000 * np.exp(-integral)).clip(1)
+    return counts.astype(np.uint16), np.round(20_000 - 2000 * np.log(counts)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("modality", ["XA", "DX"])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize("right", [True, False])
+def test_what_surrounds_the_body_is_held_against_the_header(tmp_path, surrounded, modality, photometric, right):
+    "Told, with the option, and never inverted by itself; where the body fills the image, or the user says how bone is shown, nothing is."
+    counts, log = surrounded
+    stored, tags = (counts, XA | {"PixelIntensityRelationship": "LIN"}) if modality == "XA" else (log, DX)
+    stored = stored if right == (photometric == "MONOCHROME2") else 65535 - stored
+    path = write(tmp_path / "x.dcm", stored, **tags | {"PhotometricInterpretation": photometric})
+    xray, _, said = taken(path)
+    assert ("what surrounds the body is" in said) == (not right)
+    assert (np.corrcoef(xray[0, 0].ravel(), log.ravel())[0, 1] > 0) == right
+    if right:
+        return
+    shown, other = ("dark", "bone_bright") if (modality == "XA") == (photometric == "MONOCHROME2") else ("bright", "bone_dark")
+    assert f"its header ({modality}, {photometric}) says that bone in its stored values is {shown}" in said and f"polarity='{other}'" in said
+    mended, _, silent = taken(path, polarity=other)
+    assert np.corrcoef(mended[0, 0].ravel(), log.ravel())[0, 1] > 0.8 and not silent
+    middle = write(tmp_path / "part.dcm", stored[45:80, 55:95], **tags | {"PhotometricInterpretation": photometric})
+    assert not taken(middle)[-1]
+
+
+def test_a_picture_that_shows_bone_bright_is_told(tmp_path, surrounded):
+    counts, log = surrounded
+    for name, stored, right in (("counts", counts, True), ("log", log, False)):
+        Image.fromarray(stored).save(tmp_path / f"{name}.png")
+        said = taken(tmp_path / f"{name}.png", sdd=1000, spacing=1)[-1]
+        assert ("nothing says how it shows bone, which is taken to be dark" in said) == (not right)
+
+
 @pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_bigendian.dcm"])
 @pytest.mark.parametrize("kind", ["MONOCHROME1", "MONOCHROME2"])
 def test_the_transfer_syntax_changes_nothing(tmp_path, name, kind):
@@ -431,3 +470,80 @@ def test_a_foreign_camera_and_the_patient_share_one_view(tmp_path):
             there = viewed(subject, case.view(camera, job.start)[0])
             begin = start_pose(job.start, there, replace(camera, sid=700.0), init)
             assert ncc(DRR.from_camera(there, camera)(begin), xray).item() > 0.99, (init, said)
+
+
+MIRRORED = {"PatientOrientation": ["R", "F"]}  # columns run to the patient's right: mirrored against how radiologists hang it
+
+
+@pytest.mark.parametrize("flip, rotate", [("horizontal", 0), ("vertical", 0), (None, 90), (None, 180), ("horizontal", 270)])
+def test_a_turned_picture_has_the_camera_that_follows(tmp_path, flip, rotate):
+    "The pixel at a ray is the same one; letters in the header follow, and where there are none the result is as radiologists hang it."
+    part = dict(FieldOfViewOrigin=[4, 10], FieldOfViewRotation=0, FieldOfViewHorizontalFlip="NO", DetectorActiveDimensions=[40.0, 36.0])
+    for letters in ({}, MIRRORED):
+        path = write(tmp_path / "x.dcm", COUNTS, **XA | part | letters)
+        plain, stored, all_, _ = taken(path, return_mask=True)
+        xray, camera, mask, said = taken(path, return_mask=True, flip=flip, rotate=rotate)
+        turn = lambda x: np.rot90({"horizontal": x[:, ::-1], "vertical": x[::-1]}.get(flip, x), -rotate // 90)
+        assert np.array_equal(xray[0, 0], turn(plain[0, 0].numpy())) and np.array_equal(mask[0, 0], turn(all_[0, 0].numpy()))
+        assert (camera.height, camera.width) == xray.shape[-2:]
+        bead = np.zeros(plain.shape[-2:])
+        bead[7, 51] = 1
+        row, column = np.argwhere(turn(bead))[0] + 0.5
+        seen, of_stored = (np.linalg.solve(c.K, [u, v, 1]) for c, u, v in ((camera, column, row), (stored, 51.5, 7.5)))
+        assert np.isclose(np.hypot(*seen[:2]), np.hypot(*of_stored[:2])) and ("as radiologists hang it" in said) == (not letters)
+        if not rotate and letters:  # a flip that the header knows of changes no ray
+            sign = lambda c: (-1 if c.reverse_x_axis else 1, 1 if c.reverse_y_axis else -1)
+            assert np.allclose(seen[:2] * sign(camera), of_stored[:2] * sign(stored)) and "PatientOrientation follows" in said
+        elif not letters:
+            assert (camera.reverse_x_axis, camera.reverse_y_axis) == (True, False)
+
+
+def test_a_patient_on_the_side_is_turned_upright(tmp_path):
+    path = write(tmp_path / "x.dcm", COUNTS, **XA | {"PatientOrientation": ["F", "R"]})
+    assert "lies on the side" in taken(path)[-1]
+    xray, camera, said = taken(path, rotate=90)
+    assert "lies on the side" not in said and (camera.reverse_x_axis, camera.reverse_y_axis) == (True, False)
+
+
+def test_the_command_turns_a_mirrored_picture_back(clinic, tmp_path):
+    "A mirrored and turned PNG beside the calibration of the picture as the machine shows it; and one whose calibration is of the stored picture."
+    folder, patient, _ = clinic
+    camera = Camera(1020.0, 60, 80, 6.0, 6.0, 9.0, sid=700.0, primary_angle=10.0, secondary_angle=0.0)
+    image = DRR.from_camera(patient, camera)(camera.pose())[0, 0]
+    counts = (60_000 * (-4 * image / image.max()).exp()).numpy().astype(np.uint16)
+    Image.fromarray(np.ascontiguousarray(np.rot90(counts)[:, ::-1])).save(tmp_path / "stored.png")  # undone by a flip, and a turn clockwise
+    camera.to_json(tmp_path / "shown.json")
+    turned = Taken(tmp_path / "shown.json", flip="horizontal", rotate="90")
+    case = Case(folder / "ct.nii.gz", taken=turned, counted=Counted(whole_image=True))
+    with pytest.warns(match="is taken to be of stored.png as --flip horizontal --rotate 90 turns it"):
+        xray, found, _ = Job(tmp_path / "stored.png", tmp_path, case, None).seen()
+    assert found == camera and ncc(xray, image[None, None]).item() > 0.99
+    of_stored = camera.rotate90(3).flip_horizontal()
+    of_stored.to_json(tmp_path / "stored.json")
+    result = CliRunner().invoke(app, ["camera", str(tmp_path / "stored.json"), "--flip", "horizontal", "--rotate", "90", "--out", str(tmp_path / "followed.json")])
+    assert result.exit_code == 0, result.output
+    assert Camera.from_json(tmp_path / "followed.json") == replace(camera, reverse_x_axis=True)
+
+
+def test_every_frame_is_registered_and_listed(clinic, tmp_path):
+    "A run of three frames in one file: each by itself, from its own angle, and a row for each."
+    folder, patient, arm = clinic
+    lens = replace(arm, height=64, width=64, delx=6.0, dely=6.0)
+    seen = []
+    for angle in (0.0, 10.0, 20.0):
+        pose = carm_pose(angle, 0.0, 700.0, "PA")
+        image = DRR.from_camera(viewed(patient, "PA"), lens)(pose)[0, 0]
+        seen.append((60_000 * (-4 * image / image.max()).exp()).numpy().astype(np.uint16))
+    geometry = {"DistanceSourceToDetector": 1020, "DistanceSourceToPatient": 700, "ImagerPixelSpacing": [6, 6]}
+    angles = {"PositionerPrimaryAngle": 0, "PositionerPrimaryAngleIncrement": [0, 10, 20], "PositionerSecondaryAngle": 0, "PixelIntensityRelationship": "LIN"}
+    write(tmp_path / "run.dcm", np.stack(seen), geometry=geometry, **XA, **angles)
+    said = ["register", str(folder / "ct.nii.gz"), str(tmp_path / "run.dcm"), "--frame", "0,2", "--each", "--out", str(tmp_path / "out"), "--whole-image"]
+    result = CliRunner().invoke(app, said)
+    assert result.exit_code == 0, result.output
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["xrays"]
+    assert [(row["frame"], row["folder"], row["verdict"]) for row in rows] == [("0", "run_0", "converged"), ("2", "run_2", "converged")]
+    for row, angle in zip(rows, (0.0, 20.0)):
+        found = json.loads((tmp_path / "out" / row["folder"] / "pose.json").read_text())["carm"]
+        assert abs(found["primary_angle_deg"] - angle) < 0.2
+    alone = CliRunner().invoke(app, [word for word in said if word != "--each"])
+    assert alone.exit_code == 2 and "--frame 0,2 are several" in alone.output

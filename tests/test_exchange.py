@@ -224,7 +224,7 @@ def test_every_format_that_is_written_is_read_again(tmp_path, shown):
             assert (found.matrix - pose.matrix).abs().max() < 2e-3, (kind, ending)
 
 
-@pytest.mark.parametrize("name", ["a.yml", "a.xml", "a.json", "a.npz", "a.mat", "a.txt", "a.csv", "a.pth", "a.tfm", "a.h5", "a.mrml", "a.dcm", "a"])
+@pytest.mark.parametrize("name", ["a.yml", "a.xml", "a.json", "a.npz", "a.mat", "a.txt", "a.csv", "a.pth", "a.tfm", "a.h5", "a.mrml", "a.mrb", "a.dcm", "a"])
 @pytest.mark.parametrize("content", [b"", b"\x00" * 200, b"{", b"[1, 2]", b'{"K": "x", "R": 3, "t": []}', b"K: [1, 2\n", b"\xff\xfe\x00", b"PK\x03\x04", b'{"intrinsic": {"data": 3}}', b"image size\n1,2\n"])
 def test_what_is_no_such_file_is_refused_in_words(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)

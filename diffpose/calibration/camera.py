@@ -342,6 +342,24 @@ class Camera:
         "For `image.flip(-1, -2)`: half a turn of the image."
         return self.flip_horizontal().flip_vertical()
 
+    def rotate90(self, turns: int = 1) -> "Camera":
+        """For `image.rot90(-turns, (-2, -1))`: quarter turns, clockwise. Which way the axes run
+        stays as it is, so that the pose of the turned image is rolled about the viewing axis; the
+        angles of the C-arm are those of the turned image.
+        """
+        camera = self
+        for _ in range(_number(turns, "turns", False, True) % 4):
+            camera = replace(
+                camera,
+                height=camera.width,
+                width=camera.height,
+                delx=camera.dely,
+                dely=camera.delx,
+                x0=-camera.y0,
+                y0=camera.x0,
+            )
+        return camera
+
 # %% ../../notebooks/api/009_calibration_camera.ipynb #4ec6b21e
 _UNITS = {
     "height": "_px",

@@ -18,9 +18,11 @@ from diffpose.cli.options import (
     PATIENT,
     RESULT,
     START,
+    Flip,
     Force,
     PoseFrame,
     Run,
+    Turn,
     View,
     app,
     grouped,
@@ -70,6 +72,21 @@ def shown_camera(
     return [*lines, f"for the view    {view or 'none'}"]
 
 
+def _turned(
+    found: "XrayGeometry", camera: "Camera", flip: str | None, rotate: int
+) -> "tuple[XrayGeometry, Camera]":
+    "What a file says, and its camera, of the picture after it is flipped and turned."
+    from diffpose.data.xrays import _turned_camera
+
+    if found.bent:
+        raise UserError(
+            f"{found.source} has distortion or skew, which is of the picture as stored: straighten"
+            " the picture first, and leave the coefficients out"
+        )
+    made = _turned_camera(camera, flip, rotate)
+    return replace(found, stated=made, K=None, poses=()), made
+
+
 @app.command()
 @grouped
 def camera(
@@ -83,6 +100,12 @@ def camera(
         float | None, option("Source to detector in mm, if the file has no scale.", GEOMETRY)
     ] = None,
     delx: Annotated[float | None, option("Or the width of a pixel in mm.", GEOMETRY)] = None,
+    flip: Annotated[
+        Flip | None, option("Make it follow a picture whose sides change places.", GEOMETRY)
+    ] = None,
+    rotate: Annotated[
+        Turn | None, option("And one that is turned clockwise, degrees.", GEOMETRY)
+    ] = None,
     orientation: View = None,
     out: Annotated[
         Path | None,
@@ -102,6 +125,8 @@ def camera(
         view = None if orientation == "none" else str(orientation or stated or "AP")
         with in_options(file, delx="--delx", width="--width"):
             made = found.camera(height, width, sdd, delx, view)
+        if flip or rotate:
+            found, made = _turned(found, made, flip, int(rotate or 0))
         typer.echo("\n".join(shown_camera(found, made, view)))
         if out is not None:
             if orientation is not None and made.primary_angle is None and view is not None:
@@ -122,7 +147,7 @@ def export(
             metavar="OUT ...",
             help=(
                 "Files to write, each for the program that its ending names: .tfm, .h5 (ITK, 3D"
-                " Slicer), .mrml (a scene of Slicer), .yml, .xml, .opencv.json (OpenCV), .npz"
+                " Slicer), .mrml, .mrb (a scene of Slicer), .yml, .xml, .opencv.json (OpenCV), .npz"
                 " (NumPy), .dcm (DICOM Spatial Registration), .deepdrr.json, .pth (xvr),"
                 " .mayacam.txt."
             ),

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from diffpose.exchange import XrayGeometry
 
 # %% ../../notebooks/api/126_cli_inputs.ipynb #b457bc71
+AIR_MOST = -900.0  # HU: above it is no air
+
+
 def load_ct(
     path: Path,
     patient: Patient | None = None,  # None: as the options are by default
@@ -48,7 +51,7 @@ def load_ct(
     if patient.structures is not None:
         structures = existing(patient.structures, "a table (CSV) of structures")
     with in_options(path, spacing="--ct-spacing"):
-        return read(
+        subject = read(
             path,
             labelmap,
             wanted,
@@ -63,6 +66,21 @@ def load_ct(
             hu_offset=patient.hu_offset,
             outside=patient.outside,
         )
+    return _within_tissue(subject) if patient.in_tissue else subject
+
+
+def _within_tissue(subject: "torchio.Subject") -> "torchio.Subject":
+    "A part of a patient within soft tissue; without labels, all that is not air is the part."
+    import torch
+    import torchio
+
+    from diffpose.data import in_tissue
+
+    if getattr(subject, "mask", None) is None:
+        part = (subject.volume.data > AIR_MOST).to(torch.int16)
+        mask = torchio.LabelMap(tensor=part, affine=subject.volume.affine)
+        subject = torchio.Subject(**{**subject, "mask": mask})
+    return in_tissue(subject)
 
 
 def viewed(
@@ -160,6 +178,7 @@ def load_xray(
             spacing=pitch,
             return_mask="file" if shutter else "pixels",
             parallel=taken.parallel,
+            **taken.turn,
         )
     if own is None:
         raise UserError(
@@ -175,6 +194,7 @@ def load_xray(
     with in_options(taken.camera, delx="--spacing"):
         given = found.camera(**scale, orientation=own.view or "AP" if view == "any" else view)
     camera = _agreed(given, own, taken.camera, path)
+    _tell_turn(taken, path)
     if found.bent:
         warnings.warn(
             UserNotice(
@@ -184,6 +204,20 @@ def load_xray(
             stacklevel=2,
         )
     return found.undistorted(xray), camera, found.undistorted(mask.float(), "zeros") > 0.999
+
+
+def _tell_turn(taken: Taken, path: Path) -> None:
+    "Say of which picture a camera file is, where the X-ray is turned."
+    typed = " ".join(f"--{name} {value}" for name, value in taken.turn.items() if value)
+    if typed:
+        warnings.warn(
+            UserNotice(
+                f"{taken.camera} is taken to be of {path.name} as {typed} turns it; if it is of the"
+                f" picture as stored, make it follow: `diffpose camera {taken.camera} {typed} --out"
+                " camera.json`"
+            ),
+            stacklevel=3,
+        )
 
 
 def straightened(
@@ -287,6 +321,7 @@ def cut_out(
 def load_mask(
     path: Path,
     size: tuple,  # (height, width)
+    taken: Taken | None = None,  # how the X-ray, and the mask with it, is turned
 ) -> "Tensor":  # bool, 1 1 H W
     "Which pixels of the X-ray to compare."
     from diffpose.data import read_xray
@@ -294,7 +329,10 @@ def load_mask(
     with in_context(f"--mask {path}"), in_options(path, spacing="--spacing"):
         mask = (
             read_xray(
-                existing(path, "a picture"), polarity="bone_bright", already_line_integral=True
+                existing(path, "a picture"),
+                polarity="bone_bright",
+                already_line_integral=True,
+                **(taken or Taken()).turn,
             )[0]
             > 0
         )

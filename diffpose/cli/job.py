@@ -265,7 +265,7 @@ class Job:
                 " has its pose"
             )
         if counted.mask is not None:
-            mask = load_mask(counted.mask, tuple(image.shape[-2:]))
+            mask = load_mask(counted.mask, tuple(image.shape[-2:]), self.case.taken)
             counts &= straightened(mask, self.case.taken)
         elif not counted.whole_image:
             counts &= open_field(image)
@@ -599,19 +599,26 @@ def solve_together(
     from diffpose.drr import DRR
     from diffpose.pose import RigidTransform
     from diffpose.registration import JointRegistration
+    from diffpose.registration.without_start import search_together
 
-    step("registering")
+    searched = case.start.init == "search"
+    step("searching" if searched else "registering")
     cameras = [camera for _, camera, _ in seen]
     made = lambda camera: DRR.from_camera(subject, camera, renderer="trilinear", persistent=False)
     drrs = [made(camera) for camera in cameras]
-    for drr, (image, *_), pose in zip(drrs, seen, poses):
+    for drr, (image, *_), pose in () if searched else zip(drrs, seen, poses):
         _check_start(drr, image, pose)
     began, (camera_prior, views_prior) = time.perf_counter(), case.priors()
     starts = RigidTransform.cat([pose.double() for pose in poses])
-    joint = JointRegistration(
-        drrs[0], cameras, starts, views_prior, camera_prior, restarts=case.start.restarts
-    )
     images, masks = [image for image, *_ in seen], [counts for *_, counts in seen]
-    result = joint.register(images, starts, masks, case.aimed(subject))
+    known: dict[str, Any] = {"relative_prior": views_prior, "camera_prior": camera_prior}
+    if searched:
+        how = cameras, starts, images, masks, case.aimed(subject)
+        result = search_together(drrs[0], *how, tell=step.note, **known)
+    else:
+        joint = JointRegistration(
+            drrs[0], cameras, starts, **known, restarts=case.start.restarts
+        )
+        result = joint.register(images, starts, masks, case.aimed(subject))
     found = [(result.of_view(k), made(camera)) for k, camera in enumerate(result.cameras)]
     return found, time.perf_counter() - began

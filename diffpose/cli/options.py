@@ -49,6 +49,21 @@ class Polarity(str, Enum):
     bone_bright = "bone-bright"
 
 
+class Flip(str, Enum):
+    "Which sides of a picture change places."
+
+    horizontal = "horizontal"
+    vertical = "vertical"
+
+
+class Turn(str, Enum):
+    "By how much a picture is turned, degrees clockwise."
+
+    quarter = "90"
+    half = "180"
+    three_quarters = "270"
+
+
 class Frame(str, Enum):
     "Of points in a scan."
 
@@ -164,6 +179,15 @@ class Patient:
     resample_slices: Resample = False
     hu_offset: Offset = 0.0
     outside: Outside = None
+    in_tissue: Annotated[
+        bool,
+        option(
+            "The CT, or what --labels keep of it, is a bone cut out of its surroundings: render it"
+            " as an X-ray of the whole shows it, within soft tissue.",
+            PATIENT,
+            "--in-tissue",
+        ),
+    ] = False
 
     @property
     def view(self) -> Literal["AP", "PA"] | None:
@@ -287,7 +311,27 @@ Spacing = Annotated[
     str | None, option("Size of a detector pixel in mm: one number, or row,column.", GEOMETRY)
 ]
 FrameNumber = Annotated[
-    str | None, option("Which frame of several: a number from 0, or mean.", IMAGE)
+    str | None,
+    option(
+        "Which frame of several: a number from 0, or mean; with --each or --together also all,"
+        " '2,5,9' or '10-20'.",
+        IMAGE,
+    ),
+]
+
+
+Flipped = Annotated[
+    Flip | None,
+    option(
+        "First of all, swap left and right (horizontal) or top and bottom: a mirrored picture is"
+        " turned back. The X-ray's header and --mask follow; --camera is for the picture as turned"
+        " (`diffpose camera FILE --flip ... --out` makes one of the stored picture follow).",
+        IMAGE,
+    ),
+]
+Turned = Annotated[
+    Turn | None,
+    option("After --flip, turn the picture clockwise, degrees; the same follows.", IMAGE),
 ]
 
 
@@ -302,22 +346,29 @@ class Taken:
     polarity: PolarityOfFile = None
     line_integrals: LineIntegrals = None
     frame: FrameNumber = None
+    flip: Flipped = None
+    rotate: Turned = None
     crop: Annotated[
         str | None,
         option(
-            "Register only a part of the X-ray: top,left,height,width in pixels. Camera, mask and"
-            " principal point follow.",
+            "Register only a part of the X-ray, after --flip and --rotate: top,left,height,width in"
+            " pixels. Camera, mask and principal point follow.",
             IMAGE,
         ),
     ] = None
     resize: Annotated[
         str | None,
         option(
-            "Make the X-ray smaller first, after --crop: a factor such as 0.5, or height,width in"
+            "Make the X-ray smaller, after --crop: a factor such as 0.5, or height,width in"
             " pixels. The camera follows.",
             IMAGE,
         ),
     ] = None
+
+    @property
+    def turn(self) -> dict[str, Any]:
+        "How the picture is turned, for `read_xray`."
+        return {"flip": self.flip, "rotate": int(self.rotate or 0)}
 
 
 @dataclass(frozen=True)
@@ -491,9 +542,9 @@ Export = Annotated[
     list[str] | None,
     option(
         "Also write the pose for another program, into the folder of the results: a name whose"
-        " ending says which, such as pose.tfm (ITK, 3D Slicer), scene.mrml, view.yml (OpenCV),"
-        " view.npz, pose.dcm (DICOM), view.deepdrr.json, pose.pth (xvr). More than once for"
-        " several.",
+        " ending says which, such as pose.tfm (ITK, 3D Slicer), scene.mrml or .mrb, view.yml"
+        " (OpenCV), view.npz, pose.dcm (DICOM), view.deepdrr.json, pose.pth (xvr). More than once"
+        " for several.",
         RESULT,
     ),
 ]

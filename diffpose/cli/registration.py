@@ -9,15 +9,16 @@ __all__ = []
 import glob
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .inputs import load_ct, viewed
-from .job import Case, Job, page_of, solve_together
+from .inputs import load_camera, load_ct, viewed
+from .job import Case, Job, _began, page_of, solve_together
 from diffpose.cli.options import (
     CT,
     RESULT,
@@ -37,7 +38,7 @@ from diffpose.cli.options import (
 )
 from .progress import Steps, steps
 from .words import NOT_CONVERGED, explained, reported
-from ..errors import UserError
+from ..errors import UserError, UserNotice
 from ..files import save_atomically
 from ..paths import alone, check_writable, existing, kind_of, written_together
 from ..report import PLAIN, Page, report, write_scene
@@ -47,6 +48,7 @@ from ..results import CONVENTIONS, _columns, write_json
 if TYPE_CHECKING:
     import torchio
 
+    from diffpose.calibration import Camera
     from diffpose.pose import RigidTransform
     from diffpose.registration import Result
     from diffpose.training import PoseEstimator
@@ -87,6 +89,36 @@ def _is_image(path: Path) -> bool:
     return path.name.lower().endswith(IMAGE_SUFFIXES) or is_dicom(path)
 
 
+_NO_PROJECTION = ("CT", "MR", "PT", "NM", "US", "REG", "SEG", "SR", "PR", "KO", "DOC")
+_NO_PROJECTION += ("RTSTRUCT", "RTPLAN", "RTDOSE")
+
+
+def _projections(several: list[Path], given: Path) -> list[Path]:
+    "The X-rays of a folder or a pattern, by what DICOM files say that they are."
+    from pydicom import dcmread
+    from pydicom.misc import is_dicom
+
+    others: dict[str, list[Path]] = {}
+    for path in several:
+        try:
+            about = dcmread(path, specific_tags=["Modality"]) if is_dicom(path) else {}
+        except Exception:  # what is damaged is told where it is registered
+            continue
+        if about.get("Modality") in _NO_PROJECTION:
+            others.setdefault(str(about.get("Modality")), []).append(path)
+    left = [path for path in several if not any(path in files for files in others.values())]
+    there = ", ".join(f"{len(files)} of {kind}" for kind, files in sorted(others.items()))
+    if not left or {"CT", "MR", "PT"} & others.keys():
+        beside = f" beside {len(left)} that may be X-rays ({left[0].name}, ...)" if left else ""
+        raise UserError(
+            f"{given} holds DICOM files that are no X-rays ({there}){beside}: give the X-rays by"
+            " name, by a pattern in quotes, or in a folder of their own"
+        )
+    if others:
+        warnings.warn(UserNotice(f"{given}: no X-rays, passed over: {there}"), stacklevel=3)
+    return left
+
+
 def found_xrays(
     given: list,  # files, folders, patterns
 ) -> list[Path]:
@@ -110,7 +142,7 @@ def found_xrays(
                 f"{path} {'matches' if _is_pattern(path) else 'holds'} no X-ray: files that end in"
                 f" {', '.join(IMAGE_SUFFIXES)}, or DICOM without an ending, are expected"
             )
-        found += several
+        found += several if several == [where] else _projections(several, path)
     return list({os.path.realpath(p): p for p in reversed(found)}.values())[::-1]
 
 
@@ -157,12 +189,13 @@ def register_one(
 ) -> tuple[list[str], int]:  # what to say on stdout and then on stderr, and the exit code
     "The work of `register` on one X-ray, while no other process may write there."
     first = Path(xrays[0]).expanduser()
-    if len(xrays) > 1 or first.is_dir() or _is_pattern(xrays[0]):
-        given = (
-            f"{len(xrays)} X-rays are given"
-            if len(xrays) > 1
-            else f"{xrays[0]} is a folder or a pattern"
-        )
+    frames = _frames_of(first, case.taken.frame) if case.taken.frame != "all" else [None, None]
+    if len(xrays) > 1 or first.is_dir() or _is_pattern(xrays[0]) or len(frames) > 1:
+        given = f"{len(xrays)} X-rays are given"
+        if len(xrays) == 1:
+            given = f"{xrays[0]} is a folder or a pattern"
+        if len(frames) > 1:
+            given = f"--frame {case.taken.frame} are several"
         raise UserError(
             f"{given}: with --each every X-ray is registered by itself, with --together all of them"
             " at once, as X-rays of one moment; into a folder of its own within --out"
@@ -198,14 +231,80 @@ def register_one(
     return [*said, f"not converged ({result.verdict}): {'; '.join(result.reasons)}"], NOT_CONVERGED
 
 # %% ../../notebooks/api/129_cli_registration.ipynb #5e9f1a04
+class Shot(NamedTuple):
+    "One X-ray of several."
+
+    path: Path
+    case: Case  # with its own camera, frame, start and mask
+    name: str  # of its results
+
+
+def _frames_of(path: Path, said: str | None) -> list[str | None]:
+    "The frames of a file that are asked for: 'all', '2,5', '10-20', or what `read_xray` takes."
+    if said == "all":
+        from diffpose.data.pictures import _frame_count
+
+        try:
+            n = _frame_count(path)
+        except UserError:  # told where it is registered
+            n = 1
+        return [str(k) for k in range(n)] if n > 1 else [None]
+    found: list[str | None] = []
+    for part in (said or "").split(","):
+        first, _, last = part.partition("-")
+        if not (first.isdigit() and last.isdigit()):
+            found.append(part.strip() or None)
+        elif int(last) - int(first) not in range(100_000):
+            raise UserError(f"--frame {said}: {part} is no range of frames, such as 10-20")
+        else:
+            found += [str(k) for k in range(int(first), int(last) + 1)]
+    return found
+
+
+def _one_each(said: Any, n: int, option: str, between: str = ",") -> list:
+    "What an option says of each of n X-rays: the same of all, or a list with one for each."
+    parts = [part.strip() for part in str(said).split(between)]
+    if said is None or len(parts) == 1 or Path(str(said)).expanduser().exists():
+        return [said] * n
+    if len(parts) != n:
+        raise UserError(
+            f"{option} lists {len(parts)}, and there are {n} X-rays: give one for all, or one for"
+            f" each with '{between}' between them, in their order"
+        )
+    return parts
+
+
 def _laid_out(
     case: Case, xrays: list[Path], out: Path, force: bool
-) -> tuple[list[Path], tuple, Path, list[str]]:  # X-rays, all that is read, results, their names
+) -> tuple[list[Shot], tuple, Path]:  # X-rays, all that is read, results
     "Which files are read and written for several X-rays. Raises ValueError or OSError."
-    paths = found_xrays(xrays)
-    given = (*case.files, *paths, case.taken.camera, case.counted.mask, case.start.file)
+    paths, taken = found_xrays(xrays), case.taken
+    cameras = _one_each(taken.camera, len(paths), "--camera")
+    masks = _one_each(case.counted.mask, len(paths), "--mask")
+    crops = _one_each(taken.crop, len(paths), "--crop", ";")
+    typed = case.start.file is None
+    starts = [case.start.init] * len(paths)
+    starts = starts if typed else _one_each(case.start.init, len(paths), "--init")
+    several: list[tuple[Path, Case]] = []
+    for path, camera, mask, crop, init in zip(paths, cameras, masks, crops, starts):
+        own = replace(
+            case,
+            taken=replace(taken, camera=camera, crop=crop),
+            counted=replace(case.counted, mask=mask),
+            start=replace(case.start, init=init),
+        )
+        several += [
+            (path, _case_of(own, path, frame)) for frame in _frames_of(path, taken.frame)
+        ]
+    alike = [path for path, _ in several]
+    called = [
+        path if alike.count(path) == 1 else path.with_name(f"{_bare(path)}_{own.taken.frame}.png")
+        for path, own in several
+    ]
+    shots = [Shot(*one, name) for one, name in zip(several, result_names(called))]
+    given = (*case.files, *paths, *cameras, *masks, *({*starts} if not typed else ()))
     files = (*SUMMARY_FILES, *([PAGE] if case.pages.report else []))
-    return paths, given, check_writable(out, files, force, given), result_names(paths)
+    return shots, given, check_writable(out, files, force, given)
 
 
 def register_each(
@@ -217,11 +316,11 @@ def register_each(
 ) -> tuple[list[str], int]:  # what to say on stdout and then on stderr, and the exit code
     "The work of `register` on each of several X-rays."
     case.check()
-    paths, given, out, names = _laid_out(case, xrays, out, force)
-    with steps(2 + 3 * len(paths)) as step:
+    shots, given, out = _laid_out(case, xrays, out, force)
+    with steps(2 + 3 * len(shots)) as step:
         jobs = [
-            _attempt(debug, lambda: Job.checked(path, out / name, _case_of(case, path), force))
-            for path, name in zip(paths, names)
+            _attempt(debug, lambda: Job.checked(path, out / name, own, force))
+            for path, own, name in shots
         ]
         if all(isinstance(job, tuple) for job in jobs):
             said = dict.fromkeys(text for text, _ in jobs)
@@ -231,15 +330,16 @@ def register_each(
             estimator = case.estimator()
             step("reading the CT")
             subject, rows = load_ct(case.ct, case.patient), []
-            for k, (path, name, job) in enumerate(zip(paths, names, jobs), 1):
-                told = _Named(step, f"{k}/{len(paths)} {name}: ")
+            for k, ((path, own, name), job) in enumerate(zip(shots, jobs), 1):
+                told = _Named(step, f"{k}/{len(shots)} {name}: ")
                 row = job
                 if isinstance(job, Job):
                     row = _attempt(debug, lambda: _row(told, job, subject, estimator))
                 shown = lambda text: text if case.full_paths else _without_folders(text, given)
                 if isinstance(row, tuple):
                     row = {"verdict": "failed", "error": shown(row[0]), "exit_code": row[1]}
-                rows.append({"xray": shown(str(path)), "folder": name, **row})
+                which = {"xray": shown(str(path)), "frame": own.taken.frame, "folder": name}
+                rows.append({**which, **row})
                 write_summary(out, rows)
             if case.pages.report:
                 _write_page_of_all(out)
@@ -261,7 +361,7 @@ def _without_folders(text: str, paths: tuple) -> str:
     return text
 
 
-def _case_of(case: Case, xray: Path) -> Case:
+def _case_of(case: Case, xray: Path, frame: str | None) -> Case:
     "The case of one X-ray, with what stands for its folder and name put in."
 
     def put(text):
@@ -270,7 +370,7 @@ def _case_of(case: Case, xray: Path) -> Case:
     camera, mask = case.taken.camera, case.counted.mask
     return replace(
         case,
-        taken=replace(case.taken, camera=camera and Path(put(camera))),
+        taken=replace(case.taken, camera=camera and Path(put(camera)), frame=frame),
         start=replace(case.start, init=put(case.start.init)),
         counted=replace(case.counted, mask=mask and Path(put(mask))),
     )
@@ -329,6 +429,22 @@ def _row_of(result: "Result", seconds: float) -> dict:
     }
 
 # %% ../../notebooks/api/129_cli_registration.ipynb #2456d175
+def _stood(job: Job, subject: "torchio.Subject", camera: "Camera") -> "RigidTransform":
+    "Where a camera stood in the frame that all share: as its calibration says, or its angles."
+    given = job.case.taken.camera
+    found = None if given is None else load_camera(given)
+    if found is not None and len(found.poses) == 1:
+        return found.pose(subject, camera, "world")
+    try:
+        return camera.pose(subject.orientation)
+    except UserError as error:
+        raise UserError(
+            f"{job.xray}: where its camera stood among the others is unknown, which a search in"
+            " X-rays of one moment needs: give --camera calibrations of one frame (MayaCam, OpenCV"
+            " with rvec and tvec, ...), one for each X-ray, or X-rays whose headers state angles"
+        ) from error
+
+
 def register_together(
     case: Case,
     xrays: list[Path],  # files, folders and patterns
@@ -341,14 +457,10 @@ def register_together(
     case.check()
     if case.start.model is not None:
         raise UserError("--together begins from the starts of the views: leave out --model")
-    if case.start.init == "search":
-        raise UserError("--together begins from the starts of the views: leave out --init search")
-    paths, _, out, names = _laid_out(case, xrays, out, force)
-    with steps(4 + 2 * len(paths)) as step:
-        jobs = [
-            Job.checked(path, out / name, _case_of(case, path), force)
-            for path, name in zip(paths, names)
-        ]
+    shots, _, out = _laid_out(case, xrays, out, force)
+    names = [shot.name for shot in shots]
+    with steps(4 + 2 * len(shots)) as step:
+        jobs = [Job.checked(path, out / name, own, force) for path, own, name in shots]
         step("loading torch")
         with alone(out):
             seen = []
@@ -365,18 +477,24 @@ def register_together(
                     " one; give --orientation, and starts in it"
                 )
             subject = viewed(subject, views.pop())
-            poses = [
-                start_pose(job.start, subject, camera, job.case.start.init)
-                for job, (_, camera, _) in zip(jobs, seen)
-            ]
+            if case.start.init == "search":
+                poses = [_stood(job, subject, camera) for job, (_, camera, _) in zip(jobs, seen)]
+            else:
+                poses = [
+                    start_pose(job.start, subject, camera, job.case.start.init)
+                    for job, (_, camera, _) in zip(jobs, seen)
+                ]
             found, seconds = solve_together(step, subject, seen, poses, case)
+            if case.start.init == "search":
+                poses = [_began(result, pose) for (result, _), pose in zip(found, poses)]
             rows: list[dict] = []
             for name, job, (result, drr), pose, x in zip(names, jobs, found, poses, seen):
                 step(f"writing {name}")
                 with alone(job.folder):
                     job.write(result, pose, drr, x)
                 shown = str(job.xray) if case.full_paths else job.xray.name
-                rows.append({"xray": shown, "folder": name, **_row_of(result, seconds)})
+                which = {"xray": shown, "frame": job.case.taken.frame, "folder": name}
+                rows.append({**which, **_row_of(result, seconds)})
             write_summary(out, rows, together=True)
             if case.pages.report:
                 views = [(drr, result.pose, x[0]) for (result, drr), x in zip(found, seen)]
@@ -411,6 +529,7 @@ def write_summary(
     }
     columns = [
         "xray",
+        "frame",
         "folder",
         "verdict",
         "expected_tre_mm",
@@ -517,8 +636,8 @@ def register(
         bool,
         option(
             "Register each of several X-rays by itself, into a folder of its own within --out, and"
-            " write a table of all. In --camera, --init and --mask {folder} and {name} stand for"
-            " the X-ray's folder and its name without ending.",
+            " write a table. {folder} and {name} in --camera, --init, --mask are the X-ray's; or"
+            " they list a file for each, with commas, and --crop a part for each, with ';'.",
             RESULT,
             "--each",
         ),
@@ -526,8 +645,9 @@ def register(
     together: Annotated[
         bool,
         option(
-            "Register several X-rays of one moment together: their starts say how the views stand"
-            " to each other. Folders, and {folder} and {name}, are as with --each.",
+            "Register several X-rays of one moment together; lists are as with --each. Their starts"
+            " say how they stand to each other; with --init search their calibrations do, and a"
+            " bone in the middle of the crops is looked for from all sides.",
             RESULT,
             "--together",
         ),

@@ -51,6 +51,21 @@ _SLICE_TAGS = [
 # storage classes of CT slices and enhanced CT
 _CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
 _NOT_HU = ("MR", "PT", "NM", "US")  # modalities that do not measure attenuation
+_PROJECTIONS = ("XA", "RF", "DX", "CR", "MG", "PX", "IO", "RG", "RTIMAGE")  # X-rays
+
+
+def _counted(modalities, odd=()):
+    "What a folder holds, in words."
+    found = [f"{modalities.count(m)} of {m}" for m in sorted({*modalities})]
+    unread = sum(header is None for _, header in odd)
+    found += [f"{unread} {'file' if unread == 1 else 'files'} of another kind"] if unread else []
+    return ", ".join(found) or "nothing"
+
+
+def _may_be_slice(header):
+    "An image, and neither a scout nor of a modality that has no HU in slices."
+    other = header.get("Modality") in (*_NOT_HU, *_PROJECTIONS)
+    return "Rows" in header and not other and "LOCALIZER" not in header.get("ImageType", [])
 
 
 def _dicom_series(folder):
@@ -59,9 +74,10 @@ def _dicom_series(folder):
     """
     import pydicom
 
-    series, odd = {}, []
+    series, odd, other = {}, [], []
     for files in (sorted(folder.iterdir()), sorted(folder.rglob("*"))):
         odd.clear()
+        other.clear()
         for path in files:
             if not path.is_file():
                 odd += [] if path.is_dir() else [(path, None)]  # a link to nothing, a pipe
@@ -74,11 +90,8 @@ def _dicom_series(folder):
                 continue
             if "Rows" not in header:
                 odd.append((path, header))
-            if (
-                "Rows" not in header
-                or "LOCALIZER" in header.get("ImageType", [])
-                or header.get("Modality") in _NOT_HU
-            ):
+            if not _may_be_slice(header):
+                other.append(str(header.get("Modality") or "no modality"))
                 continue
             plane = np.array(header.get("ImageOrientationPatient") or np.zeros(6), dtype=np.float64)
             same = (
@@ -95,6 +108,11 @@ def _dicom_series(folder):
         if series:
             break
     _check_odd_files(odd, series, folder)
+    if not series:
+        raise UserError(
+            f"{folder} holds no DICOM slices of a CT, but {_counted(other, odd)}"
+            f" ({', '.join(_NOT_HU)}, X-rays and scouts are passed over)"
+        )
     series = {(*k, said): part for k, v in series.items() for said, part in _parted(v).items()}
     # lone slices are scouts
     several = {k: v for k, v in series.items() if sum(_frames(h) for _, h in v) > 1}
@@ -187,11 +205,6 @@ def _choose_series(series, wanted, folder):
             f" {count} slices)"
         )
 
-    if not series:
-        raise UserError(
-            f"{folder} holds no DICOM slices of a CT (modalities {', '.join(_NOT_HU)} and scouts"
-            " are passed over)"
-        )
     listing = "\n  ".join(about(k, s) for k, s in series.items())
     parted = any(k[-1] for k in series)
     if wanted is not None:

@@ -59,6 +59,9 @@ def _three(value, name):
     return np.broadcast_to(value, 3)
 
 
+_VOXEL_MM = (1e-4, 1e3)  # from a microscope's to a metre
+
+
 def _check_affine(affine, origin):
     if (
         affine.shape != (4, 4)
@@ -74,6 +77,11 @@ def _check_affine(affine, origin):
         raise UserError(
             f"the affine of {origin} is singular (voxel size {size.tolist()} mm): pass"
             f" {argument('spacing')}{worded(' or affine=', '')}"
+        )
+    if size.min() < _VOXEL_MM[0] or size.max() > _VOXEL_MM[1]:
+        raise UserError(
+            f"{origin} has voxels of {' x '.join(f'{s:.3g}' for s in size)} mm, which no scanner"
+            f" has ({_VOXEL_MM[0]:g} to {_VOXEL_MM[1]:g} mm are read): pass {argument('spacing')}"
         )
     return affine
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy import ndimage
 from torch import Tensor
 
 from diffpose.data.containers import (
@@ -43,7 +44,8 @@ from .grids import _check_real
 from .headers import _MM, _nifti_header, _text_lengths, _text_scale
 from .memory import _PIXELS_MAX, _check_pixels, _Refused
 from .volumes import _NIFTI, _itk_reader, _unreadable
-from ..errors import UserError, UserNotice, UserTypeError, argument, marked
+from ..errors import UserError, UserNotice, UserTypeError, argument, marked, worded
+from ..field import find_field
 from ..guards import shaped
 
 # %% ../../notebooks/api/025_data_pictures.ipynb #8d1c927e
@@ -183,6 +185,48 @@ def _bare(header, stored):
             bare.add(element)
     return bare, stored
 
+# %% ../../notebooks/api/025_data_pictures.ipynb #d6a9d538
+_SURROUND_PX = 192  # of the longer side of the image that is judged
+_END = 0.08  # of the scale is its end: a beam is not even
+_ALONG, _OTHER = 0.7, 0.1  # of the border that a surround has, and that the other end may have
+_COVERS = (0.03, 0.8)  # of the exposed field
+
+
+def _exposed(small):
+    "Finite pixels within blades or a disc, whichever way the values run."
+    valid = np.isfinite(small)
+    for way in (small, -small):
+        field = find_field(torch.from_numpy(way.astype(np.float32)), burnt_out=False)
+        if field.shape != "open":
+            valid &= ndimage.binary_erosion(field.mask.numpy(), iterations=2, border_value=1)
+    return valid
+
+
+def _surround(
+    values,  # H W, any scale; NaN where nothing was measured
+):
+    "The end of the scale, 'low' or 'high', that surrounds a body; None where none provably does."
+    step = -(-max(values.shape) // _SURROUND_PX)
+    rows, columns = (n // step for n in values.shape)
+    blocks = values[: rows * step, : columns * step].reshape(rows, step, columns, step)
+    small = blocks.astype(np.float64).mean((1, 3))
+    if min(small.shape) < 32 or np.isfinite(small).mean() < 0.3:
+        return None
+    valid = _exposed(small)
+    if valid.mean() < 0.2:
+        return None
+    border = ndimage.binary_dilation(~np.pad(valid, 1), iterations=2)[1:-1, 1:-1] & valid
+    low, high = np.quantile(small[valid], (0.005, 0.995))
+    along, covers = {}, {}
+    for end, far in (("low", small - low), ("high", high - small)):
+        parts, n = ndimage.label(valid & (far < _END * (high - low)))
+        outer = np.unique(parts[border])
+        found = np.isin(parts, outer[outer > 0])
+        along[end], covers[end] = (found & border).sum() / border.sum(), found.sum() / valid.sum()
+    end, other = sorted(along, key=lambda name: -along[name])
+    proven = along[end] > _ALONG and along[other] < _OTHER
+    return end if proven and _COVERS[0] < covers[end] < _COVERS[1] else None
+
 # %% ../../notebooks/api/025_data_pictures.ipynb #05fd22b0
 def _frame_of(stack, frame, name):
     "One image [H W] out of a stack [F H W]."
@@ -197,6 +241,7 @@ def _frame_index(n, frame, name):
         raise UserError(
             f"{name} holds {n} frames: pass {argument('frame', 0)} ... {n - 1},"
             f" or {argument('frame', repr('mean'), 'mean')}"
+            f"{worded('', '; with --each, --frame all registers every one')}"
         )
     index = 0 if frame is None else frame
     if not isinstance(index, (int, np.integer)) or not -n <= index < n:
@@ -205,6 +250,15 @@ def _frame_index(n, frame, name):
             f" {n - 1}, or 'mean'"
         )
     return index
+
+
+def _frame_count(path):
+    "How many images a file holds, that are there."
+    if _is_dicom(path):
+        header, stored = _stored_pixels(path)
+        return stored.size // (int(header.Rows) * int(header.Columns))
+    shape = np.shape(_picture(path)[0])
+    return math.prod(shape[:-2])
 
 
 def _plain_picture(image, calibrated):
@@ -297,7 +351,6 @@ def _dicom_xray(path, frame, name):
     inside = _inside(shown, None if signed else 2 ** int(header.BitsStored) - 1)
     values[_padding(header, shown)] = np.nan
     return _Pixels(values, header, None, inside)
-
 
 # %% ../../notebooks/api/025_data_pictures.ipynb #e3f90c11
 _WINDOWS = [

@@ -9,6 +9,7 @@ __all__ = ['read_xray']
 import math
 import os
 import warnings
+from dataclasses import replace
 from typing import Literal, overload
 
 import numpy as np
@@ -21,6 +22,7 @@ from diffpose.data.pictures import (
     _FLUOROSCOPY,
     _Meaning,
     _pixel_meaning,
+    _surround,
     _xray_pixels,
     to_line_integrals,
 )
@@ -414,7 +416,96 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
         )
     return Camera(height=int(shape[0]), width=int(shape[1]), **said)
 
+# %% ../../notebooks/api/026_data_xrays.ipynb #7386759a
+_FLIPPED = {"horizontal": -1, "vertical": -2}  # dimension of an image
+_OPPOSITE = str.maketrans("RLAPHF", "LRPAFH")
+
+
+def _check_turn(flip, rotate):
+    if flip not in (None, *_FLIPPED):
+        given = argument("flip", repr(flip), flip)
+        raise UserError(f"{given} is not horizontal (left and right swapped), vertical, or None")
+    if rotate not in (0, 90, 180, 270) or isinstance(rotate, bool):
+        given = argument("rotate", repr(rotate), rotate)
+        raise UserError(f"{given} is not 90, 180 or 270 (degrees, clockwise), or 0")
+
+
+def _turned_image(image, flip, rotate):
+    "An image flipped, and then turned clockwise."
+    image = image if flip is None else image.flip(_FLIPPED[flip])
+    return image.rot90(-rotate // 90, (-2, -1))
+
+
+def _turned_camera(camera, flip, rotate):
+    "The camera of an image that was flipped, and then turned clockwise."
+    turn = {"horizontal": Camera.flip_horizontal, "vertical": Camera.flip_vertical}
+    return (camera if flip is None else turn[flip](camera)).rotate90(rotate // 90)
+
+
+def _turned_letters(header, flip, rotate):
+    "A header whose PatientOrientation is that of the turned picture."
+    said = () if header is None else header.get("PatientOrientation") or ()
+    words = [str(word).upper() for word in said]
+    if len(words) == 2 and (flip or rotate):
+        across, down = words
+        across = across.translate(_OPPOSITE) if flip == "horizontal" else across
+        down = down.translate(_OPPOSITE) if flip == "vertical" else down
+        for _ in range(rotate // 90):
+            across, down = down.translate(_OPPOSITE), across
+        header.PatientOrientation = [across, down]
+    return header
+
+
+def _hung(camera, header, flip, rotate, name):
+    "The camera of a turned picture; `camera` is the stored one's, but for which way the axes run."
+    if camera is None or not (flip or rotate):
+        return camera
+    turned = _turned_camera(camera, flip, rotate)
+    if header is not None and header.get("Modality") == "RTIMAGE":
+        return turned
+    letters = header is not None and len(header.get("PatientOrientation") or ()) == 2
+    said = "its PatientOrientation follows"
+    if rotate % 180 == 0:
+        said += ", so that the pose is that of the picture as stored"
+    if not letters:
+        said = "nothing says which way its axes run, so it is taken to be as radiologists hang it"
+    what = " and ".join(
+        [f"flipped ({flip})"] * (flip is not None) + [f"turned by {rotate} degrees"] * (rotate > 0)
+    )
+    _notice(f"{name} is {what}; {said}")
+    axes = {key: getattr(camera, key) for key in ("reverse_x_axis", "reverse_y_axis")}
+    return replace(turned, **axes)
+
+
+def _check_size(camera, shape, name):
+    "Refuse a camera of another image."
+    if (camera.height, camera.width) != tuple(shape):
+        raise UserError(
+            f"camera is for {camera.height} x {camera.width} pixels (height x width), {name} has"
+            f" {shape[0]} x {shape[1]}: follow what was done to the image with"
+            " camera.resize(height, width), camera.crop(...), camera.flip_horizontal() or"
+            " camera.rotate90()"
+        )
+
 # %% ../../notebooks/api/026_data_xrays.ipynb #804409d4
+def _doubt_polarity(values, shutter, dark, header, name):
+    "Say where what surrounds the body is at the end of the scale that the densest bone should be."
+    pixels = torch.where(shutter, values, torch.nan).numpy()
+    if _surround(pixels) != ("low" if dark else "high"):
+        return
+    shown, other = ("dark", "bone_bright") if dark else ("bright", "bone_dark")
+    said = "nothing says how it shows bone, which is taken to be"
+    if header is not None:
+        kind = f"{header.get('Modality')}, {header.get('PhotometricInterpretation')}"
+        said = f"its header ({kind}) says that bone in its stored values is"
+    _notice(
+        f"{name} contradicts itself: {said} {shown}, and what surrounds the body is {shown} as"
+        " well, where the beam met the detector directly. The image is not inverted; pass"
+        f" {argument('polarity', repr(other), other.replace('_', '-'))} if bone is"
+        f" {other.removeprefix('bone_')} in the file"
+    )
+
+
 def _check_arguments(camera, polarity, sdd, parallel):
     "What `read_xray` was given, before a file is read."
     if polarity not in (None, "bone_dark", "bone_bright"):
@@ -446,6 +537,8 @@ def read_xray(
     spacing=None,
     return_mask: Literal[False] = False,
     parallel: bool = False,
+    flip: Literal["horizontal", "vertical"] | None = None,
+    rotate: Literal[0, 90, 180, 270] = 0,
 ) -> tuple[Tensor, Camera | None]: ...
 @overload
 def read_xray(
@@ -460,10 +553,13 @@ def read_xray(
     *,
     return_mask: Literal[True, "file", "pixels"],
     parallel: bool = False,
+    flip: Literal["horizontal", "vertical"] | None = None,
+    rotate: Literal[0, 90, 180, 270] = 0,
 ) -> tuple[Tensor, Camera | None, Tensor]: ...
 def read_xray(
     image,  # path (DICOM, PNG, TIFF, NPY, NIfTI, ...), array or tensor [H W], [F H W] or [1 1 H W]
-    camera: Camera | None = None,  # the geometry, if known; overrules the file
+    # the geometry, if known, of the picture as flip and rotate turn it; overrules the file
+    camera: Camera | None = None,
     # None: as the header says, else bone_dark
     polarity: Literal["bone_dark", "bone_bright"] | None = None,
     # logarithm already taken; None: as the header says, else not
@@ -476,6 +572,9 @@ def read_xray(
     # alone, whatever shutter its header describes
     return_mask: bool | Literal["file", "pixels"] = False,
     parallel: bool = False,  # taken with a parallel beam: spacing, and no sdd
+    # turn the picture over first: "horizontal" swaps left and right; camera is for the result
+    flip: Literal["horizontal", "vertical"] | None = None,
+    rotate: Literal[0, 90, 180, 270] = 0,  # and then turn it clockwise [deg]
 ) -> tuple:  # (xray [1 1 H W], Camera or None) or (xray, camera, mask [1 1 H W])
     """An X-ray as line integrals (bone bright, float32), and what is known of its C-arm.
 
@@ -485,18 +584,16 @@ def read_xray(
     limit.)
     """
     _check_arguments(camera, polarity, sdd, parallel)
+    _check_turn(flip, rotate)
     pixels, header, pitch, inside = _xray_pixels(
         image, frame, not (camera is None and sdd is None and spacing is None and not parallel)
     )
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
     if camera is None:
-        camera = _camera_of(pixels.shape, header, pitch, sdd, spacing, name, parallel)
-    elif (camera.height, camera.width) != pixels.shape:
-        raise UserError(
-            f"camera is for {camera.height} x {camera.width} pixels (height x width), {name} has"
-            f" {pixels.shape[0]} x {pixels.shape[1]}: follow what was done to the image with"
-            " camera.resize(height, width), camera.crop(...) or camera.flip_horizontal()"
-        )
+        how = _turned_letters(header, flip, rotate), pitch, sdd, spacing, name, parallel
+        camera = _hung(_camera_of(pixels.shape, *how), header, flip, rotate, name)
+    else:
+        _check_size(camera, pixels.shape[::-1] if rotate % 180 else pixels.shape, name)
     stated = _Meaning("bone_dark", False) if header is None else _pixel_meaning(header, name)
     if stated.doubt and polarity is None:
         warnings.warn(
@@ -507,13 +604,16 @@ def read_xray(
     log = stated.log if already_line_integral is None else already_line_integral
     values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
     shutter = _shutter(None if return_mask == "pixels" else header, values)
+    if polarity is None:
+        _doubt_polarity(values, shutter, dark, header, name)
     xray = _linearise(values, shutter, dark, log, i0)
+    shown = _turned_image(xray[None, None], flip, rotate)
     if not return_mask:
-        return xray[None, None], camera
+        return shown, camera
     mask = _trusted(values, dark, log, inside) & shutter
     if return_mask not in ("file", "pixels"):
         mask &= find_field(xray).mask
-    return xray[None, None], camera, mask[None, None]
+    return shown, camera, _turned_image(mask[None, None], flip, rotate)
 
 # %% ../../notebooks/api/026_data_xrays.ipynb #7266b961
 def _linearise(values, shutter, dark, log, i0):

@@ -343,7 +343,15 @@ def read_xml(
     kind: str,  # of such files
 ) -> ElementTree.Element:
     "The root of an XML file that defines no entities."
-    text = read_text(path, what)
+    return xml_of(read_text(path, what), path, kind)
+
+
+def xml_of(
+    text: str,
+    path: str | Path,  # where it is from, for messages
+    kind: str,  # of such files
+) -> ElementTree.Element:
+    "The root of an XML text that defines no entities."
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError(f"{path} defines entities, which no {kind} needs: it is not read")
     try:

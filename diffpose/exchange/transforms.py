@@ -6,7 +6,11 @@
 __all__ = []
 
 # %% ../../notebooks/api/120_exchange_transforms.ipynb #3014a8b1
+import shutil
+import tempfile
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -14,7 +18,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..errors import UserError, UserNotice
-from .geometry import FORMATS, LPS, Format, XrayGeometry, read_xml
+from ..files import TEXT_MAX
+from .geometry import FORMATS, LPS, Format, XrayGeometry, read_xml, xml_of
 
 if TYPE_CHECKING:
     import pydicom
@@ -43,6 +48,8 @@ def _read_itk(path: Path) -> XrayGeometry | None:
     bend = np.abs(_BALL @ matrix[:3, :3].T + moved[0] - moved).max()
     if not bend < 1e-3:
         raise UserError(f"{path} is no rigid transform: it bends space by {bend:.3g} mm")
+    if not abs(matrix[:3, :3] @ matrix[:3, :3].T - np.eye(3)).max() < 1e-3:
+        raise UserError(f"{path} is no rigid transform: it scales or shears")
     return XrayGeometry(str(path), poses=({"opencv_from_lps": matrix.tolist()},))
 
 
@@ -206,7 +213,29 @@ def _node(root: Any, tag: str, number: int, name: str, **attributes: str) -> Non
     ElementTree.SubElement(root, tag, {**named, **attributes})
 
 
-def _write_mrml(geometry: XrayGeometry, path: Path) -> None:
+_DETACHED = (".mhd", ".nhdr", ".hdr", ".img")  # a header whose voxels are in another file
+
+
+def _ct_of(geometry: XrayGeometry, path: Path, bundled: bool) -> str | None:
+    "What a scene calls the CT: where it lies, or its copy beside a scene that is bundled."
+    ct = geometry.ct
+    if ct is None:
+        return None
+    if ct.is_file() and not bundled:
+        return str(ct.absolute())
+    if ct.is_file() and ct.suffix.lower() not in _DETACHED:
+        ending = "".join(s for s in ct.suffixes[-2:] if s.lower() in (".nii", ".gz", ct.suffix))
+        copy = path.with_name(f"{path.stem}_ct{ending}")
+        shutil.copyfile(ct, copy)
+        return copy.name
+    warnings.warn(
+        UserNotice(f"{path.name} leaves out the CT {ct.name}: load it in Slicer beside the scene"),
+        stacklevel=4,
+    )
+    return None
+
+
+def _write_mrml(geometry: XrayGeometry, path: Path, bundled: bool = False) -> None:
     "A scene of 3D Slicer, with the files that it names beside it."
     corners, stem = _detector(geometry), path.name[: -len(".mrml")]
     to_parent = LPS @ np.linalg.inv(geometry.from_scan("lps")) @ LPS  # both frames in RAS
@@ -229,15 +258,8 @@ def _write_mrml(geometry: XrayGeometry, path: Path) -> None:
     if geometry.image is not None:
         _write_image(geometry, corners, path.with_name(f"{stem}_xray.nrrd"))
         files["X-ray"] = f"{stem}_xray.nrrd"
-    if geometry.ct is not None and geometry.ct.is_file():
-        files["CT"] = str(geometry.ct.absolute())
-    elif geometry.ct is not None:
-        warnings.warn(
-            UserNotice(
-                f"{path.name} leaves out the CT {geometry.ct.name}: load its folder in Slicer"
-            ),
-            stacklevel=2,
-        )
+    if ct := _ct_of(geometry, path, bundled):
+        files["CT"] = ct
     for k, (name, file) in enumerate(files.items(), 1):
         tied = f"storage:vtkMRMLVolumeArchetypeStorageNode{k};"
         tied += f"display:vtkMRMLScalarVolumeDisplayNode{k};"
@@ -261,9 +283,49 @@ def _write_mrml(geometry: XrayGeometry, path: Path) -> None:
     ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
 
 
+def _write_mrb(geometry: XrayGeometry, path: Path) -> None:
+    "A scene of 3D Slicer and all its files in one archive, the CT too where it is one file."
+    name = path.name[: -len(".mrb")]
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        _write_mrml(geometry, Path(folder) / f"{name}.mrml", bundled=True)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in sorted(Path(folder).iterdir()):
+                archive.write(file, f"{name}/{file.name}")
+
+
+def _read_mrb(path: Path) -> XrayGeometry | None:
+    "The transform of the scene in an archive, of which nothing is unpacked onto the disk."
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            steps = {n: n.replace("\\", "/").removesuffix("/").split("/") for n in names}
+            outside = [n for n, parts in steps.items() if {"..", ""} & {*parts} or ":" in parts[0]]
+            scenes = [n for n in names if n.lower().endswith(".mrml")]
+            fault = f"{len(scenes)} scenes (.mrml), where one is expected"
+            if outside:
+                fault = f"a file that would be unpacked outside of it ({outside[0]})"
+            if outside or len(scenes) != 1:
+                raise UserError(f"{path} is an archive with {fault}: it is not read")
+            with archive.open(scenes[0]) as file:
+                packed = file.read(TEXT_MAX + 1)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} is no scene bundle of 3D Slicer: {error}") from None
+    if len(packed) > TEXT_MAX:
+        raise UserError(f"{path}: its scene unpacks to more than {TEXT_MAX / 1e6:.0f} MB: not read")
+    try:
+        text = packed.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: its scene is not UTF-8 text") from None
+    return _of_scene(xml_of(text, path, "scene"), path)
+
+
 def _read_mrml(path: Path) -> XrayGeometry | None:
     "The transform of a scene."
-    root = read_xml(path, "a scene of 3D Slicer", "scene")
+    return _of_scene(read_xml(path, "a scene of 3D Slicer", "scene"), path)
+
+
+def _of_scene(root: ElementTree.Element, path: Path) -> XrayGeometry:
+    "The transform that takes the camera to the CT."
     nodes = list(root.iter("LinearTransform"))
     ours = [node for node in nodes if node.get("name") == "ct_from_camera"] or nodes
     if len(ours) != 1:
@@ -288,6 +350,9 @@ FORMATS |= {
     ),
     "itk-text": Format("the same under other endings: pose", (".txt", ".mat", ".xfm"), _read_itk),
     "slicer": Format("a scene of 3D Slicer: pose", (".mrml",), _read_mrml, _write_mrml),
+    "slicer-bundle": Format(
+        "the same, with its files in one archive: pose", (".mrb",), _read_mrb, _write_mrb
+    ),
     "dicom": Format(
         "DICOM: a Spatial Registration (pose), or an X-ray's header (camera)",
         (".dcm", ""),

@@ -6,15 +6,24 @@
 __all__ = ['search']
 
 # %% ../../notebooks/api/090_registration_without_start.ipynb #af468306
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from ..drr import DRR
+from ..calibration.camera import Camera
+from ..drr import DRR, silhouette
+from ..errors import UserError, marked
+from ..images import resize_image
+from ..pose import RigidTransform
 from .gauss_newton import GaussNewton
+from .joint import JointRegistration, JointResult
+from .residuals import standardise_band
 from .space import SearchSpace
 from .verdict import Result
+from ..twists import so3_exp
 
 # %% ../../notebooks/api/090_registration_without_start.ipynb #35ce6390
 def search(
@@ -40,3 +49,193 @@ def search(
         callback=callback,
         find_field=find_field,
     )
+
+# %% ../../notebooks/api/090_registration_without_start.ipynb #11a34d86
+_COARSE_PX = 32  # pixels along the shorter side while rotations are tried
+_BATCH = 64  # DRRs at a time
+_SHAKEN, _SHAKE = 20, (12.0, 6.0)  # what agrees best is turned at random: how often, by [deg]
+_AROUND = 7.0  # mm at the body around its outline that count
+
+
+def rotations(
+    step_deg: float,  # about as far apart
+) -> Tensor:  # N 3 3, float64
+    "Rotations all over, about evenly."
+    n = max(8, round(0.45 * 8 * math.pi**2 / math.radians(step_deg) ** 3))
+    s = torch.arange(n, dtype=torch.float64) + 0.5
+    inner, outer = (s / n).sqrt(), (1 - s / n).sqrt()
+    a, b = (2 * math.pi * s / x for x in (math.sqrt(2), 1.533751168755204288118041))
+    x, y, z, w = inner * a.sin(), inner * a.cos(), outer * b.sin(), outer * b.cos()
+    rows = [
+        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
+class _Film(NamedTuple):
+    "An X-ray, its camera as a DRR, and where that stood in the common frame."
+
+    drr: DRR
+    image: Tensor  # 1 1 h w
+    mask: Tensor  # 1 1 h w bool
+    place: Tensor  # 4 4
+
+    def axes(self) -> Tensor:  # 4 4
+        "From the common frame to the camera: columns of the image, its rows, and the depth."
+        camera, reorient = self.drr.camera, self.drr.subject.reorient.double().cpu()
+        way = [-1.0 if camera.reverse_x_axis else 1.0, 1.0 if camera.reverse_y_axis else -1.0, 1, 1]
+        return torch.diag(torch.tensor(way).double()) @ torch.linalg.inv(self.place @ reorient)
+
+    def around(self, motions: Tensor) -> tuple[RigidTransform, Tensor]:  # N 4 4; N poses, N 1 h w
+        "Poses of the camera in the worlds of a body that was moved, and the pixels near the body."
+        poses = RigidTransform(torch.linalg.inv(motions) @ self.place)
+        depth = poses.translation.norm(dim=-1).mean().item()
+        margin = _AROUND * self.drr.camera.sdd / depth
+        return poses, self.mask & silhouette(self.drr, poses.float(), margin)
+
+    def matched(self, motions: Tensor, reach: float) -> tuple[Tensor, Tensor]:  # N, N 2 [pixels]
+        "How well DRRs agree where they are laid best, at most a reach [mm] off, and where that is."
+        poses, near = self.around(motions)
+        with torch.no_grad():
+            shown = standardise_band(self.drr(poses.float()), near.float())[0]
+            film = standardise_band(self.image, self.mask.float())[0]
+        size = [2 * n for n in film.shape[-2:]]
+        drr, xray, there = (
+            torch.fft.rfft2(x, size) for x in (shown, film, (shown != 0).any(1, True).float())
+        )
+        energy = torch.fft.irfft2(there.conj() * torch.fft.rfft2(film.square().sum(1, True), size))
+        product = torch.fft.irfft2(drr.conj() * xray, size).sum(1)
+        norm = energy[:, 0].clamp(min=1).sqrt() * shown.flatten(1).norm(dim=1)[:, None, None]
+        camera, depth = self.drr.camera, poses.translation.norm(dim=-1).mean().item()
+        most = min(max(1, round(reach * camera.sdd / camera.delx / depth)), min(size) // 2 - 1)
+        side = 2 * most + 1
+        found = torch.roll(product / norm.clamp(min=1e-9), (most, most), (1, 2))[:, :side, :side]
+        best, at = found.flatten(1).max(1)
+        return best, torch.stack([at % side, at // side], 1) - most
+
+
+def _laid(films: Sequence[_Film], motions: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+    "Motions N 4 4 after the shifts that all X-rays ask for, and how well they agree there."
+    total = torch.zeros(len(motions))
+    for _ in range(2):
+        rows, wanted, total = [], [], torch.zeros(len(motions))
+        for film in films:
+            score, shift = film.matched(motions, reach)
+            total, axes, camera = total + score / len(films), film.axes(), film.drr.camera
+            depth = (motions[:, :3, 3] @ axes[:3, :3].T + axes[:3, 3])[:, 2].abs()
+            pitch = torch.tensor([camera.delx, camera.dely]).double() / camera.sdd
+            rows.append(axes[:2, :3].expand(len(motions), 2, 3))
+            wanted.append(shift * pitch * depth[:, None])
+        step = torch.linalg.lstsq(torch.cat(rows, 1), torch.cat(wanted, 1)[..., None]).solution
+        motions = motions.clone()
+        motions[:, :3, 3] += step[..., 0]
+    return motions, total
+
+
+def _middle(films: Sequence[_Film]) -> Tensor:  # 3
+    "The point nearest to the rays through the middles of what counts in each X-ray."
+    A, b = torch.zeros(3, 3).double(), torch.zeros(3).double()
+    for film in films:
+        at = film.mask[0, 0].nonzero().double().mean(0).flip(0) + 0.5
+        K, axes = film.drr.camera.K, film.axes()
+        ray = axes[:3, :3].T @ torch.linalg.solve(K, torch.cat([at, torch.ones(1).double()]))
+        ray = ray / ray.norm()
+        across = torch.eye(3).double() - ray[:, None] * ray
+        A, b = A + across, b + across @ film.place[:3, 3]
+    return torch.linalg.lstsq(A, b[:, None]).solution[:, 0]
+
+# %% ../../notebooks/api/090_registration_without_start.ipynb #f1309003
+def search_together(
+    drr: DRR,  # of the body
+    cameras: Sequence[Camera],  # of each view
+    relative: RigidTransform,  # where they stood, in any common frame
+    xrays: Sequence[Tensor],  # 1 1 H W line integrals of each, best cropped around the body
+    masks: Sequence[Tensor],  # True where they can be trusted
+    landmarks: Tensor | None = None,  # N 3 or 1 N 3 world [mm], for the expected TRE
+    step_deg: float = 20.0,  # between rotations
+    reach_mm: float = 15.0,  # how far the body may be off, at each of two looks
+    tried: int = 5,  # candidates that are registered
+    tell: Callable[[str], None] = lambda text: None,  # what is being done
+    **options: Any,  # of `JointRegistration`
+) -> JointResult:
+    "Find a body in several X-rays of one moment without a start."
+    if len(cameras) < 2:
+        raise UserError("a search in X-rays of one moment needs two of them, or more")
+    places = relative.matrix.double().cpu()
+    made: dict[str, Any] = {"renderer": "trilinear", "persistent": False}
+    films = []
+    for camera, xray, mask, place in zip(cameras, xrays, masks, places):
+        small = camera.rescale(min(1.0, _COARSE_PX / min(camera.height, camera.width)))
+        image, share = resize_image(xray, small.height, small.width, mask)
+        view = DRR.from_camera(drr.subject, small, **made)
+        films.append(_Film(view, image, share > 0.999, place))
+    why, turns = UserError("there is none"), rotations(step_deg)
+    motions = torch.eye(4, dtype=torch.float64).repeat(len(turns), 1, 1)
+    weight = (drr.subject.density.data[0] > 0).nonzero().double().mean(0)
+    affine = torch.as_tensor(drr.subject.density.affine)
+    body = affine[:3, :3] @ weight + affine[:3, 3]
+    motions[:, :3, :3], motions[:, :3, 3] = turns, _middle(films) - turns @ body
+    parts = []
+    for k in range(0, len(motions), _BATCH):
+        tell(f"searching, {k} of {len(motions)} rotations tried")
+        parts.append(_laid(films, motions[k : k + _BATCH], reach_mm))
+    motions, scores = (torch.cat(part) for part in zip(*parts))
+    generator, solved = torch.Generator().manual_seed(0), []
+    for k, best in enumerate(scores.argsort(descending=True)[:tried].tolist()):
+        tell(f"registering, candidate {k + 1} of {tried}")
+        one = _shaken(films, motions[best], body, reach_mm, generator)
+        try:
+            found = _followed(drr, cameras, places, (xrays, masks), one, landmarks, options)
+        except UserError as error:  # it left an image
+            why = error
+            continue
+        solved.append(found)
+    if not solved:
+        raise UserError(f"none of {tried} candidates stayed in view: {marked(why)}") from why
+    least = lambda result: min(
+        e["local_agreement"] if math.isfinite(e["local_agreement"]) else -1.0
+        for e in result.evidence
+    )
+    return max(solved, key=least)
+
+
+def _shaken(
+    films: Sequence[_Film], motion: Tensor, body: Tensor, reach: float, generator: torch.Generator
+) -> Tensor:  # 4 4
+    "A motion turned at random about the body's middle, for as long as it agrees better."
+    for degrees in _SHAKE:
+        near = motion.repeat(_SHAKEN, 1, 1)
+        turn = torch.randn(_SHAKEN, 3, generator=generator, dtype=torch.float64)
+        shake = so3_exp(math.radians(degrees) * turn)
+        near[1:, :3, :3] = shake[1:] @ near[1:, :3, :3]
+        near[:, :3, 3] = motion[:3, :3] @ body + motion[:3, 3] - near[:, :3, :3] @ body
+        near, score = _laid(films, near, reach / 3)
+        motion = near[score.argmax()]
+    return motion
+
+
+def _followed(
+    drr: DRR,
+    cameras: Sequence[Camera],
+    places: Tensor,  # V 4 4
+    seen: tuple,  # X-rays, masks
+    motion: Tensor,  # 4 4
+    landmarks: Tensor | None,
+    options: dict,
+) -> JointResult:
+    "The registration from a candidate, in masks around the body as it is found."
+    solver = JointRegistration(drr, cameras, RigidTransform(places), restarts=0, **options)
+    made: dict[str, Any] = {"renderer": "trilinear", "persistent": False}
+    views = [DRR.from_camera(drr.subject, camera, **made) for camera in cameras]
+    poses, result = RigidTransform(torch.linalg.inv(motion) @ places), None
+    for _ in range(2):
+        near = []
+        for view, mask, place, pose in zip(views, seen[1], places, poses.matrix):
+            film = _Film(view, seen[0][0], mask, place)
+            near.append(film.around((place @ torch.linalg.inv(pose))[None])[1])
+        result = solver.register(seen[0], poses, near, landmarks, find_field=False)
+        poses = result.poses
+    assert result is not None
+    return result
