@@ -121,11 +121,7 @@ def extras(root):
 
 def modules(root):
     "`{dotted name: (notebook's number, path of the exported module)}`; what `p.__init__` exports is the module `diffpose.p`."
-
-    def number(path):  # 13a comes after 13, and before 14
-        found = re.match(r"(\d+)([a-z]?)_", path.name)
-        return found and int(found[1]) + (("abcdefghijklmnopqrstuvwxyz".index(found[2]) + 1) / 100 if found[2] else 0)
-
+    number = lambda path: int(found[0]) if (found := re.match(r"\d+", path.name)) else None
     return {f"diffpose.{name}": (number(notebook), module) for name, (notebook, _, module) in table.modules(root).items()}
 
 
@@ -284,7 +280,7 @@ def notebooks_are_numbered_and_named_by_module(root):
     for where, path, cell in cells(root):
         name = directives(cell).get("default_exp")
         wanted = name and name.removesuffix(".__init__").replace(".", "_")  # a package's page has the package's name
-        if name and not re.fullmatch(rf"\d{{2,}}[a-z]?_{wanted}", path.stem):
+        if name and not re.fullmatch(rf"\d{{2,}}_{wanted}", path.stem):
             bad.append(f"{where} exports to {name}: call the notebook NN_{wanted}.ipynb")
     return bad
 
