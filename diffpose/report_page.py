@@ -22,7 +22,7 @@ from urllib.parse import quote
 from .errors import UserError
 from .files import load_json, save_atomically
 from .paths import existing
-from .exchange.transforms import _header
+from .exchange.transforms import header_of
 from .report_parts import IDENTITY, LEVEL, sha256_of, told
 
 if TYPE_CHECKING:
@@ -471,7 +471,7 @@ def write_report(
     patient = None
     if identify is not None:
         path = existing(Path(identify), "the X-ray, a DICOM file,")
-        patient = identity_of(_header(path))
+        patient = identity_of(header_of(path))
         if not patient:
             raise UserError(f"{path} is no DICOM file, or does not say who the patient is")
         _check_registered(folder, path)

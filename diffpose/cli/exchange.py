@@ -76,14 +76,14 @@ def _turned(
     found: "XrayGeometry", camera: "Camera", flip: str | None, rotate: int
 ) -> "tuple[XrayGeometry, Camera]":
     "What a file says, and its camera, of the picture after it is flipped and turned."
-    from diffpose.data.xrays import _turned_camera
+    from diffpose.data.xrays import turned_camera
 
     if found.bent:
         raise UserError(
             f"{found.source} has distortion or skew, which is of the picture as stored: straighten"
             " the picture first, and leave the coefficients out"
         )
-    made = _turned_camera(camera, flip, rotate)
+    made = turned_camera(camera, flip, rotate)
     return replace(found, stated=made, K=None, poses=()), made
 
 

@@ -292,7 +292,7 @@ class Job:
         if estimator is not None:
             begin = estimator.estimate(image, camera, counts)
         elif self._searches(camera, view):
-            begin = _space(camera)
+            begin = space_about(camera)
             if case.start.init != "search":
                 warnings.warn(
                     UserNotice(
@@ -350,9 +350,10 @@ class Job:
         failed = f"which converged; {view}, {why}, did not"
         stated = not self._searches(camera, view)
         for other in views[1:]:
-            yield camera.pose(other) if stated else _space(camera), other, failed
+            yield camera.pose(other) if stated else space_about(camera), other, failed
         for other in views if stated else ():
-            yield _space(camera), other, "found by a search; the stated start did not lead there"
+            said = "found by a search; the stated start did not lead there"
+            yield space_about(camera), other, said
 
     def _tried(
         self,
@@ -382,7 +383,7 @@ class Job:
                     found = *further[:2], *way
                     break
         result, drr, pose, view, why = found
-        return (result, drr, _began(result, pose), view, why), seconds
+        return (result, drr, began_at(result, pose), view, why), seconds
 
     def write(
         self,
@@ -465,10 +466,10 @@ def page_of(
     drr: "DRR",
 ) -> Page:
     "What the report of an X-ray shows beside its result, without what names the patient."
-    from diffpose.exchange.transforms import _header
+    from diffpose.exchange.transforms import header_of
 
-    case, xray = job.case, _header(job.xray)
-    headers = [xray, _header(case.ct)]
+    case, xray = job.case, header_of(job.xray)
+    headers = [xray, header_of(case.ct)]
     patient = None
     if case.pages.identify:
         patient = next(filter(None, map(identity_of, headers)), None)
@@ -506,7 +507,7 @@ def page_of(
     )
 
 # %% ../../notebooks/api/149_cli_job.ipynb #d24be626
-def _space(camera: "Camera") -> "SearchSpace":
+def space_about(camera: "Camera") -> "SearchSpace":
     "Where to look for a pose that nobody states, near the distance that the camera knows."
     from diffpose.registration import SearchSpace
 
@@ -514,7 +515,7 @@ def _space(camera: "Camera") -> "SearchSpace":
     return SearchSpace(sid_mm=sid)
 
 
-def _began(result: "Result", start: "RigidTransform | SearchSpace") -> "RigidTransform":
+def began_at(result: "Result", start: "RigidTransform | SearchSpace") -> "RigidTransform":
     "Where the way to an answer began: at the start, or at what a search found."
     import torch
 
@@ -529,7 +530,7 @@ def _began(result: "Result", start: "RigidTransform | SearchSpace") -> "RigidTra
     )
 
 
-def _check_start(drr: "DRR", xray: "Tensor", pose: "RigidTransform") -> None:
+def check_start(drr: "DRR", xray: "Tensor", pose: "RigidTransform") -> None:
     "Refuse a start that does not see the patient."
     import torch
 
@@ -562,7 +563,7 @@ def solve(
     drr = DRR.from_camera(subject, camera, renderer="trilinear", persistent=False)
     step("registering" if isinstance(pose, RigidTransform) else "searching")
     if isinstance(pose, RigidTransform) and estimator is None:
-        _check_start(drr, xray, pose)
+        check_start(drr, xray, pose)
     began = time.perf_counter()
     around: dict[str, Any] = {}
     if start is not None:
@@ -607,7 +608,7 @@ def solve_together(
     made = lambda camera: DRR.from_camera(subject, camera, renderer="trilinear", persistent=False)
     drrs = [made(camera) for camera in cameras]
     for drr, (image, *_), pose in () if searched else zip(drrs, seen, poses):
-        _check_start(drr, image, pose)
+        check_start(drr, image, pose)
     began, (camera_prior, views_prior) = time.perf_counter(), case.priors()
     starts = RigidTransform.cat([pose.double() for pose in poses])
     images, masks = [image for image, *_ in seen], [counts for *_, counts in seen]

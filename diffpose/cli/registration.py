@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from .inputs import load_camera, load_ct, viewed
-from .job import Case, Job, _began, page_of, solve_together
+from .job import Case, Job, began_at, page_of, solve_together
 from diffpose.cli.options import (
     CT,
     RESULT,
@@ -80,7 +80,7 @@ def _is_pattern(path: Path) -> bool:
     return bool(re.search(r"[*?[]", str(path))) and not os.path.lexists(Path(path).expanduser())
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     "May a file be an X-ray? By its ending; without one, by the mark of DICOM."
     if path.name.startswith(".") or not path.is_file():
         return False
@@ -131,10 +131,10 @@ def found_xrays(
         where = path.expanduser()
         if _is_pattern(path):
             several = [
-                Path(p) for p in sorted(glob.glob(str(where), recursive=True)) if _is_image(Path(p))
+                Path(p) for p in sorted(glob.glob(str(where), recursive=True)) if is_image(Path(p))
             ]
         elif kind_of(where) == "folder":
-            several = [p for p in sorted(where.iterdir()) if _is_image(p)]
+            several = [p for p in sorted(where.iterdir()) if is_image(p)]
         else:
             several = [existing(where, "an X-ray")]
         if not several:
@@ -242,10 +242,10 @@ class Shot(NamedTuple):
 def _frames_of(path: Path, said: str | None) -> list[str | None]:
     "The frames of a file that are asked for: 'all', '2,5', '10-20', or what `read_xray` takes."
     if said == "all":
-        from diffpose.data.pictures import _frame_count
+        from diffpose.data.pictures import count_frames
 
         try:
-            n = _frame_count(path)
+            n = count_frames(path)
         except UserError:  # told where it is registered
             n = 1
         return [str(k) for k in range(n)] if n > 1 else [None]
@@ -486,7 +486,7 @@ def register_together(
                 ]
             found, seconds = solve_together(step, subject, seen, poses, case)
             if case.start.init == "search":
-                poses = [_began(result, pose) for (result, _), pose in zip(found, poses)]
+                poses = [began_at(result, pose) for (result, _), pose in zip(found, poses)]
             rows: list[dict] = []
             for name, job, (result, drr), pose, x in zip(names, jobs, found, poses, seen):
                 step(f"writing {name}")
@@ -609,6 +609,14 @@ def _in_one_way(
     return register_one(case, xrays, out, force)
 
 
+def _end(told: list[str], code: int) -> None:
+    "The result on stdout, what remains to be said on stderr, and the exit code."
+    for k, line in enumerate(told):
+        typer.echo(line, err=k > 0)
+    if code:
+        raise typer.Exit(code)
+
+
 @app.command()
 @grouped
 def register(
@@ -667,8 +675,4 @@ def register(
     with reported(run.debug, run.max_memory):
         more = (full_paths, tuple(export or ()), pages)
         case = Case(ct, patient, taken, counted, targets, start, known, *more)
-        told, code = _in_one_way(case, xray, out, force, run.debug, each, together)
-        for k, line in enumerate(told):
-            typer.echo(line, err=k > 0)
-        if code:
-            raise typer.Exit(code)
+        _end(*_in_one_way(case, xray, out, force, run.debug, each, together))

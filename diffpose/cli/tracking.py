@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .inputs import cut_out, load_ct, load_mask, load_xray, straightened, viewed
-from .job import Case, Job, _check_start, _space
+from .job import Case, Job, check_start, space_about
 from diffpose.cli.options import (
     CT,
     RESULT,
@@ -36,7 +36,7 @@ from diffpose.cli.options import (
     option,
 )
 from .progress import Steps, steps
-from .registration import _is_image, found_xrays
+from .registration import is_image, found_xrays
 from .words import NOT_CONVERGED, in_options, reported
 from ..errors import UserError, UserNotice
 from ..paths import alone, check_writable, existing, kind_of, written_together
@@ -74,7 +74,7 @@ def sequence_files(
         if where.suffix.lower() in VIDEOS:
             found.append(existing(where, "a video"))
         elif kind_of(where) == "folder":
-            several = sorted((p for p in where.iterdir() if _is_image(p)), key=_numbered)
+            several = sorted((p for p in where.iterdir() if is_image(p)), key=_numbered)
             found += several or found_xrays([path])  # which says what is missing
         elif kind_of(where) is None:
             found += sorted(found_xrays([path]), key=_numbered)
@@ -113,13 +113,13 @@ def unpacked(
 def frame_count(path: Path) -> int:
     "How many frames a file holds."
     from diffpose.data.dicom import _is_dicom
-    from diffpose.data.pictures import _once, _picture
+    from diffpose.data.pictures import kept_once, picture_of
 
     if _is_dicom(path):
         import pydicom
 
         return int(pydicom.dcmread(path, stop_before_pixels=True).get("NumberOfFrames") or 1)
-    stack = _once((path, False), lambda: _picture(path, False))[0]
+    stack = kept_once((path, False), lambda: picture_of(path, False))[0]
     count = 1
     for n in stack.shape[:-2]:
         count *= int(n)
@@ -249,7 +249,7 @@ def track_film(
     import torch
     from PIL import ImageDraw
 
-    from diffpose.visualization.films import _encode
+    from diffpose.visualization.films import encode_film
 
     small, _ = reduced(drr, frames.images[:1], FILM_PX)
     poses = found.poses.float()
@@ -262,7 +262,7 @@ def track_film(
         ImageDraw.Draw(picture).text((4, 2), f"{k} {found.states[k]}", fill=(255, 255, 0))
         return picture
 
-    return _encode((picture(k) for k in range(len(poses))), ".webp", 1000 * seconds, {})
+    return encode_film((picture(k) for k in range(len(poses))), ".webp", 1000 * seconds, {})
 
 # %% ../../notebooks/api/155_cli_tracking.ipynb #29496c66
 Motion = Annotated[
@@ -322,7 +322,7 @@ def begin_of(
             ),
             stacklevel=2,
         )
-    return _space(frames.camera)
+    return space_about(frames.camera)
 
 
 def write_track(folder: Path, found: "Track", names: list[str], about: dict, film: bytes) -> None:
@@ -398,7 +398,7 @@ def _follow(
     drr = DRR.from_camera(subject, frames.camera, renderer="trilinear", persistent=False)
     check_frames(drr, frames.images, frames.masks, even)
     if isinstance(begin, RigidTransform):
-        _check_start(drr, frames.images[:1], begin)
+        check_start(drr, frames.images[:1], begin)
     aimed = case.aimed(subject)
     points = default_landmarks(drr) if aimed is None else aimed[0].double()
     box = (case.start.prior_rotation, case.start.prior_translation)

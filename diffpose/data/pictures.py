@@ -163,7 +163,7 @@ def decoded_once():
         _DECODED.reset(token)
 
 
-def _once(what, make: Callable):
+def kept_once(what, make: Callable):
     "What was decoded before, or is now."
     kept = _DECODED.get()
     if kept is None:
@@ -202,7 +202,7 @@ def _exposed(small):
     return valid
 
 
-def _surround(
+def surrounding(
     values,  # H W, any scale; NaN where nothing was measured
 ):
     "The end of the scale, 'low' or 'high', that surrounds a body; None where none provably does."
@@ -227,6 +227,15 @@ def _surround(
     proven = along[end] > _ALONG and along[other] < _OTHER
     return end if proven and _COVERS[0] < covers[end] < _COVERS[1] else None
 
+# %% ../../notebooks/api/032_data_pictures.ipynb #2722677b
+def count_frames(path):
+    "How many images a file holds, that are there."
+    if _is_dicom(path):
+        header, stored = _stored_pixels(path)
+        return stored.size // (int(header.Rows) * int(header.Columns))
+    shape = np.shape(picture_of(path)[0])
+    return math.prod(shape[:-2])
+
 # %% ../../notebooks/api/032_data_pictures.ipynb #05fd22b0
 def _frame_of(stack, frame, name):
     "One image [H W] out of a stack [F H W]."
@@ -250,15 +259,6 @@ def _frame_index(n, frame, name):
             f" {n - 1}, or 'mean'"
         )
     return index
-
-
-def _frame_count(path):
-    "How many images a file holds, that are there."
-    if _is_dicom(path):
-        header, stored = _stored_pixels(path)
-        return stored.size // (int(header.Rows) * int(header.Columns))
-    shape = np.shape(_picture(path)[0])
-    return math.prod(shape[:-2])
 
 
 def _plain_picture(image, calibrated):
@@ -298,7 +298,7 @@ def _xray_pixels(image, frame, calibrated):
             )
         if _is_dicom(path):
             return _dicom_xray(path, frame, name)
-        stack, pitch, top = _once((path, calibrated), lambda: _picture(path, calibrated))
+        stack, pitch, top = kept_once((path, calibrated), lambda: picture_of(path, calibrated))
     else:
         if isinstance(image, Tensor):
             image = image.detach().cpu()
@@ -331,7 +331,7 @@ _RECONSTRUCTED = (
 
 def _dicom_xray(path, frame, name):
     "One frame, or the mean, of a DICOM file; its header becomes that of the frame."
-    header, stored = _once(path, lambda: _bare(*_stored_pixels(path)))
+    header, stored = kept_once(path, lambda: _bare(*_stored_pixels(path)))
     header = copy.deepcopy(header)  # it becomes that of the frame
     if header.get("SOPClassUID") in _RECONSTRUCTED:
         raise UserError(
@@ -464,7 +464,7 @@ def _frame_angles(header, angle, n, name):
     return (float(header.get(angle)) + steps).tolist()
 
 # %% ../../notebooks/api/032_data_pictures.ipynb #65e0487a
-def _picture(path, calibrated=False):
+def picture_of(path, calibrated=False):
     """Frames [F H W], pixel pitch (row, column) or None and the top of the scale, of a PNG, TIFF,
     JPEG, NPY or volume-like file.
     """

@@ -22,7 +22,7 @@ from diffpose.data.pictures import (
     _FLUOROSCOPY,
     _Meaning,
     _pixel_meaning,
-    _surround,
+    surrounding,
     _xray_pixels,
     to_line_integrals,
 )
@@ -436,7 +436,7 @@ def _turned_image(image, flip, rotate):
     return image.rot90(-rotate // 90, (-2, -1))
 
 
-def _turned_camera(camera, flip, rotate):
+def turned_camera(camera, flip, rotate):
     "The camera of an image that was flipped, and then turned clockwise."
     turn = {"horizontal": Camera.flip_horizontal, "vertical": Camera.flip_vertical}
     return (camera if flip is None else turn[flip](camera)).rotate90(rotate // 90)
@@ -460,7 +460,7 @@ def _hung(camera, header, flip, rotate, name):
     "The camera of a turned picture; `camera` is the stored one's, but for which way the axes run."
     if camera is None or not (flip or rotate):
         return camera
-    turned = _turned_camera(camera, flip, rotate)
+    turned = turned_camera(camera, flip, rotate)
     if header is not None and header.get("Modality") == "RTIMAGE":
         return turned
     letters = header is not None and len(header.get("PatientOrientation") or ()) == 2
@@ -491,7 +491,7 @@ def _check_size(camera, shape, name):
 def _doubt_polarity(values, shutter, dark, header, name):
     "Say where what surrounds the body is at the end of the scale that the densest bone should be."
     pixels = torch.where(shutter, values, torch.nan).numpy()
-    if _surround(pixels) != ("low" if dark else "high"):
+    if surrounding(pixels) != ("low" if dark else "high"):
         return
     shown, other = ("dark", "bone_bright") if dark else ("bright", "bone_dark")
     said = "nothing says how it shows bone, which is taken to be"

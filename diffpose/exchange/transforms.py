@@ -68,7 +68,7 @@ _ORDINARY = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "Stud
 _ORDINARY += ("StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
 
 
-def _header(path: Path | None) -> "pydicom.Dataset | None":
+def header_of(path: Path | None) -> "pydicom.Dataset | None":
     "Of a DICOM file, or of the first one of a folder; None where there is none."
     import pydicom
     from pydicom.misc import is_dicom
@@ -100,7 +100,7 @@ def _write_dicom(geometry: XrayGeometry, path: Path) -> None:
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
-    ct, now, ds = _header(geometry.ct), datetime.now(), Dataset()
+    ct, now, ds = header_of(geometry.ct), datetime.now(), Dataset()
     if ct is None or not ct.get("FrameOfReferenceUID"):
         warnings.warn(
             UserNotice(
@@ -125,7 +125,7 @@ def _write_dicom(geometry: XrayGeometry, path: Path) -> None:
     ds.FrameOfReferenceUID = (ct.get("FrameOfReferenceUID") if ct else None) or generate_uid()
     ds.PositionReferenceIndicator = ""
     camera = _matrix_of(generate_uid(), np.linalg.inv(geometry.from_scan("lps")))
-    xray = _header(geometry.xray)
+    xray = header_of(geometry.xray)
     if xray is not None and "SOPInstanceUID" in xray:
         image = Dataset()
         image.ReferencedSOPClassUID = xray.SOPClassUID
@@ -141,7 +141,7 @@ def _read_dicom(path: Path) -> XrayGeometry | None:
 
     if not is_dicom(path):
         return None
-    ds = _header(path)
+    ds = header_of(path)
     assert ds is not None
     if ds.get("SOPClassUID") != _REGISTRATION:
         return _read_xray(path)

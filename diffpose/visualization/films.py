@@ -83,7 +83,7 @@ def animate(
     with torch.no_grad():
         left = drr(still.to(poses.matrix)) if isinstance(still, RigidTransform) else still
         frames = _frames(df, poses, drr, left, name, height, batch_size, verbose)
-        content = _encode(frames, extension, duration, save_kwargs)
+        content = encode_film(frames, extension, duration, save_kwargs)
     if in_memory:
         return content
     save_atomically(out, lambda part: part.write_bytes(content))
@@ -209,17 +209,8 @@ def _paste(frame: "Image.Image", x: int, panel: "Image.Image", caption: str) -> 
         anchor="mm",
     )
 
-# %% ../../notebooks/api/133_visualization_films.ipynb #0ebda945
-@lru_cache
-def _font(size: int) -> "ImageFont.FreeTypeFont":
-    "matplotlib's own font, which is there wherever matplotlib is."
-    from matplotlib import get_data_path
-    from PIL import ImageFont
-
-    return ImageFont.truetype(str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
-
-
-def _encode(frames: Iterator, extension: str, duration: float, save_kwargs: dict) -> bytes:
+# %% ../../notebooks/api/133_visualization_films.ipynb #3740738d
+def encode_film(frames: Iterator, extension: str, duration: float, save_kwargs: dict) -> bytes:
     "An animated file from a stream of pictures."
     name = _pillow_format(extension)
     if name:
@@ -241,6 +232,15 @@ def _encode(frames: Iterator, extension: str, duration: float, save_kwargs: dict
     pictures = np.pad(pictures, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)), constant_values=255)
     options: dict[str, Any] = {"fps": 1000 / duration, **save_kwargs}  # as the encoder takes them
     return iio.imwrite("<bytes>", pictures, extension=extension, **options)
+
+# %% ../../notebooks/api/133_visualization_films.ipynb #0ebda945
+@lru_cache
+def _font(size: int) -> "ImageFont.FreeTypeFont":
+    "matplotlib's own font, which is there wherever matplotlib is."
+    from matplotlib import get_data_path
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(Path(get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 _VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".avi")
