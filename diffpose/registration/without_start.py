@@ -8,6 +8,7 @@ __all__ = ['search']
 # %% ../../notebooks/api/106_registration_without_start.ipynb #af468306
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ from .gauss_newton import GaussNewton
 from .joint import JointRegistration, JointResult
 from .residuals import standardise_band
 from .space import SearchSpace
-from .verdict import Result
+from .uncertainty import default_landmarks
+from .verdict import Reason, Result, Thresholds
 from ..twists import so3_exp
 
 # %% ../../notebooks/api/106_registration_without_start.ipynb #35ce6390
@@ -198,7 +200,42 @@ def search_together(
         e["local_agreement"] if math.isfinite(e["local_agreement"]) else -1.0
         for e in result.evidence
     )
-    return max(solved, key=least)
+    best = max(solved, key=least)
+    return doubted(best, solved, _points(drr, landmarks))
+
+
+def _points(drr: DRR, landmarks: Tensor | None) -> Tensor:  # 1 N 3
+    "Where two answers are compared."
+    points = default_landmarks(drr) if landmarks is None else landmarks
+    return points.reshape(1, -1, 3).double().cpu()
+
+
+def doubted(
+    best: JointResult,
+    solved: Sequence[JointResult],  # it, and what other candidates came to
+    points: Tensor,  # 1 N 3 world [mm]
+    thresholds: Thresholds = Thresholds(),
+) -> JointResult:
+    "The answer, ambiguous where another that is elsewhere convinces by itself."
+    seen = lambda result: result.poses[:1].inverse()(points)
+    rivals = {}
+    for other in solved:
+        off = (seen(other) - seen(best)).norm(dim=-1).mean().item()
+        if other is not best and other.verdict != "stalled" and off > thresholds.distance_mm:
+            rivals[off] = other
+    if not rivals or best.verdict == "stalled":
+        return best
+    off = min(rivals)
+    text = (
+        f"another pose, {off:.0f} mm away, explains the X-rays by itself, too: a start, a view from"
+        " another side, or what lies around the body tells them apart"
+    )
+    kept = best.reasons if best.verdict == "ambiguous" else []
+    return replace(
+        best,
+        verdict="ambiguous",
+        reasons=[Reason(text, "rival", off, thresholds.distance_mm), *kept],
+    )
 
 
 def _shaken(
