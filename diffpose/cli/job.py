@@ -515,7 +515,10 @@ def space_about(camera: "Camera") -> "SearchSpace":
     return SearchSpace(sid_mm=sid)
 
 
-def began_at(result: "Result", start: "RigidTransform | SearchSpace") -> "RigidTransform":
+def began_at(
+    result: "Result",
+    start: "RigidTransform | SearchSpace | None" = None,  # None: a search
+) -> "RigidTransform":
     "Where the way to an answer began: at the start, or at what a search found."
     import torch
 

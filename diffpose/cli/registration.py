@@ -486,7 +486,7 @@ def register_together(
                 ]
             found, seconds = solve_together(step, subject, seen, poses, case)
             if case.start.init == "search":
-                poses = [began_at(result, pose) for (result, _), pose in zip(found, poses)]
+                poses = [began_at(result) for result, _ in found]
             rows: list[dict] = []
             for name, job, (result, drr), pose, x in zip(names, jobs, found, poses, seen):
                 step(f"writing {name}")
