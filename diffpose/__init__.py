@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # what editors and type checkers see: `_HOME` and `_modules` 
         registration,
         renderers,
         report,
+        report_page,
+        report_parts,
         results,
         rotations,
         scenes,

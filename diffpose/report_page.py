@@ -22,7 +22,6 @@ from urllib.parse import quote
 from .errors import UserError
 from .files import load_json, save_atomically
 from .paths import existing
-from .exchange.transforms import header_of
 from .report_parts import IDENTITY, LEVEL, sha256_of, told
 
 if TYPE_CHECKING:
@@ -470,6 +469,8 @@ def write_report(
         raise UserError(f"{folder} is a file; the folder of a result is expected")
     patient = None
     if identify is not None:
+        from diffpose.exchange.transforms import header_of
+
         path = existing(Path(identify), "the X-ray, a DICOM file,")
         patient = identity_of(header_of(path))
         if not patient:

@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from diffpose import renderers
+from diffpose.renderers import integrals
 from diffpose.drr import DRR
 from diffpose.phantom import make_phantom
 from diffpose.pose import PARAMETERIZATIONS, RigidTransform
@@ -107,10 +107,10 @@ def test_gradients(subject, gpu, labelled):
     drr = moved(gpu, subject)
     with gpu:
         view = drr._view(RigidTransform._of(on_gpu(2, 4, 4)))
-        request = drr.renderer._request({}, *((drr.mask, drr.n_channels) if labelled else ()))
+        request = drr.renderer.request({}, *((drr.mask, drr.n_channels) if labelled else ()))
         context = Context()
-        image = renderers._Projection.forward(context, drr.density, *view[:5], request, "triton", True)
-        gradients = renderers._Projection.backward(context, torch.empty_like(image))
+        image = integrals._Projection.forward(context, drr.density, *view[:5], request, "triton", True)
+        gradients = integrals._Projection.backward(context, torch.empty_like(image))
     for given, gradient in zip((drr.density, *view), gradients):
         assert gradient is None or (gradient.is_cuda and gradient.shape == given.shape and gradient.dtype == given.dtype)
     assert [gradient is not None for gradient in gradients] == list(Context.needs_input_grad)

@@ -177,13 +177,10 @@ def kept_once(what, make: Callable):
 
 def _bare(header, stored):
     "A header without its pixels, beside them."
-    from pydicom import Dataset
-
-    bare = Dataset()
-    for element in header:
-        if element.keyword not in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
-            bare.add(element)
-    return bare, stored
+    for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+        if keyword in header:
+            delattr(header, keyword)
+    return header, stored
 
 # %% ../../notebooks/api/032_data_pictures.ipynb #d6a9d538
 _SURROUND_PX = 192  # of the longer side of the image that is judged

@@ -201,7 +201,7 @@ def search_together(
         for e in result.evidence
     )
     best = max(solved, key=least)
-    return doubted(best, solved, _points(drr, landmarks))
+    return doubted(best, solved, _points(drr, landmarks), options.get("thresholds") or Thresholds())
 
 
 def _points(drr: DRR, landmarks: Tensor | None) -> Tensor:  # 1 N 3
@@ -214,7 +214,7 @@ def doubted(
     best: JointResult,
     solved: Sequence[JointResult],  # it, and what other candidates came to
     points: Tensor,  # 1 N 3 world [mm]
-    thresholds: Thresholds = Thresholds(),
+    thresholds: Thresholds,
 ) -> JointResult:
     "The answer, ambiguous where another that is elsewhere convinces by itself."
     seen = lambda result: result.poses[:1].inverse()(points)

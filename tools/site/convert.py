@@ -19,6 +19,7 @@ SETTINGS = configparser.ConfigParser(delimiters=["="], interpolation=None)
 SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = SETTINGS["DEFAULT"]
 HOST = SETTINGS["doc_host"] + SETTINGS["doc_baseurl"]
+MADE = ("reports/example.html",)  # by the build itself, once the pages are there
 REPOSITORY = f"{SETTINGS['git_url']}/blob/{SETTINGS['branch']}"
 
 
@@ -73,6 +74,8 @@ class Pages:
         path, hash_, anchor = link.partition("#")
         if re.match(r"[a-z]+:", link) or not path:
             return link
+        if path in MADE:
+            return f"{HOST}/{link}"
         inside = path if path in self.by_source else posixpath.normpath(posixpath.join(posixpath.dirname(here), path))
         for source in (inside, path):
             page = self.by_source.get(source) or (page_of(source[:-5]) if source.endswith(".html") and page_of(source[:-5]) in self.pages else None)
