@@ -14,7 +14,7 @@ from diffpose.phantom import make_phantom
 from diffpose.registration import GaussNewton
 from diffpose.report import Page, write_results, write_scene
 from diffpose.report_page import write_report
-from tests.site_in_browser import WIDTHS, Visit, browser  # noqa: F401 (a fixture)
+from tests.site_in_browser import WIDTHS, Visit
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'`&amp;{{7*7}}</title>\u202e\u2066" + "x" * 300
 READY = "() => [...document.querySelectorAll('[data-viewer]')].every(x => x.dataset.ready)"
@@ -61,7 +61,7 @@ def results(tmp_path_factory):
     return root
 
 
-def opened(browser, folder, width, **options):  # noqa: F811
+def opened(browser, folder, width, **options):
     visit = Visit(browser, (folder / "report.html").as_uri(), width, **options)
     visit.page.wait_for_function(READY, timeout=30_000)
     return visit
@@ -69,7 +69,7 @@ def opened(browser, folder, width, **options):  # noqa: F811
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["one", "hostile", "together", "each"])
-def test_a_page_opens_from_disk(results, browser, name, width):  # noqa: F811
+def test_a_page_opens_from_disk(results, browser, name, width):
     with opened(browser, results / name, width) as visit:
         assert visit.page.evaluate(BROAD) <= 0
         assert visit.page.locator("h1").count() == 1 and visit.page.locator("[data-viewer]").count() == {"together": 2, "each": 0}.get(name, 1)
@@ -78,7 +78,7 @@ def test_a_page_opens_from_disk(results, browser, name, width):  # noqa: F811
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_pictures_are_compared(results, browser, width):  # noqa: F811
+def test_pictures_are_compared(results, browser, width):
     "Each mode shows something else, and its slider changes what is seen; the X-ray left of the boundary, the DRR right of it."
     with opened(browser, results / "one", width) as visit:
         page, seen, ends = visit.page, {}, {}
@@ -104,7 +104,7 @@ def test_pictures_are_compared(results, browser, width):  # noqa: F811
     assert not visit.faults
 
 
-def test_the_boundary_follows_the_pointer(results, browser):  # noqa: F811
+def test_the_boundary_follows_the_pointer(results, browser):
     with opened(browser, results / "one", "desktop") as visit:
         box = visit.page.locator(".stage").bounding_box()
         visit.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 50)
@@ -115,7 +115,7 @@ def test_the_boundary_follows_the_pointer(results, browser):  # noqa: F811
         assert abs(float(visit.page.locator(".dial input").input_value()) - 25) <= 1
 
 
-def test_marks_are_shown_and_hidden(results, browser):  # noqa: F811
+def test_marks_are_shown_and_hidden(results, browser):
     with opened(browser, results / "one", "desktop") as visit:
         names = visit.page.locator(".structures bdi").all_inner_texts()
         assert {"left femur", "right femur"} <= set(names)
@@ -128,7 +128,7 @@ def test_marks_are_shown_and_hidden(results, browser):  # noqa: F811
 
 
 @pytest.mark.parametrize("way", ["clipboard", "selection"])
-def test_a_pose_is_copied_to_the_last_digit(results, browser, way):  # noqa: F811
+def test_a_pose_is_copied_to_the_last_digit(results, browser, way):
     pose = json.loads((results / "one" / "pose.json").read_text())
     with opened(browser, results / "one", "desktop") as visit:
         kept = "window.kept = null;"
@@ -145,7 +145,7 @@ def test_a_pose_is_copied_to_the_last_digit(results, browser, way):  # noqa: F81
 
 
 @pytest.mark.parametrize("name", ["one", "together"])
-def test_the_scene_opens_when_asked(results, browser, name):  # noqa: F811
+def test_the_scene_opens_when_asked(results, browser, name):
     with opened(browser, results / name, "desktop") as visit:
         assert visit.page.locator("iframe").count() == 0
         visit.page.locator("[data-scene]").click()
@@ -155,7 +155,7 @@ def test_the_scene_opens_when_asked(results, browser, name):  # noqa: F811
     assert not visit.faults
 
 
-def test_hostile_names_are_text(results, browser):  # noqa: F811
+def test_hostile_names_are_text(results, browser):
     "Nothing runs, every name is there as it was written, and none turns its neighbours around."
     with opened(browser, results / "hostile", "desktop") as visit:
         visit.page.on("dialog", lambda dialog: visit.faults.append(dialog.message))
@@ -168,7 +168,7 @@ def test_hostile_names_are_text(results, browser):  # noqa: F811
     assert not visit.faults
 
 
-def test_paper_and_dark(results, browser):  # noqa: F811
+def test_paper_and_dark(results, browser):
     with opened(browser, results / "one", "desktop", color_scheme="dark") as visit:
         paper = "() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)"
         assert sum(visit.page.evaluate(paper)) < 120
@@ -177,7 +177,7 @@ def test_paper_and_dark(results, browser):  # noqa: F811
         assert not visit.page.locator(".bar").is_visible() and visit.page.locator(".both img").first.is_visible() and visit.page.locator(".verdict").is_visible()
 
 
-def test_without_a_script_the_pictures_are_there(results, browser):  # noqa: F811
+def test_without_a_script_the_pictures_are_there(results, browser):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto((results / "one" / "report.html").as_uri())
@@ -185,7 +185,7 @@ def test_without_a_script_the_pictures_are_there(results, browser):  # noqa: F81
     context.close()
 
 
-def test_links_of_a_batch(results, browser):  # noqa: F811
+def test_links_of_a_batch(results, browser):
     with opened(browser, results / "each", "phone") as visit:
         visit.page.locator("tbody a").last.click()
         visit.page.wait_for_function(READY)

@@ -5,22 +5,17 @@ Not part of `make test`, since it needs Chromium (or Chrome): `DIFFPOSE_BROWSER`
 
 import functools
 import http.server
-import os
-import shutil
 import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from tools.notebook import ROOT
 
 DOCS = ROOT / "_docs"
 WIDTHS = {"phone": (390, 844), "desktop": (1280, 900)}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-SWITCHES = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]  # WebGL without a GPU
 PAGES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.rglob("*.html") if not {"_static", "scenes"} & set(p.relative_to(DOCS).parts))
 SCENES = sorted(p.relative_to(DOCS).as_posix() for p in DOCS.glob("scenes/*.html"))
 BARE = {"search.html", "genindex.html"}  # the theme's own, with nothing to read on them
@@ -45,18 +40,6 @@ def site():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    found = os.environ.get("DIFFPOSE_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not found and os.environ.get("DIFFPOSE_NO_BROWSER"):
-        pytest.skip(f"no browser: {os.environ['DIFFPOSE_NO_BROWSER']}")  # said by .ci/run, after it has tried
-    assert found, f"no browser: install Chromium (Debian: apt install chromium), or name one in DIFFPOSE_BROWSER; looked for {', '.join(BROWSERS)}"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=SWITCHES)
-        yield browser
-        browser.close()
 
 
 class Visit:
