@@ -449,6 +449,13 @@ def folder_html(
     verdict = _plain(views[0]["verdict"], reasons)
     return page_html(f"{len(views)} X-rays together", verdict, views, patient, None, scene)
 
+
+def write_page(folder: Path, patient: Mapping[str, str] | None = None) -> Path:
+    "The page of a folder of results, into it."
+    text = folder_html(folder, patient)
+    save_atomically(folder / PAGE, lambda part: part.write_text(text, encoding="utf-8"))
+    return folder / PAGE
+
 # %% ../notebooks/api/142_report_page.ipynb #d7e4ea7c
 def identity_of(header: Any) -> dict[str, str]:
     "Who a header says the patient is, in words."
@@ -484,9 +491,7 @@ def write_report(
             )
         if (folder / name / "pose.json").is_file():
             write_report(folder / name)
-    text = folder_html(folder, patient)
-    save_atomically(folder / PAGE, lambda part: part.write_text(text, encoding="utf-8"))
-    return folder / PAGE
+    return write_page(folder, patient)
 
 
 def _each(folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import Density, FullGeometry, Geometry, Patient, Taken
+from .options import Counted, Density, FullGeometry, Geometry, Patient, Taken
 from .words import in_options
 from ..errors import UserError, UserNotice
 from ..paths import existing
@@ -343,6 +343,20 @@ def load_mask(
             " is not zero where pixels count"
         )
     return mask
+
+
+def mask_as_read(counted: Counted, taken: Taken, size: tuple) -> "Tensor | None":  # 1 1 H W bool
+    "The mask of an X-ray as `load_xray` returns it, of (height, width); None where none is given."
+    if counted.mask is None:
+        return None
+    return straightened(load_mask(counted.mask, size, taken), taken)
+
+
+def as_recorded(
+    path: Path, taken: Taken, counted: Counted, view: str | None
+) -> "tuple[Tensor, Camera, Tensor]":  # 1 1 H W, its camera, 1 1 H W bool
+    "An X-ray, with what its header trusts where neither --mask nor --whole-image says otherwise."
+    return load_xray(path, taken, counted.mask is None and not counted.whole_image, view)
 
 
 def landmark_names(

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpose.cli.inputs import (
+    as_recorded,
     cut_out,
     landmark_names,
     load_camera,
     load_landmarks,
-    load_mask,
-    load_xray,
-    straightened,
+    mask_as_read,
     viewed,
 )
 from .options import Counted, Known, Pages, Patient, Start, Taken, Targets
@@ -255,18 +254,17 @@ class Job:
         from diffpose.images import open_field
 
         counted = self.case.counted
-        by_header = counted.mask is None and not counted.whole_image
         said = self.case.said_view(self.start, estimator)
         view = "any" if said is None else said[0]
-        image, camera, counts = load_xray(self.xray, self.case.taken, by_header, view)
+        image, camera, counts = as_recorded(self.xray, self.case.taken, counted, view)
         if camera.parallel and self.case.exports:
             raise UserError(
                 "--export is for cameras with a source, which a parallel beam has not; pose.json"
                 " has its pose"
             )
-        if counted.mask is not None:
-            mask = load_mask(counted.mask, tuple(image.shape[-2:]), self.case.taken)
-            counts &= straightened(mask, self.case.taken)
+        mask = mask_as_read(counted, self.case.taken, tuple(image.shape[-2:]))
+        if mask is not None:
+            counts &= mask
         elif not counted.whole_image:
             counts &= open_field(image)
         return cut_out(self.case.taken, image, camera, counts)

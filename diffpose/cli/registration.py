@@ -39,10 +39,9 @@ from diffpose.cli.options import (
 from .progress import Steps, steps
 from .words import NOT_CONVERGED, explained, reported
 from ..errors import UserError, UserNotice
-from ..files import save_atomically
 from ..paths import alone, check_writable, existing, kind_of, written_together
 from ..report import PLAIN, Page, report, write_scene
-from ..report_page import PAGE, SCENE, folder_html
+from ..report_page import PAGE, SCENE, write_page
 from ..results import CONVENTIONS, _columns, write_json
 
 if TYPE_CHECKING:
@@ -508,11 +507,10 @@ def _write_page_of_all(
     page: Page = PLAIN,  # of the first
 ) -> None:
     "The page of several X-rays, beside their folders."
-    with written_together(out) as inside:
-        if views:
+    if views:
+        with written_together(out) as inside:
             write_scene(inside / SCENE, views, page.points)
-    text = folder_html(out, page.patient)
-    save_atomically(out / PAGE, lambda part: part.write_text(text, encoding="utf-8"))
+    write_page(out, page.patient)
 
 
 def write_summary(
@@ -609,7 +607,7 @@ def _in_one_way(
     return register_one(case, xrays, out, force)
 
 
-def _end(told: list[str], code: int) -> None:
+def ended(told: list[str], code: int) -> None:
     "The result on stdout, what remains to be said on stderr, and the exit code."
     for k, line in enumerate(told):
         typer.echo(line, err=k > 0)
@@ -675,4 +673,4 @@ def register(
     with reported(run.debug, run.max_memory):
         more = (full_paths, tuple(export or ()), pages)
         case = Case(ct, patient, taken, counted, targets, start, known, *more)
-        _end(*_in_one_way(case, xray, out, force, run.debug, each, together))
+        ended(*_in_one_way(case, xray, out, force, run.debug, each, together))

@@ -12,13 +12,14 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import cut_out, load_ct, load_mask, load_xray, straightened, viewed
+from .inputs import as_recorded, cut_out, load_ct, mask_as_read, viewed
 from .job import Case, Job, check_start, space_about
 from diffpose.cli.options import (
     CT,
@@ -36,10 +37,10 @@ from diffpose.cli.options import (
     option,
 )
 from .progress import Steps, steps
-from .registration import is_image, found_xrays
+from .registration import ended, found_xrays
 from .words import NOT_CONVERGED, in_options, reported
 from ..errors import UserError, UserNotice
-from ..paths import alone, check_writable, existing, kind_of, written_together
+from ..paths import alone, check_writable, existing, written_together
 from ..report import FILM_PX, overlay, reduced, windowed
 from ..results import CONVENTIONS, TWIST, in_context, numbers, write_json
 
@@ -69,17 +70,10 @@ def sequence_files(
 ) -> list[Path]:  # those of a folder in the order of their names, as people count
     "The files that hold the frames, in their order. Raises what `found_xrays` does."
     found = []
-    for path in given:
-        where = Path(path).expanduser()
-        if where.suffix.lower() in VIDEOS:
-            found.append(existing(where, "a video"))
-        elif kind_of(where) == "folder":
-            several = sorted((p for p in where.iterdir() if is_image(p)), key=_numbered)
-            found += several or found_xrays([path])  # which says what is missing
-        elif kind_of(where) is None:
-            found += sorted(found_xrays([path]), key=_numbered)
-        else:
-            found.append(existing(where, "an X-ray"))
+    for path in map(Path, given):
+        is_video = path.suffix.lower() in VIDEOS
+        several = [existing(path.expanduser(), "a video")] if is_video else found_xrays([path])
+        found += sorted(several, key=_numbered)
     return found
 
 
@@ -110,20 +104,7 @@ def unpacked(
     return made
 
 
-def frame_count(path: Path) -> int:
-    "How many frames a file holds."
-    from diffpose.data.dicom import _is_dicom
-    from diffpose.data.pictures import kept_once, picture_of
 
-    if _is_dicom(path):
-        import pydicom
-
-        return int(pydicom.dcmread(path, stop_before_pixels=True).get("NumberOfFrames") or 1)
-    stack = kept_once((path, False), lambda: picture_of(path, False))[0]
-    count = 1
-    for n in stack.shape[:-2]:
-        count *= int(n)
-    return count
 
 # %% ../../notebooks/api/155_cli_tracking.ipynb #b32c55a9
 @dataclass(frozen=True)
@@ -166,7 +147,7 @@ def load_frames(
     import torch
 
     from diffpose.data.memory import check_memory
-    from diffpose.data.pictures import decoded_once
+    from diffpose.data.pictures import count_frames, decoded_once
 
     if case.taken.frame is not None:
         raise UserError("--frame is for one frame of several, and a sequence has all of them")
@@ -174,22 +155,26 @@ def load_frames(
     with tempfile.TemporaryDirectory() as scratch, decoded_once(), _said_once():
         video = lambda path: path.suffix.lower() in VIDEOS
         paths = [unpacked(p, Path(scratch)) if video(p) else p for p in files]
-        counts = [frame_count(path) for path in paths]
-        for file, path, n in zip(files, paths, counts):
+        mask = lru_cache(lambda size: mask_as_read(case.counted, case.taken, size))
+        for file, path in zip(files, paths):
+            n = count_frames(path)
             for k in range(n):
                 name = f"{file.name} frame {k}" if n > 1 else file.name
                 taken = replace(case.taken, frame=str(k) if n > 1 else None)
-                image, camera, counted = _one_frame(path, taken, case.counted, view)
-                if not parts:
-                    size = (sum(counts), *image.shape[-2:])
+                image, camera, counts = as_recorded(path, taken, case.counted, view)
+                trusted = mask(tuple(image.shape[-2:]))
+                counts = counts if trusted is None else counts & trusted
+                image, camera, counts = cut_out(taken, image, camera, counts)
+                if k == 0:
+                    size = (len(parts) + n, *image.shape[-2:])
                     check_memory("the sequence", size, 5, "give fewer frames, or --resize them")
-                elif _alike(camera) != _alike(parts[0][1]):
+                if parts and _alike(camera) != _alike(parts[0][1]):
                     raise UserError(
                         f"{name} was taken by another camera than {parts[0][3]}:"
                         f" {_camera_words(camera)} and {_camera_words(parts[0][1])}. One sequence"
                         " has one camera: give its frames alone, or use `diffpose register --each`"
                     )
-                parts.append((image, camera, counted, name))
+                parts.append((image, camera, counts, name))
     images, cameras, masks, names = zip(*parts)
     return Frames(torch.cat(images), torch.cat(masks), cameras[0], list(names))
 
@@ -201,17 +186,6 @@ def _camera_words(camera: "Camera") -> str:
         f" {camera.sdd:.5g} mm from the source"
     )
 
-
-def _one_frame(
-    path: Path, taken: Taken, counted: Counted, view: str | None
-) -> "tuple[Tensor, Camera, Tensor]":  # 1 1 H W, its camera, 1 1 H W bool
-    "A frame as it is registered."
-    by_header = counted.mask is None and not counted.whole_image
-    image, camera, counts = load_xray(path, taken, by_header, view)
-    if counted.mask is not None:
-        mask = load_mask(counted.mask, tuple(image.shape[-2:]))
-        counts &= straightened(mask, taken)
-    return cut_out(taken, image, camera, counts)
 
 # %% ../../notebooks/api/155_cli_tracking.ipynb #59d5bd6a
 TRACK_FILES = ("track.csv", "track.json", "track.webp")
@@ -464,9 +438,4 @@ def track(
     "Follow a patient through a sequence of X-rays: a pose for each frame, a table and a film."
     with reported(run.debug, run.max_memory):
         case = Case(ct, patient, taken, counted, targets, start)
-        told, code = track_sequence(case, xray, out, motion, smooth, force)
-        typer.echo(told[0])
-        for line in told[1:]:
-            typer.echo(line, err=True)
-        if code:
-            raise typer.Exit(code)
+        ended(*track_sequence(case, xray, out, motion, smooth, force))

@@ -228,10 +228,10 @@ def surrounding(
 def count_frames(path):
     "How many images a file holds, that are there."
     if _is_dicom(path):
-        header, stored = _stored_pixels(path)
+        header, stored = kept_once(path, lambda: _bare(*_stored_pixels(path)))
         return stored.size // (int(header.Rows) * int(header.Columns))
-    shape = np.shape(picture_of(path)[0])
-    return math.prod(shape[:-2])
+    stack = kept_once((path, False), lambda: picture_of(path, False))[0]
+    return math.prod(np.shape(stack)[:-2])
 
 # %% ../../notebooks/api/032_data_pictures.ipynb #05fd22b0
 def _frame_of(stack, frame, name):

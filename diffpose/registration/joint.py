@@ -21,11 +21,11 @@ from .gauss_newton import GaussNewton
 from .inputs import check_poses, check_xray, measured
 from diffpose.registration.pyramid import (
     Level,
-    _backend,
     level_of,
     pooled_density,
     pooling,
     state_of,
+    view_like,
 )
 from .scene import Scene, cut_out
 from .together import JointResult, along_and_across
@@ -119,18 +119,13 @@ class JointRegistration:
                 self.drrs[0].subject.reorient.double().cpu(),
             )
             solvers = [
-                GaussNewton(self._view(c), restarts=self.restarts, thresholds=self.thresholds)
+                GaussNewton(
+                    view_like(self.drrs[0], c), restarts=self.restarts, thresholds=self.thresholds
+                )
                 for c in unknowns.cameras
             ]
             self._made = state, (bodies, unknowns, solvers)
         return self._made[1]
-
-    def _view(self, camera: Camera) -> DRR:
-        "The whole patient in a view, without a copy of the volume."
-        drr = self.drrs[0]
-        found = DRR._sharing(drr.subject, camera, drr._volume, "trilinear", **_backend(drr))
-        found.contrast = drr.contrast
-        return found.to(drr.device)
 
     @exactly
     def register(

@@ -255,6 +255,16 @@ def _backend(drr: DRR) -> dict:
     return {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
 
 
+def view_like(
+    drr: DRR,  # of the same patient, for its contrast, backend and device
+    camera: Camera,
+) -> DRR:
+    "The whole patient in a view, without a copy of the volume."
+    found = DRR._sharing(drr.subject, camera, drr._volume, "trilinear", **_backend(drr))
+    found.contrast = drr.contrast
+    return found.to(drr.device)
+
+
 def drr_like(
     drr: DRR,  # for its orientation, backend, device and precision
     camera: Camera,

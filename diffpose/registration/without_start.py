@@ -21,9 +21,10 @@ from ..images import resize_image
 from ..pose import RigidTransform
 from .gauss_newton import GaussNewton
 from .joint import JointRegistration, JointResult
+from .pyramid import view_like
 from .residuals import standardise_band
 from .space import SearchSpace
-from .uncertainty import default_landmarks
+from .uncertainty import _landmarks, default_landmarks
 from .verdict import Reason, Result, Thresholds
 from ..twists import so3_exp
 
@@ -165,14 +166,11 @@ def search_together(
     "Find a body in several X-rays of one moment without a start."
     if len(cameras) < 2:
         raise UserError("a search in X-rays of one moment needs two of them, or more")
-    places = relative.matrix.double().cpu()
-    made: dict[str, Any] = {"renderer": "trilinear", "persistent": False}
-    films = []
+    places, films = relative.matrix.double().cpu(), []
     for camera, xray, mask, place in zip(cameras, xrays, masks, places):
         small = camera.rescale(min(1.0, _COARSE_PX / min(camera.height, camera.width)))
         image, share = resize_image(xray, small.height, small.width, mask)
-        view = DRR.from_camera(drr.subject, small, **made)
-        films.append(_Film(view, image, share > 0.999, place))
+        films.append(_Film(view_like(drr, small), image, share > 0.999, place))
     why, turns = UserError("there is none"), rotations(step_deg)
     motions = torch.eye(4, dtype=torch.float64).repeat(len(turns), 1, 1)
     weight = (drr.subject.density.data[0] > 0).nonzero().double().mean(0)
@@ -206,8 +204,8 @@ def search_together(
 
 def _points(drr: DRR, landmarks: Tensor | None) -> Tensor:  # 1 N 3
     "Where two answers are compared."
-    points = default_landmarks(drr) if landmarks is None else landmarks
-    return points.reshape(1, -1, 3).double().cpu()
+    points = default_landmarks(drr) if landmarks is None else _landmarks(landmarks)
+    return points.reshape(1, -1, 3)
 
 
 def doubted(
@@ -264,8 +262,7 @@ def _followed(
 ) -> JointResult:
     "The registration from a candidate, in masks around the body as it is found."
     solver = JointRegistration(drr, cameras, RigidTransform(places), restarts=0, **options)
-    made: dict[str, Any] = {"renderer": "trilinear", "persistent": False}
-    views = [DRR.from_camera(drr.subject, camera, **made) for camera in cameras]
+    views = [view_like(drr, camera) for camera in cameras]
     poses, result = RigidTransform(torch.linalg.inv(motion) @ places), None
     for _ in range(2):
         near = []
