@@ -585,7 +585,7 @@ def read_xray(
     """
     _check_arguments(camera, polarity, sdd, parallel)
     _check_turn(flip, rotate)
-    pixels, header, pitch, inside = _xray_pixels(
+    pixels, header, pitch, inside, last = _xray_pixels(
         image, frame, not (camera is None and sdd is None and spacing is None and not parallel)
     )
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
@@ -606,7 +606,7 @@ def read_xray(
     shutter = _shutter(None if return_mask == "pixels" else header, values)
     if polarity is None:
         _doubt_polarity(values, shutter, dark, header, name)
-    xray = _linearise(values, shutter, dark, log, i0)
+    xray = _linearise(values, shutter, dark, log, i0, last, name)
     shown = _turned_image(xray[None, None], flip, rotate)
     if not return_mask:
         return shown, camera
@@ -616,7 +616,7 @@ def read_xray(
     return shown, camera, _turned_image(mask[None, None], flip, rotate)
 
 # %% ../../notebooks/api/033_data_xrays.ipynb #7266b961
-def _linearise(values, shutter, dark, log, i0):
+def _linearise(values, shutter, dark, log, i0, last=None, name="the image"):
     "Line integrals from pixel values, by the table above; what is behind a shutter sets no limit."
     finite = values[values.isfinite() & shutter]
     finite = finite if finite.numel() else values[values.isfinite()]
@@ -628,7 +628,20 @@ def _linearise(values, shutter, dark, log, i0):
             nan=float(high if dark else low), posinf=float(high), neginf=float(low)
         )
         return (high if i0 is None else i0) - values if dark else values
-    return to_line_integrals(values if dark else high + low - values, i0)
+    return to_line_integrals(values if dark else _turned_over(values, low, high, last, name), i0)
+
+
+def _turned_over(values, low, high, last, name):
+    "Counts of values that fall with the beam: `last` had none, if it can be meant."
+    if last is not None and high <= last <= 2 * high - low:
+        return last - values
+    if last is not None:
+        _notice(
+            f"{name} shows bone bright, and its values end at {high:g}, where {last:g} could be"
+            " stored: that cannot be where no beam is left, so the image is inverted about its own"
+            " range"
+        )
+    return high + low - values
 
 
 def _trusted(values, dark, log, inside):
