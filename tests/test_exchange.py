@@ -6,12 +6,16 @@ FileStorage wrote is kept here as text, so that it is read on machines without O
 
 import json
 import warnings
+import zipfile
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 import torch
+from pydicom import uid
 from typer.testing import CliRunner
 
 from diffpose.calibration import Camera, Detector, carm_pose
@@ -222,6 +226,39 @@ def test_every_format_that_is_written_is_read_again(tmp_path, shown):
                 again = load_start(str(tmp_path / f"a{ending}"), "lps")
             found = start_pose(again, subject, geometry.stated, ending)
             assert (found.matrix - pose.matrix).abs().max() < 2e-3, (kind, ending)
+
+
+@pytest.mark.parametrize("name", ["scene.mrb", "scene.mrml"])
+def test_a_scene_has_the_ct_of_a_dicom_folder(tmp_path, shown, name):
+    "Each voxel is where ITK's own reader of the series has it; a prone patient, slices stored downwards."
+    geometry, *_ = shown
+    voxels = np.random.default_rng(0).integers(-1000, 2000, (6, 5, 7)).astype(np.int16)
+    series, frame = uid.generate_uid(), uid.generate_uid()
+    (tmp_path / "ct").mkdir()
+    for k, plane in enumerate(voxels):
+        ds = pydicom.Dataset()
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = uid.CTImageStorage
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = uid.generate_uid()
+        ds.Modality, ds.SeriesInstanceUID, ds.FrameOfReferenceUID, ds.InstanceNumber = "CT", series, frame, k
+        ds.ImageOrientationPatient, ds.ImagePositionPatient, ds.PixelSpacing = [-1, 0, 0, 0, -1, 0], [30, 40, 100 - 2.5 * k], [1.5, 1.25]
+        ds.RescaleSlope, ds.RescaleIntercept, ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, 0, 1, "MONOCHROME2"
+        ds.Rows, ds.Columns, ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 5, 7, 16, 16, 15, 1
+        ds.PixelData = plane.tobytes()
+        ds.save_as(tmp_path / "ct" / f"{k}.dcm", enforce_file_format=True)
+    replace(geometry, ct=tmp_path / "ct").write(tmp_path / name)
+    if name.endswith(".mrb"):
+        zipfile.ZipFile(tmp_path / name).extractall(tmp_path)
+    scene = ElementTree.parse(next(tmp_path.rglob("scene.mrml")))
+    ids = {node.get("id"): node for node in scene.getroot()}
+    volume = next(node for node in ids.values() if node.tag == "Volume" and node.get("name") == "CT")
+    file = next(tmp_path.rglob("scene.mrml")).parent / ids[volume.get("references").split(";")[0].split(":")[1]].get("fileName")
+    found = sitk.ReadImage(str(file))
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path / "ct"))
+    wanted = sitk.ReadImage(names)
+    for index in np.ndindex(wanted.GetSize()):
+        assert found[found.TransformPhysicalPointToIndex(wanted.TransformIndexToPhysicalPoint(index))] == wanted[index]
 
 
 @pytest.mark.parametrize("name", ["a.yml", "a.xml", "a.json", "a.npz", "a.mat", "a.txt", "a.csv", "a.pth", "a.tfm", "a.h5", "a.mrml", "a.mrb", "a.dcm", "a"])
