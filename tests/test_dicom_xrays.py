@@ -248,6 +248,26 @@ def test_bits_that_cannot_be_meant_are_told(tmp_path):
     assert torch.equal(turned, read_xray(counts.astype(np.float32))[0]) and not said  # the offset says where no beam is left
 
 
+@pytest.mark.parametrize("shift", [0, 2, 4])
+def test_twelve_bits_are_read_wherever_they_stand(tmp_path, shift):
+    "Beside an overlay in the bits that are left, as older files have it."
+    counts = (COUNTS // 16).astype(np.uint16)
+    beside = RNG.integers(0, 2, counts.shape).astype(np.uint16) << (12 if shift == 0 else 0)
+    path = write(tmp_path / "x.dcm", (counts << shift) | beside, BitsStored=12, HighBit=11 + shift, **XA)
+    assert torch.equal(read_xray(path)[0], read_xray(counts.astype(np.float32))[0])
+
+
+def test_pixels_may_be_floats(tmp_path):
+    ds = pydicom.dcmread(write(tmp_path / "x.dcm", COUNTS, **XA))
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(ds, name)
+    ds.BitsAllocated, ds.FloatPixelData = 32, COUNTS.astype(np.float32).tobytes()
+    for kind, polarity in (("MONOCHROME2", "bone_dark"), ("MONOCHROME1", "bone_bright")):
+        ds.PhotometricInterpretation = kind
+        ds.save_as(tmp_path / "x.dcm")
+        assert torch.equal(read_xray(tmp_path / "x.dcm")[0], read_xray(COUNTS.astype(np.float32), polarity=polarity)[0])
+
+
 def test_a_damaged_table_is_refused_by_name(tmp_path):
     for entry in (item(), item(LUTDescriptor=[3, 0, 16])):
         with pytest.raises(ValueError, match="x.dcm has a ModalityLUTSequence that cannot be read"):
@@ -328,6 +348,16 @@ def test_a_binned_detector_has_larger_pixels(tmp_path):
     assert (found.dely, found.delx) == (0.4, 0.3) and not said
     both = elements | {"ImagerPixelSpacing": [0.2, 0.15]}
     assert "DetectorBinning 0.4 mm" in camera(write(tmp_path / "x.dcm", COUNTS, geometry=both, **XA))[1]
+
+
+@pytest.mark.parametrize("tag, value, words, left", [("DistanceSourceToDetector", 100, "states 100 mm as the distance from source to detector", True), ("DistanceSourceToPatient", 70, "states 70 mm", True), ("PositionerPrimaryAngle", 400, "states 400 degrees as the primary angle", False), ("ImagerPixelSpacing", [400, 300], "states 300 mm as the width", True)])
+def test_a_number_that_no_xray_has_is_told(tmp_path, tag, value, words, left):
+    "Centimetres, micrometres, angles beyond a turn: what can be used is, what cannot is left out."
+    path = write(tmp_path / "x.dcm", COUNTS, **XA | {"PositionerPrimaryAngle": 10, "PositionerSecondaryAngle": 0} | {"geometry": GEOMETRY | {tag: value}} if tag in GEOMETRY else XA | {"PositionerSecondaryAngle": 0, tag: value})
+    found, said = camera(path)
+    assert words in said and (found.primary_angle is None) == (not left)
+    with pytest.raises(ValueError, match="x.dcm does not say enough of its geometry"):
+        taken(write(tmp_path / "x.dcm", COUNTS, geometry=GEOMETRY | {"DistanceSourceToDetector": "1e30"}, **XA))
 
 
 def test_the_size_of_the_detector_is_held_against_its_pixels(tmp_path):

@@ -360,8 +360,8 @@ def _dicom_xray(path, frame, name):
             setattr(header, element.keyword, element.value)
         values += _modality_values(header, stack[k], name) / np.float32(len(chosen))
     shown = _frame_of(stack[chosen] if frame == "mean" else stack, frame, name)
-    signed = header.get("PixelRepresentation", 0) != 0
-    inside = _inside(shown, None if signed else 2 ** int(header.BitsStored) - 1)
+    signed, bits = header.get("PixelRepresentation", 0) != 0, header.get("BitsStored")
+    inside = _inside(shown, None if signed or not bits else 2 ** int(bits) - 1)
     values[_padding(header, shown)] = np.nan
     return _Pixels(values, header, None, inside, _last_value(header, name))
 

@@ -355,6 +355,7 @@ def _dicom_geometry(header, shape, name, spacing):
             _check_pitch(header, shape, pitch, name)
     if pitch is not None:
         said |= {"dely": float(pitch[0]), "delx": float(pitch[1])}
+    _check_sense(said, name)
     if said["sid"] and said["sdd"] and said["sid"] >= said["sdd"]:
         warnings.warn(
             f"{name} says that the patient (DistanceSourceToPatient {said['sid']:g} mm) is not"
@@ -365,6 +366,31 @@ def _dicom_geometry(header, shape, name, spacing):
         said["sid"] = None
     lengths = ("sdd", "sid", "delx", "dely")
     return {k: v for k, v in said.items() if v is not None and (v != 0 or k not in lengths)}
+
+
+_SENSE = {  # of what a header states: in words, the least and the most that an X-ray has, its unit
+    "sdd": ("the distance from source to detector", 200.0, 10_000.0, "mm"),
+    "sid": ("the distance from source to patient", 100.0, 10_000.0, "mm"),
+    "delx": ("the width of a pixel", 0.005, 10.0, "mm"),
+    "dely": ("the height of a pixel", 0.005, 10.0, "mm"),
+    "primary_angle": ("the primary angle", -360.0, 360.0, "degrees"),
+    "secondary_angle": ("the secondary angle", -360.0, 360.0, "degrees"),
+}
+
+
+def _check_sense(said, name):
+    "Say where a number is none that an X-ray has; take out what is no number at all."
+    for key, (what, least, most, unit) in _SENSE.items():
+        value = said.get(key)
+        if not value or least <= value <= most:
+            continue
+        wild = not math.isfinite(value) or value > 1e6 or unit == "degrees" or value < 0
+        said[key] = None if wild else value
+        _notice(
+            f"{name} states {value:g} {unit} as {what}, which no X-ray has:"
+            f" {'it is passed over' if wild else 'taken as it is'}; pass"
+            f" {argument('camera')} with what is right"
+        )
 
 
 PLANE_MM = 1000.0  # of a parallel beam: where its detector is drawn

@@ -58,6 +58,7 @@ _COARSE_PX = 32  # pixels along the shorter side while rotations are tried
 _BATCH = 64  # DRRs at a time
 _SHAKEN, _SHAKE = 20, (12.0, 6.0)  # what agrees best is turned at random: how often, by [deg]
 _MOST = 4  # times as many candidates are registered where none convinces
+_ALIKE = 0.05  # of agreement
 _AROUND = 7.0  # mm at the body around its outline that count
 
 
@@ -230,10 +231,13 @@ def elsewhere(
     points: Tensor,  # N 3 or 1 N 3 world [mm]
     far_mm: float,
 ) -> list[JointResult]:
-    "Other answers that convince by themselves, a far one each time; best first."
+    """Other answers that convince by themselves, or agree about as well without being refused, a
+    far one each time; best first.
+    """
     found: list[JointResult] = []
     for other in sorted(solved, key=_least, reverse=True):
-        if other.verdict != "stalled" and all(
+        alike = other.verdict == "ambiguous" and _least(other) > _least(best) - _ALIKE
+        if (alike or other.verdict == "converged") and all(
             _off(other, known, points) > far_mm for known in (best, *found)
         ):
             found.append(other)
