@@ -24,7 +24,8 @@ from diffpose.cli import app
 from diffpose.cli.inputs import viewed
 from diffpose.cli.job import Case, Job, _doubt_depth
 from diffpose.cli.options import Counted, Patient, Start, Taken
-from diffpose.data import read_xray
+from diffpose.cli.tracking import load_frames
+from diffpose.data import pictures, read_xray
 from diffpose.drr import DRR
 from diffpose.exchange import XrayGeometry, load_start, start_pose
 from diffpose.metrics import ncc
@@ -601,7 +602,7 @@ def test_the_command_turns_a_mirrored_picture_back(clinic, tmp_path):
     assert Camera.from_json(tmp_path / "followed.json") == replace(camera, reverse_x_axis=True)
 
 
-def test_every_frame_is_registered_and_listed(clinic, tmp_path):
+def test_every_frame_is_registered_and_listed(clinic, tmp_path, monkeypatch):
     "A run of three frames in one file: each by itself, from its own angle, and a row for each."
     folder, patient, arm = clinic
     lens = replace(arm, height=64, width=64, delx=6.0, dely=6.0)
@@ -614,8 +615,11 @@ def test_every_frame_is_registered_and_listed(clinic, tmp_path):
     angles = {"PositionerPrimaryAngle": 0, "PositionerPrimaryAngleIncrement": [0, 10, 20], "PositionerSecondaryAngle": 0, "PixelIntensityRelationship": "LIN"}
     write(tmp_path / "run.dcm", np.stack(seen), geometry=geometry, **XA, **angles)
     said = ["register", str(folder / "ct.nii.gz"), str(tmp_path / "run.dcm"), "--frame", "0,2", "--each", "--out", str(tmp_path / "out"), "--whole-image"]
+    decoded, decode = [], pictures._stored_pixels
+    monkeypatch.setattr(pictures, "_stored_pixels", lambda path: decoded.append(path) or decode(path))
     result = CliRunner().invoke(app, said)
     assert result.exit_code == 0, result.output
+    assert len(decoded) == 1  # and not once for each frame
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())["xrays"]
     assert [(row["frame"], row["folder"], row["verdict"]) for row in rows] == [("0", "run_0", "converged"), ("2", "run_2", "converged")]
     for row, angle in zip(rows, (0.0, 20.0)):
@@ -623,3 +627,20 @@ def test_every_frame_is_registered_and_listed(clinic, tmp_path):
         assert abs(found["primary_angle_deg"] - angle) < 0.2
     alone = CliRunner().invoke(app, [word for word in said if word != "--each"])
     assert alone.exit_code == 2 and "--frame 0,2 are several" in alone.output
+
+
+@pytest.mark.parametrize("flip, rotate", [("horizontal", None), ("vertical", "90")])
+def test_a_mask_is_turned_with_the_frames_of_a_sequence(tmp_path, flip, rotate):
+    "As `track` reads them: a mirrored file with a mirrored mask is the file as it was, pixel by pixel."
+    back = (lambda x: x[..., ::-1]) if flip == "horizontal" else (lambda x: np.rot90(x, 1, (-2, -1))[..., ::-1, :])
+    run, mask = np.stack([COUNTS, COUNTS // 2 + 7, COUNTS // 3 + 9]), np.zeros(COUNTS.shape, np.uint8)
+    mask[5:30, 40:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png"), Image.fromarray(np.ascontiguousarray(back(mask))).save(tmp_path / "turned.png")
+    turned = back(run)
+    pitch = [0.3, 0.4] if rotate else [0.4, 0.3]
+    write(tmp_path / "run.dcm", run, **XA), write(tmp_path / "turned.dcm", turned, **XA | {"geometry": GEOMETRY | {"ImagerPixelSpacing": pitch}})
+    case = lambda mask, **how: Case(tmp_path / "ct", Patient(), Taken(**how), counted=Counted(tmp_path / mask))
+    plain = load_frames([tmp_path / "run.dcm"], case("mask.png"))
+    again = load_frames([tmp_path / "turned.dcm"], case("turned.png", flip=flip, rotate=rotate))
+    assert torch.equal(plain.images, again.images) and torch.equal(plain.masks, again.masks)
+    assert plain.masks.sum() == 3 * 25 * 40 and plain.camera.delx == again.camera.delx

@@ -35,6 +35,16 @@ _PARTS = (
     "KVP",
     "ImageType",
     "SeriesDescription",
+    "NominalPercentageOfCardiacPhase",
+    "TriggerTime",
+    "ContrastBolusAgent",
+    "FilterType",
+    "ReconstructionDiameter",
+    "SliceThickness",
+    "AcquisitionDateTime",
+    "AcquisitionTime",
+    "SeriesTime",
+    "ContentTime",
 )
 _SLICE_TAGS = [
     *("Modality", "SeriesInstanceUID", "SOPInstanceUID", "NumberOfFrames", *_PARTS),

@@ -185,7 +185,8 @@ def kept_once(what, make: Callable):
         return make()
     if what not in kept:
         made = make()
-        kept.clear()
+        if len(kept) > 1:  # an X-ray and its mask
+            del kept[next(iter(kept))]
         kept[what] = made
     return kept[what]
 

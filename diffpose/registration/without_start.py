@@ -255,8 +255,9 @@ def _told_apart(
     t = solver.thresholds
     more = RigidTransform.cat([other.poses[:1] for other in others])
     again = solver.register(seen[0], best.poses, seen[1], points, find_field=False, more=more)
-    each = zip(*(e["separation"][1:] for e in again.evidence))
-    apart = min((max(views) for views in each), default=math.inf)
+    each = zip(*(e["separation"][1:] for e in again.evidence))  # of each other one, by views
+    # views err each for itself, so that what they say adds up (Stouffer)
+    apart = min((sum(views) / math.sqrt(len(views)) for views in each), default=math.inf)
     if _off(again, best, points) > t.distance_mm:  # another one costs less
         apart = -abs(apart) if math.isfinite(apart) else 0.0
     if apart >= t.margin:
