@@ -191,12 +191,11 @@ def export(
             raise UserError(f"{result} holds no pose: give a folder of `diffpose register`")
         with in_options(result, frame="--frame"):
             poses = tuple(in_frame(pose, frame, found.source) for pose in found.poses)
-        found = replace(found, poses=poses, ct=ct, xray=xray)
-        if camera is not None:
-            found = _seen_by(found, camera)
+        patient = None
         if ct is not None and (ct_spacing or series):
             patient = load_ct(ct, Patient(ct_spacing=ct_spacing, series=series))
-            found = replace(found, patient=patient)
+        found = replace(found, poses=poses, ct=ct, xray=xray, patient=patient)
+        found = found if camera is None else _seen_by(found, camera)
         for path in out:
             with in_options(ct or result, spacing="--ct-spacing"):
                 found.write(path)

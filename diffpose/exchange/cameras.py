@@ -44,9 +44,9 @@ def _flat(path: Path, name: str, text: str) -> np.ndarray:
         return _array(path, name, text).ravel()
     try:
         raw = base64.b64decode("".join(text.removeprefix(mark).split()), validate=True)
-        kind = re.fullmatch(rb"\d*([ucwsifd]) *", raw[:24])
-        return np.frombuffer(raw[24:], _TYPES[kind[1].decode()]).astype(float)
-    except (binascii.Error, ValueError, TypeError):
+        kind = raw[:24].decode("ascii").strip().lstrip("0123456789")
+        return np.frombuffer(raw[24:], _TYPES[kind]).astype(float)
+    except (binascii.Error, ValueError, KeyError):
         raise UserError(f"{path}: {name} is no base64 of OpenCV, or is damaged") from None
 
 

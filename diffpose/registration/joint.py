@@ -157,8 +157,8 @@ class JointRegistration:
         begin = init.matrix if len(init) == n else init.matrix @ unknowns.relative
         points = default_landmarks(solvers[0].drr) if landmarks is None else _landmarks(landmarks)
         if list(unknowns.layout) == [("body", 0)] and n == 1 and not matches:
-            how = dict(find_field=find_field, more=more)
-            result = solvers[0].register(images[0], init, masks[0], points, **how)
+            one = images[0], init, masks[0], points
+            result = solvers[0].register(*one, more=more, find_field=find_field)
             return _of_one(unknowns, result, points)
         seen = []
         for solver, image, mask in zip(solvers, images, masks):
