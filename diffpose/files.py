@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import platform
 import threading
 import warnings
@@ -99,7 +100,7 @@ def load_json(
     """
     text = read_text(path, what)
     try:
-        found = json.loads(text, object_pairs_hook=_once)
+        found = json.loads(re.sub(r"(?m)^[ \t]*//.*$", "", text), object_pairs_hook=_once)
         stated = found.pop(SEAL, None) if isinstance(found, dict) else None
         whole = stated is None or stated == _digest(found)
     except RecursionError:

@@ -24,7 +24,8 @@ from diffpose.cli import app
 from diffpose.cli.inputs import viewed
 from diffpose.cli.job import Case, Job, _doubt_depth
 from diffpose.cli.options import Counted, Patient, Start, Taken
-from diffpose.data import read_xray
+from diffpose.cli.tracking import load_frames
+from diffpose.data import pictures, read_xray
 from diffpose.drr import DRR
 from diffpose.exchange import XrayGeometry, load_start, start_pose
 from diffpose.metrics import ncc
@@ -91,7 +92,7 @@ SINE = np.round(65535 * np.sin(np.linspace(0, np.pi / 2, 65536)))
 KINDS = {  # of the same image: stored pixels, tags, the gain of what is read
     "XA, counts": (COUNTS, XA | {"PixelIntensityRelationship": "LIN"}, 1),
     "XA that says nothing": (COUNTS, XA, 1),
-    "RF, MONOCHROME1": (COUNTS.max() + COUNTS.min() - COUNTS, XA | {"Modality": "RF", "PhotometricInterpretation": "MONOCHROME1"}, 1),
+    "RF, MONOCHROME1": (65535 - COUNTS, XA | {"Modality": "RF", "PhotometricInterpretation": "MONOCHROME1"}, 1),
     "XA, shown inverted by a slope": (COUNTS, XA | {"PixelIntensityRelationship": "LIN", "PixelIntensityRelationshipSign": 1} | FALLING, 1),
     "XA, a slope and an offset beside counts": (COUNTS, XA | {"PixelIntensityRelationship": "LIN", "RescaleSlope": 2, "RescaleIntercept": -1024}, 1),
     "XA, logarithm, and a table that undoes it": (65535 - LOG, XA | {"PixelIntensityRelationship": "LOG", "ModalityLUTSequence": [table(65535 * np.exp(np.linspace(-6.5, 0, 65536)))]}, 10_000),
@@ -162,7 +163,7 @@ def test_what_surrounds_the_body_is_held_against_the_header(tmp_path, surrounded
     mended, _, silent = taken(path, polarity=other)
     assert np.corrcoef(mended[0, 0].ravel(), log.ravel())[0, 1] > 0.8 and not silent
     middle = write(tmp_path / "part.dcm", stored[45:80, 55:95], **tags | {"PhotometricInterpretation": photometric})
-    assert not taken(middle)[-1]
+    assert "what surrounds" not in taken(middle)[-1]
 
 
 def test_a_picture_that_shows_bone_bright_is_told(tmp_path, surrounded):
@@ -200,6 +201,72 @@ def test_what_itk_compressed_is_what_was_stored(tmp_path, compressor, syntax, ki
     ds.Modality, ds.PhotometricInterpretation, ds.PixelIntensityRelationship, ds.PixelIntensityRelationshipSign = "XA", kind, "LIN", 1
     ds.save_as(tmp_path / "x.dcm")
     assert torch.equal(taken(tmp_path / "x.dcm", sdd=1000, spacing=0.3)[0], read_xray(COUNTS)[0])
+
+
+def encoded(path, pixels, bits, syntax, **tags):
+    "A file of so many bits, in a syntax that pydicom or ITK writes."
+    if syntax in ("JPEG", "JPEG2000"):
+        writer = sitk.ImageFileWriter()
+        writer.SetImageIO("GDCMImageIO"), writer.SetFileName(str(path)), writer.SetUseCompression(True), writer.SetCompressor(syntax)
+        writer.Execute(sitk.GetImageFromArray(pixels.astype(np.uint8 if bits == 8 else np.uint16)))
+    else:
+        write(path, pixels)
+    ds = pydicom.dcmread(path)
+    ds.BitsStored, ds.HighBit = bits, bits - 1
+    if bits == 8 and "PixelData" in ds and not ds.file_meta.TransferSyntaxUID.is_compressed:
+        ds.BitsAllocated, ds.PixelData = 8, pixels.astype(np.uint8).tobytes()
+    if syntax == "RLE":
+        ds.compress(uid.RLELossless)
+    for name, value in tags.items():
+        setattr(ds, name, value)
+    ds.save_as(path)
+    return path
+
+
+@pytest.mark.parametrize("syntax", ["plain", "RLE", "JPEG", "JPEG2000"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_white_at_zero_is_inverted_about_the_bits_that_are_stored(tmp_path, syntax, bits):
+    "And not about the values that the image has, which would change how dense everything is."
+    last = 2**bits - 1
+    counts = np.round(0.6 * last * np.exp(-INTEGRAL) + 0.02 * last).astype(np.uint16)
+    tags = {"Modality": "XA", "PhotometricInterpretation": "MONOCHROME1"}
+    found, *_, said = taken(encoded(tmp_path / "x.dcm", last - counts, bits, syntax, **tags), sdd=1000, spacing=0.3)
+    assert torch.equal(found, read_xray(counts.astype(np.float32))[0]) and not said
+    if bits == 8:  # as a picture that shows bone bright
+        found = read_xray((last - counts).astype(np.uint8), polarity="bone_bright")[0]
+        assert torch.equal(found, read_xray(counts.astype(np.float32))[0])
+
+
+def test_bits_that_cannot_be_meant_are_told(tmp_path):
+    "12 bits that the header calls 16: no X-ray loses 6% of its beam only."
+    counts = np.round(4000 * np.exp(-INTEGRAL)).astype(np.uint16)
+    tags = {"Modality": "XA", "PhotometricInterpretation": "MONOCHROME1"}
+    found, *_, said = taken(write(tmp_path / "x.dcm", 4095 - counts, **tags))
+    assert "where 65535 could be stored" in said and "its own range" in said
+    stored = 4095 - counts
+    assert torch.equal(found, read_xray((stored.max() + stored.min() - stored).astype(np.float32))[0])
+    turned, *_, said = taken(write(tmp_path / "x.dcm", 4095 - counts, RescaleSlope=-1, RescaleIntercept=4095, Modality="XA"))
+    assert torch.equal(turned, read_xray(counts.astype(np.float32))[0]) and not said  # the offset says where no beam is left
+
+
+@pytest.mark.parametrize("shift", [0, 2, 4])
+def test_twelve_bits_are_read_wherever_they_stand(tmp_path, shift):
+    "Beside an overlay in the bits that are left, as older files have it."
+    counts = (COUNTS // 16).astype(np.uint16)
+    beside = RNG.integers(0, 2, counts.shape).astype(np.uint16) << (12 if shift == 0 else 0)
+    path = write(tmp_path / "x.dcm", (counts << shift) | beside, BitsStored=12, HighBit=11 + shift, **XA)
+    assert torch.equal(read_xray(path)[0], read_xray(counts.astype(np.float32))[0])
+
+
+def test_pixels_may_be_floats(tmp_path):
+    ds = pydicom.dcmread(write(tmp_path / "x.dcm", COUNTS, **XA))
+    for name in ("PixelData", "BitsStored", "HighBit", "PixelRepresentation"):
+        delattr(ds, name)
+    ds.BitsAllocated, ds.FloatPixelData = 32, COUNTS.astype(np.float32).tobytes()
+    for kind, polarity in (("MONOCHROME2", "bone_dark"), ("MONOCHROME1", "bone_bright")):
+        ds.PhotometricInterpretation = kind
+        ds.save_as(tmp_path / "x.dcm")
+        assert torch.equal(read_xray(tmp_path / "x.dcm")[0], read_xray(COUNTS.astype(np.float32), polarity=polarity)[0])
 
 
 def test_a_damaged_table_is_refused_by_name(tmp_path):
@@ -284,6 +351,16 @@ def test_a_binned_detector_has_larger_pixels(tmp_path):
     assert "DetectorBinning 0.4 mm" in camera(write(tmp_path / "x.dcm", COUNTS, geometry=both, **XA))[1]
 
 
+@pytest.mark.parametrize("tag, value, words, left", [("DistanceSourceToDetector", 100, "states 100 mm as the distance from source to detector", True), ("DistanceSourceToPatient", 70, "states 70 mm", True), ("PositionerPrimaryAngle", 400, "states 400 degrees as the primary angle", False), ("ImagerPixelSpacing", [400, 300], "states 300 mm as the width", True)])
+def test_a_number_that_no_xray_has_is_told(tmp_path, tag, value, words, left):
+    "Centimetres, micrometres, angles beyond a turn: what can be used is, what cannot is left out."
+    path = write(tmp_path / "x.dcm", COUNTS, **XA | {"PositionerPrimaryAngle": 10, "PositionerSecondaryAngle": 0} | {"geometry": GEOMETRY | {tag: value}} if tag in GEOMETRY else XA | {"PositionerSecondaryAngle": 0, tag: value})
+    found, said = camera(path)
+    assert words in said and (found.primary_angle is None) == (not left)
+    with pytest.raises(ValueError, match="x.dcm does not say enough of its geometry"):
+        taken(write(tmp_path / "x.dcm", COUNTS, geometry=GEOMETRY | {"DistanceSourceToDetector": "1e30"}, **XA))
+
+
 def test_the_size_of_the_detector_is_held_against_its_pixels(tmp_path):
     assert not camera(write(tmp_path / "x.dcm", COUNTS, DetectorActiveDimensions=[24, 24], **XA))[1]
     for tag in ("DetectorActiveDimensions", "FieldOfViewDimensions"):
@@ -363,14 +440,14 @@ def test_the_gantry_of_radiotherapy(tmp_path, lying, gantry, source):
 
 
 def test_a_shutter_of_any_shape_and_what_is_painted_behind_it(tmp_path):
-    row, column = np.mgrid[1:61, 1:81]
+    (row, column), dense = np.mgrid[1:61, 1:81], LOG + 20_000
     inside = np.hypot((row - 30) * (0.4 / 0.3), column - 40) <= 25  # pixels are taller than wide
     shape = {"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [30, 40], "RadiusOfCircularShutter": 25}
     for fill in (0, 21_000, 65_535):  # black, grey, white
         tags = DX | {"PixelIntensityRelationship": "LIN", "PixelIntensityRelationshipSign": -1} | shape
-        xray, _, mask, said = taken(write(tmp_path / "x.dcm", np.where(inside, LOG, fill), **tags), return_mask="file")
+        xray, _, mask, said = taken(write(tmp_path / "x.dcm", np.where(inside, dense, fill), **tags), return_mask="file")
         assert np.array_equal(mask[0, 0], inside) and not said and xray.isfinite().all()
-        alone = read_xray(np.where(inside, LOG, LOG[inside].max()), polarity="bone_bright")[0][0, 0]
+        alone = read_xray(np.where(inside, dense, dense[inside].max()), polarity="bone_bright")[0][0, 0]
         off = (xray[0, 0] - alone)[torch.from_numpy(inside)]
         assert off.max() - off.min() < 1e-4, fill  # a constant, to which registration is blind
 
@@ -525,7 +602,7 @@ def test_the_command_turns_a_mirrored_picture_back(clinic, tmp_path):
     assert Camera.from_json(tmp_path / "followed.json") == replace(camera, reverse_x_axis=True)
 
 
-def test_every_frame_is_registered_and_listed(clinic, tmp_path):
+def test_every_frame_is_registered_and_listed(clinic, tmp_path, monkeypatch):
     "A run of three frames in one file: each by itself, from its own angle, and a row for each."
     folder, patient, arm = clinic
     lens = replace(arm, height=64, width=64, delx=6.0, dely=6.0)
@@ -538,8 +615,11 @@ def test_every_frame_is_registered_and_listed(clinic, tmp_path):
     angles = {"PositionerPrimaryAngle": 0, "PositionerPrimaryAngleIncrement": [0, 10, 20], "PositionerSecondaryAngle": 0, "PixelIntensityRelationship": "LIN"}
     write(tmp_path / "run.dcm", np.stack(seen), geometry=geometry, **XA, **angles)
     said = ["register", str(folder / "ct.nii.gz"), str(tmp_path / "run.dcm"), "--frame", "0,2", "--each", "--out", str(tmp_path / "out"), "--whole-image"]
+    decoded, decode = [], pictures._stored_pixels
+    monkeypatch.setattr(pictures, "_stored_pixels", lambda path: decoded.append(path) or decode(path))
     result = CliRunner().invoke(app, said)
     assert result.exit_code == 0, result.output
+    assert len(decoded) == 1  # and not once for each frame
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())["xrays"]
     assert [(row["frame"], row["folder"], row["verdict"]) for row in rows] == [("0", "run_0", "converged"), ("2", "run_2", "converged")]
     for row, angle in zip(rows, (0.0, 20.0)):
@@ -547,3 +627,20 @@ def test_every_frame_is_registered_and_listed(clinic, tmp_path):
         assert abs(found["primary_angle_deg"] - angle) < 0.2
     alone = CliRunner().invoke(app, [word for word in said if word != "--each"])
     assert alone.exit_code == 2 and "--frame 0,2 are several" in alone.output
+
+
+@pytest.mark.parametrize("flip, rotate", [("horizontal", None), ("vertical", "90")])
+def test_a_mask_is_turned_with_the_frames_of_a_sequence(tmp_path, flip, rotate):
+    "As `track` reads them: a mirrored file with a mirrored mask is the file as it was, pixel by pixel."
+    back = (lambda x: x[..., ::-1]) if flip == "horizontal" else (lambda x: np.rot90(x, 1, (-2, -1))[..., ::-1, :])
+    run, mask = np.stack([COUNTS, COUNTS // 2 + 7, COUNTS // 3 + 9]), np.zeros(COUNTS.shape, np.uint8)
+    mask[5:30, 40:] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png"), Image.fromarray(np.ascontiguousarray(back(mask))).save(tmp_path / "turned.png")
+    turned = back(run)
+    pitch = [0.3, 0.4] if rotate else [0.4, 0.3]
+    write(tmp_path / "run.dcm", run, **XA), write(tmp_path / "turned.dcm", turned, **XA | {"geometry": GEOMETRY | {"ImagerPixelSpacing": pitch}})
+    case = lambda mask, **how: Case(tmp_path / "ct", Patient(), Taken(**how), counted=Counted(tmp_path / mask))
+    plain = load_frames([tmp_path / "run.dcm"], case("mask.png"))
+    again = load_frames([tmp_path / "turned.dcm"], case("turned.png", flip=flip, rotate=rotate))
+    assert torch.equal(plain.images, again.images) and torch.equal(plain.masks, again.masks)
+    assert plain.masks.sum() == 3 * 25 * 40 and plain.camera.delx == again.camera.delx

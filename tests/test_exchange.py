@@ -6,12 +6,17 @@ FileStorage wrote is kept here as text, so that it is read on machines without O
 
 import json
 import warnings
+import zipfile
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
+import pydicom
 import pytest
+import scipy.io
 import SimpleITK as sitk
 import torch
+from pydicom import uid
 from typer.testing import CliRunner
 
 from diffpose.calibration import Camera, Detector, carm_pose
@@ -150,6 +155,50 @@ def test_what_opencv_wrote_is_read(tmp_path, name, text):
     assert E[:3, 3].tolist() == [1, 2, 700]
 
 
+@pytest.mark.parametrize("ending", ["yml", "yaml", "xml", "json"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_opencv_writes_now_is_read(tmp_path, ending, packed):
+    "Its calibration sample's fields: remarks, points of two channels, a list that OpenCV makes a matrix of one axis; numbers in digits and in base64."
+    cv2 = pytest.importorskip("cv2")
+    path, K = tmp_path / f"calib.{ending}", np.array([[2300.25, 0, 511.5], [0, 2310.5, 383.25], [0, 0, 1]])
+    lens, rvec, tvec = np.array([[0.02, -0.3, 1e-4, -2e-4, 0.5]]), np.array([0.3, -1.2, 0.4]), np.array([[-20.0], [35.5], [810.0]])
+    file = cv2.FileStorage(str(path), cv2.FILE_STORAGE_WRITE | (cv2.FILE_STORAGE_BASE64 if packed else 0))
+    file.write("calibration_time", "Fri 27 Nov 2026: 10 h")
+    file.writeComment("flags: +zero_tangent_dist", False)
+    file.write("image_points", np.random.default_rng(0).random((4, 30, 2)).astype(np.float32))
+    for key, value in (("camera_matrix", K), ("distortion_coefficients", lens.astype(np.float32)), ("rvec", rvec), ("tvec", tvec)):
+        file.write(key, value)
+    file.write("image_size", np.array([1024, 768], np.int32))
+    file.release()
+    found = XrayGeometry.read(path)
+    assert (found.height, found.width) == (768, 1024) and np.allclose(found.distortion, lens, rtol=1e-6)
+    assert np.allclose(found.K - K, [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+    points = np.random.default_rng(1).uniform(-80, 80, (9, 3))
+    E = np.array(found.poses[0]["opencv_from"])
+    x = (points @ E[:3, :3].T + E[:3, 3]) @ found.K.T
+    assert np.allclose(x[:, :2] / x[:, 2:] - 0.5, cv2.projectPoints(points, rvec, tvec, K, None)[0][:, 0], atol=1e-6)
+
+
+def test_what_opencv_calibrates_is_a_camera_however_it_is_kept(tmp_path):
+    "calibrateCamera's own return values: by numpy.savez and in MATLAB's file; six views are six poses, none of which is the pose."
+    cv2 = pytest.importorskip("cv2")
+    rng, board, K = np.random.default_rng(2), np.zeros((48, 3), np.float32), np.array([[900.0, 0, 99.5], [0, 905, 119.5], [0, 0, 1]])
+    board[:, :2] = 20 * np.mgrid[:8, :6].T.reshape(-1, 2)
+    shots = [cv2.projectPoints(board, rng.normal(0, 0.3, 3), np.array([-70.0, -50, 800]) + rng.normal(0, 20, 3), K, None)[0].astype(np.float32) for _ in range(6)]
+    _, mtx, dist, rvecs, tvecs = cv2.calibrateCamera([board] * 6, shots, (200, 240), None, None)
+    np.savez(tmp_path / "a.npz", mtx=mtx, dist=dist, rvecs=rvecs, tvecs=tvecs, image_size=(200, 240))
+    scipy.io.savemat(tmp_path / "a.mat", {"s": {"K": mtx + [[0, 0, 1], [0, 0, 1], [0, 0, 0]], "FocalLength": mtx[[0, 1], [0, 1]], "PrincipalPoint": mtx[:2, 2] + 1, "ImageSize": [240.0, 200], "RadialDistortion": dist[0, [0, 1, 4]], "TangentialDistortion": dist[0, 2:4]}})
+    one, two = XrayGeometry.read(tmp_path / "a.npz"), XrayGeometry.read(tmp_path / "a.mat")
+    assert (one.height, one.width, len(one.poses), len(two.poses)) == (240, 200, 6, 0) == (two.height, two.width, 6, 0)
+    assert np.allclose(one.K, two.K) and np.allclose(one.distortion, two.distortion) and np.allclose(one.K[:2, 2], K[:2, 2] + 0.5, atol=0.2)
+    seen = cv2.projectPoints(board, rvecs[3], tvecs[3], mtx, None)[0][:, 0]
+    E = np.array(one.poses[3]["opencv_from"])
+    x = (board @ E[:3, :3].T + E[:3, 3]) @ one.K.T
+    assert np.abs(x[:, :2] / x[:, 2:] - 0.5 - seen).max() < 1e-3
+    with pytest.raises(UserError, match="6 poses"):
+        load_start(str(tmp_path / "a.npz"))
+
+
 @pytest.mark.parametrize("name", ["view.yml", "view.xml", "view.opencv.json"])
 def test_opencv_reads_what_is_written_and_projects_to_the_same_pixels(tmp_path, shown, name):
     cv2 = pytest.importorskip("cv2")
@@ -222,6 +271,39 @@ def test_every_format_that_is_written_is_read_again(tmp_path, shown):
                 again = load_start(str(tmp_path / f"a{ending}"), "lps")
             found = start_pose(again, subject, geometry.stated, ending)
             assert (found.matrix - pose.matrix).abs().max() < 2e-3, (kind, ending)
+
+
+@pytest.mark.parametrize("name", ["scene.mrb", "scene.mrml"])
+def test_a_scene_has_the_ct_of_a_dicom_folder(tmp_path, shown, name):
+    "Each voxel is where ITK's own reader of the series has it; a prone patient, slices stored downwards."
+    geometry, *_ = shown
+    voxels = np.random.default_rng(0).integers(-1000, 2000, (6, 5, 7)).astype(np.int16)
+    series, frame = uid.generate_uid(), uid.generate_uid()
+    (tmp_path / "ct").mkdir()
+    for k, plane in enumerate(voxels):
+        ds = pydicom.Dataset()
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+        ds.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+        ds.file_meta.MediaStorageSOPClassUID = ds.SOPClassUID = uid.CTImageStorage
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID = uid.generate_uid()
+        ds.Modality, ds.SeriesInstanceUID, ds.FrameOfReferenceUID, ds.InstanceNumber = "CT", series, frame, k
+        ds.ImageOrientationPatient, ds.ImagePositionPatient, ds.PixelSpacing = [-1, 0, 0, 0, -1, 0], [30, 40, 100 - 2.5 * k], [1.5, 1.25]
+        ds.RescaleSlope, ds.RescaleIntercept, ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, 0, 1, "MONOCHROME2"
+        ds.Rows, ds.Columns, ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 5, 7, 16, 16, 15, 1
+        ds.PixelData = plane.tobytes()
+        ds.save_as(tmp_path / "ct" / f"{k}.dcm", enforce_file_format=True)
+    replace(geometry, ct=tmp_path / "ct").write(tmp_path / name)
+    if name.endswith(".mrb"):
+        zipfile.ZipFile(tmp_path / name).extractall(tmp_path)
+    scene = ElementTree.parse(next(tmp_path.rglob("scene.mrml")))
+    ids = {node.get("id"): node for node in scene.getroot()}
+    volume = next(node for node in ids.values() if node.tag == "Volume" and node.get("name") == "CT")
+    file = next(tmp_path.rglob("scene.mrml")).parent / ids[volume.get("references").split(";")[0].split(":")[1]].get("fileName")
+    found = sitk.ReadImage(str(file))
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(tmp_path / "ct"))
+    wanted = sitk.ReadImage(names)
+    for index in np.ndindex(wanted.GetSize()):
+        assert found[found.TransformPhysicalPointToIndex(wanted.TransformIndexToPhysicalPoint(index))] == wanted[index]
 
 
 @pytest.mark.parametrize("name", ["a.yml", "a.xml", "a.json", "a.npz", "a.mat", "a.txt", "a.csv", "a.pth", "a.tfm", "a.h5", "a.mrml", "a.mrb", "a.dcm", "a"])

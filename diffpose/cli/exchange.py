@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import load_camera
+from .inputs import load_camera, load_ct
 from diffpose.cli.options import (
     GEOMETRY,
     PATIENT,
     RESULT,
     START,
+    CtSpacing,
     Flip,
     Force,
+    Patient,
     PoseFrame,
     Run,
+    Series,
     Turn,
     View,
     app,
@@ -167,6 +170,8 @@ def export(
     frame: Annotated[
         PoseFrame | None, option("Of a pose whose file does not say it. (default: lps)", START)
     ] = None,
+    ct_spacing: CtSpacing = None,
+    series: Series = None,
     force: Force = False,
 ):
     "Write a pose for another program: ITK, 3D Slicer, OpenCV, DICOM, DeepDRR, xvr, NumPy."
@@ -186,11 +191,14 @@ def export(
             raise UserError(f"{result} holds no pose: give a folder of `diffpose register`")
         with in_options(result, frame="--frame"):
             poses = tuple(in_frame(pose, frame, found.source) for pose in found.poses)
-        found = replace(found, poses=poses, ct=ct, xray=xray)
-        if camera is not None:
-            found = _seen_by(found, camera)
+        patient = None
+        if ct is not None and (ct_spacing or series):
+            patient = load_ct(ct, Patient(ct_spacing=ct_spacing, series=series))
+        found = replace(found, poses=poses, ct=ct, xray=xray, patient=patient)
+        found = found if camera is None else _seen_by(found, camera)
         for path in out:
-            found.write(path)
+            with in_options(ct or result, spacing="--ct-spacing"):
+                found.write(path)
         typer.echo("\n".join(f"{path}: written" for path in out))
 
 

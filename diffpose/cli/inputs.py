@@ -296,8 +296,8 @@ def cut_out(
         top, left, height, width = (int(x) for x in wanted)
         if wanted != [top, left, height, width] or min(height, width) < 1:
             raise UserError(f"--crop {taken.crop}: whole numbers of pixels are expected")
-        with in_context("--crop"):
-            camera = camera.crop(top, left, height, width)
+        top, left, height, width = _clipped((top, left, height, width), camera, taken.crop)
+        camera = camera.crop(top, left, height, width)
         part = (..., slice(top, top + height), slice(left, left + width))
         image, mask = image[part], mask[part]
         if not mask.any():
@@ -316,6 +316,28 @@ def cut_out(
         image = resize_image(image, height, width)
         mask = resize_image(mask.float(), height, width) > 0.5
     return image, camera, mask
+
+
+def _clipped(crop: tuple[int, ...], camera: "Camera", typed: str) -> tuple[int, ...]:
+    "A crop (top, left, height, width) without what lies beyond the image."
+    top, left, height, width = crop
+    first, last = max(top, 0), min(top + height, camera.height)
+    near, far = max(left, 0), min(left + width, camera.width)
+    if first >= last or near >= far:
+        raise UserError(
+            f"--crop {typed} (top,left,height,width) lies outside of the X-ray, which has"
+            f" {camera.height} x {camera.width} pixels (height x width)"
+        )
+    found = first, near, last - first, far - near
+    if found != crop:
+        warnings.warn(
+            UserNotice(
+                f"--crop {typed} goes beyond the X-ray of {camera.height} x {camera.width} pixels"
+                f" (height x width): cut to {','.join(map(str, found))}"
+            ),
+            stacklevel=3,
+        )
+    return found
 
 # %% ../../notebooks/api/147_cli_inputs.ipynb #7c2b00ca
 def load_mask(

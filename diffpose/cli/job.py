@@ -403,7 +403,8 @@ class Job:
             from diffpose.exchange import XrayGeometry
 
             found = XrayGeometry.read(self.folder / "pose.json")
-            found = replace(found, ct=self.case.ct, xray=self.xray, image=seen[0])
+            found = replace(found, ct=self.case.ct, patient=drr.subject, xray=self.xray)
+            found = replace(found, image=seen[0])
             for name in self.case.exports:
                 found.write(self.folder / name)
 

@@ -325,7 +325,9 @@ def register_each(
             said = dict.fromkeys(text for text, _ in jobs)
             raise UserError("\n       ".join(["none of the X-rays can be registered:", *said]))
         step("loading torch")
-        with alone(out):
+        from diffpose.data.pictures import decoded_once
+
+        with alone(out), decoded_once():
             estimator = case.estimator()
             step("reading the CT")
             subject, rows = load_ct(case.ct, case.patient), []
@@ -461,11 +463,14 @@ def register_together(
     with steps(4 + 2 * len(shots)) as step:
         jobs = [Job.checked(path, out / name, own, force) for path, own, name in shots]
         step("loading torch")
+        from diffpose.data.pictures import decoded_once
+
         with alone(out):
             seen = []
-            for name, job in zip(names, jobs):
-                step(f"reading {name}")
-                seen.append(job.seen())
+            with decoded_once():
+                for name, job in zip(names, jobs):
+                    step(f"reading {name}")
+                    seen.append(job.seen())
             step("reading the CT")
             subject = load_ct(case.ct, case.patient)
             views = {case.view(camera, job.start)[0] for job, (_, camera, _) in zip(jobs, seen)}

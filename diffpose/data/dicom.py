@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../notebooks/api/028_data_dicom.ipynb #e4b5a8f2
+import copy
 import filecmp
 import math
 import re
@@ -34,6 +35,16 @@ _PARTS = (
     "KVP",
     "ImageType",
     "SeriesDescription",
+    "NominalPercentageOfCardiacPhase",
+    "TriggerTime",
+    "ContrastBolusAgent",
+    "FilterType",
+    "ReconstructionDiameter",
+    "SliceThickness",
+    "AcquisitionDateTime",
+    "AcquisitionTime",
+    "SeriesTime",
+    "ContentTime",
 )
 _SLICE_TAGS = [
     *("Modality", "SeriesInstanceUID", "SOPInstanceUID", "NumberOfFrames", *_PARTS),
@@ -391,7 +402,7 @@ def _stored_pixels(path):
             int(header.get("NumberOfFrames") or 1),
             int(header.get("BitsAllocated") or 16) // 8,
         )
-        return header, header.pixel_array  # of every frame
+        return header, _from_low_bits(header)  # of every frame
     except InvalidDicomError as error:
         raise UserError(
             f"cannot read {path}: no DICOM file, or damaged: it has not the mark DICM behind its"
@@ -408,6 +419,17 @@ def _stored_pixels(path):
             return header, _decoded_by_itk(header)
         except RuntimeError:  # neither can
             raise UserError(f"cannot decode the pixels of {path}: {marked(error)}") from error
+
+
+def _from_low_bits(header):
+    "Pixels of every frame; those that end at a higher bit than they have bits are moved down."
+    bits, high = header.get("BitsStored"), header.get("HighBit")
+    spare = 0 if None in (bits, high) else int(high) + 1 - int(bits)
+    if spare <= 0 or int(high) >= int(header.get("BitsAllocated") or 0):
+        return header.pixel_array
+    whole = copy.copy(header)
+    whole.BitsStored = int(high) + 1
+    return whole.pixel_array >> spare
 
 
 _PIXEL_MODULE = (

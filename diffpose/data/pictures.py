@@ -112,6 +112,21 @@ def _modality_values(header, stored, name):
     )
 
 
+def _last_value(header, name):
+    "The highest value that `_modality_values` can give of what is stored; None if unknown."
+    relation, table = _relation(header), header.get("ModalityLUTSequence")
+    if table and relation is None:
+        return float(_looked_up(header, np.arange(2 ** int(header.BitsStored)), name).max())
+    if not header.get("BitsStored"):  # not of whole numbers
+        return None
+    slope, intercept = (1.0, 0.0) if table else _rescale(header, name)
+    if slope < 0 and relation is None and intercept > 0:  # counts are what the display shows
+        return intercept
+    signed = header.get("PixelRepresentation", 0) != 0
+    last = np.array([2 ** (int(header.BitsStored) - signed) - 1], dtype=np.float32)
+    return float(_modality_values(header, last, name)[0])
+
+
 def _pixel_meaning(header, name="the header"):
     "What a DICOM header states or implies of the values that `_modality_values` gives."
     sign, relation = header.get("PixelIntensityRelationshipSign"), _relation(header)
@@ -170,7 +185,8 @@ def kept_once(what, make: Callable):
         return make()
     if what not in kept:
         made = make()
-        kept.clear()
+        if len(kept) > 1:  # an X-ray and its mask
+            del kept[next(iter(kept))]
         kept[what] = made
     return kept[what]
 
@@ -278,6 +294,7 @@ class _Pixels(NamedTuple):
     header: Any  # of DICOM, of the frame that was read, else None
     pitch: tuple | None  # (row, column)
     inside: np.ndarray | None  # H W: at neither end of the stored scale, if it has ends
+    last: float | None  # the highest value that could be stored
 
 
 def _inside(values, top):
@@ -315,7 +332,7 @@ def _xray_pixels(image, frame, calibrated):
             f"an image [H, W] or frames [F, H, W] are expected, not shape {tuple(np.shape(stack))}"
         )
     values = _frame_of(stack, frame, name)
-    return _Pixels(values, None, pitch, _inside(values, top))
+    return _Pixels(values, None, pitch, _inside(values, top), top)
 
 
 # what a projection is made into
@@ -344,10 +361,10 @@ def _dicom_xray(path, frame, name):
             setattr(header, element.keyword, element.value)
         values += _modality_values(header, stack[k], name) / np.float32(len(chosen))
     shown = _frame_of(stack[chosen] if frame == "mean" else stack, frame, name)
-    signed = header.get("PixelRepresentation", 0) != 0
-    inside = _inside(shown, None if signed else 2 ** int(header.BitsStored) - 1)
+    signed, bits = header.get("PixelRepresentation", 0) != 0, header.get("BitsStored")
+    inside = _inside(shown, None if signed or not bits else 2 ** int(bits) - 1)
     values[_padding(header, shown)] = np.nan
-    return _Pixels(values, header, None, inside)
+    return _Pixels(values, header, None, inside, _last_value(header, name))
 
 # %% ../../notebooks/api/032_data_pictures.ipynb #e3f90c11
 _WINDOWS = [

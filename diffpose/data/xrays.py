@@ -355,6 +355,7 @@ def _dicom_geometry(header, shape, name, spacing):
             _check_pitch(header, shape, pitch, name)
     if pitch is not None:
         said |= {"dely": float(pitch[0]), "delx": float(pitch[1])}
+    _check_sense(said, name)
     if said["sid"] and said["sdd"] and said["sid"] >= said["sdd"]:
         warnings.warn(
             f"{name} says that the patient (DistanceSourceToPatient {said['sid']:g} mm) is not"
@@ -365,6 +366,31 @@ def _dicom_geometry(header, shape, name, spacing):
         said["sid"] = None
     lengths = ("sdd", "sid", "delx", "dely")
     return {k: v for k, v in said.items() if v is not None and (v != 0 or k not in lengths)}
+
+
+_SENSE = {  # of what a header states: in words, the least and the most that an X-ray has, its unit
+    "sdd": ("the distance from source to detector", 200.0, 10_000.0, "mm"),
+    "sid": ("the distance from source to patient", 100.0, 10_000.0, "mm"),
+    "delx": ("the width of a pixel", 0.005, 10.0, "mm"),
+    "dely": ("the height of a pixel", 0.005, 10.0, "mm"),
+    "primary_angle": ("the primary angle", -360.0, 360.0, "degrees"),
+    "secondary_angle": ("the secondary angle", -360.0, 360.0, "degrees"),
+}
+
+
+def _check_sense(said, name):
+    "Say where a number is none that an X-ray has; take out what is no number at all."
+    for key, (what, least, most, unit) in _SENSE.items():
+        value = said.get(key)
+        if not value or least <= value <= most:
+            continue
+        wild = not math.isfinite(value) or value > 1e6 or unit == "degrees" or value < 0
+        said[key] = None if wild else value
+        _notice(
+            f"{name} states {value:g} {unit} as {what}, which no X-ray has:"
+            f" {'it is passed over' if wild else 'taken as it is'}; pass"
+            f" {argument('camera')} with what is right"
+        )
 
 
 PLANE_MM = 1000.0  # of a parallel beam: where its detector is drawn
@@ -585,7 +611,7 @@ def read_xray(
     """
     _check_arguments(camera, polarity, sdd, parallel)
     _check_turn(flip, rotate)
-    pixels, header, pitch, inside = _xray_pixels(
+    pixels, header, pitch, inside, last = _xray_pixels(
         image, frame, not (camera is None and sdd is None and spacing is None and not parallel)
     )
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
@@ -606,7 +632,7 @@ def read_xray(
     shutter = _shutter(None if return_mask == "pixels" else header, values)
     if polarity is None:
         _doubt_polarity(values, shutter, dark, header, name)
-    xray = _linearise(values, shutter, dark, log, i0)
+    xray = _linearise(values, shutter, dark, log, i0, last, name)
     shown = _turned_image(xray[None, None], flip, rotate)
     if not return_mask:
         return shown, camera
@@ -616,7 +642,7 @@ def read_xray(
     return shown, camera, _turned_image(mask[None, None], flip, rotate)
 
 # %% ../../notebooks/api/033_data_xrays.ipynb #7266b961
-def _linearise(values, shutter, dark, log, i0):
+def _linearise(values, shutter, dark, log, i0, last=None, name="the image"):
     "Line integrals from pixel values, by the table above; what is behind a shutter sets no limit."
     finite = values[values.isfinite() & shutter]
     finite = finite if finite.numel() else values[values.isfinite()]
@@ -628,7 +654,20 @@ def _linearise(values, shutter, dark, log, i0):
             nan=float(high if dark else low), posinf=float(high), neginf=float(low)
         )
         return (high if i0 is None else i0) - values if dark else values
-    return to_line_integrals(values if dark else high + low - values, i0)
+    return to_line_integrals(values if dark else _turned_over(values, low, high, last, name), i0)
+
+
+def _turned_over(values, low, high, last, name):
+    "Counts of values that fall with the beam: `last` had none, if it can be meant."
+    if last is not None and high <= last <= 2 * high - low:
+        return last - values
+    if last is not None:
+        _notice(
+            f"{name} shows bone bright, and its values end at {high:g}, where {last:g} could be"
+            " stored: that cannot be where no beam is left, so the image is inverted about its own"
+            " range"
+        )
+    return high + low - values
 
 
 def _trusted(values, dark, log, inside):

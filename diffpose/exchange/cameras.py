@@ -6,7 +6,10 @@
 __all__ = []
 
 # %% ../../notebooks/api/138_exchange_cameras.ipynb #1778be95
+import base64
+import binascii
 import json
+import math
 import re
 import warnings
 from pathlib import Path
@@ -22,11 +25,43 @@ from ..files import load_json, read_text
 from ..results import OPENCV_KEYS, POSE_KEYS, load_poses
 
 # %% ../../notebooks/api/138_exchange_cameras.ipynb #5a31aa71
+_NUMBERS = r"(\[[^\]]*\]|!!binary \|[ \t]*\r?\n(?:[ \t]+[A-Za-z0-9+/=]+[ \t]*\r?\n)+)"
 _MATRIX = re.compile(
-    r"^[ \t]*(\w+):(?:[ \t]*!!opencv-matrix)?[ \t]*\r?\n[ \t]+rows:[ \t]*(\d+)\s+"
-    r"cols:[ \t]*(\d+)\s+(?:dt:[ \t]*\W?\w+\W?\s+)?data:\s*\[([^\]]*)\]",
+    r"^[ \t]*(\w+):(?:[ \t]*!!opencv-(?:nd-)?matrix)?[ \t]*\r?\n[ \t]+"
+    rf"(?:rows:[ \t]*(\d{{1,6}})\s+cols:[ \t]*(\d{{1,6}})|sizes:[ \t]*{_NUMBERS})\s+"
+    rf"(?:dt:[ \t]*\W?(\w+)\W?\s+)?data:\s*{_NUMBERS}",
     re.MULTILINE,
 )
+_TYPES = {"u": "u1", "c": "i1", "w": "<u2", "s": "<i2", "i": "<i4", "f": "<f4", "d": "<f8"}
+
+
+def _flat(path: Path, name: str, text: str) -> np.ndarray:
+    """The numbers of a matrix of cv::FileStorage, in digits or, behind a mark, in base64: its type
+    in 24 bytes, then the values.
+    """
+    mark = next((m for m in ("!!binary |", "$base64$") if text.startswith(m)), None)
+    if mark is None:
+        return _array(path, name, text).ravel()
+    try:
+        raw = base64.b64decode("".join(text.removeprefix(mark).split()), validate=True)
+        kind = raw[:24].decode("ascii").strip().lstrip("0123456789")
+        return np.frombuffer(raw[24:], _TYPES[kind]).astype(float)
+    except (binascii.Error, ValueError, KeyError):
+        raise UserError(f"{path}: {name} is no base64 of OpenCV, or is damaged") from None
+
+
+def _sized(path: Path, name: str, values: np.ndarray, sizes: Any, kind: str) -> np.ndarray:
+    "Numbers as a matrix of OpenCV; each entry has as many as its type says, such as 2f."
+    sizes = [int(n) if 0 <= float(n) < 1e9 else -1 for n in sizes]
+    channels = re.match(r"\W?(\d*)", kind)
+    several = int(channels[1] or 1) if channels else 1
+    shape = tuple(sizes) if several == 1 else (*sizes, several)
+    if math.prod(shape) != values.size or min(shape) < 0:
+        raise UserError(
+            f"{path}: {name} says that it is {' x '.join(map(str, shape))}, and holds"
+            f" {values.size} numbers"
+        )
+    return values.reshape(shape)
 _LIST = re.compile(r"^(\w+):[ \t]*(\[[^A-Za-df-z]*?\])[ \t]*\r?$", re.MULTILINE)
 _SCALAR = re.compile(r"^(\w+):[ \t]*([^\s\[{!&|>][^\r\n]*?)[ \t]*\r?$", re.MULTILINE)
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.I)
@@ -52,10 +87,10 @@ def _array(path: Path, name: str, text: str, shape: tuple | None = None) -> np.n
 def _yaml(path: Path) -> dict[str, Any]:
     "Names and values of a YAML file as OpenCV, ROS and MATLAB's users write it."
     text = read_text(path, "a calibration (YAML)")
-    found: list[tuple[str, Any]] = [
-        (name, _array(path, name, data, (int(rows), int(columns))))
-        for name, rows, columns, data in _MATRIX.findall(text)
-    ]
+    found: list[tuple[str, Any]] = []
+    for name, rows, columns, sizes, kind, data in _MATRIX.findall(text):
+        size = _flat(path, name, sizes) if sizes else (rows, columns)
+        found.append((name, _sized(path, name, _flat(path, name, data), size, kind)))
     found += [(name, _array(path, name, data)) for name, data in _LIST.findall(text)]
     found += [
         (name, float(value) if _NUMBER.fullmatch(value) else value.strip("\"'"))
@@ -70,12 +105,14 @@ def _xml(path: Path) -> dict[str, Any]:
     found: list[tuple[str, Any]] = []
     for node in root if root.tag == "opencv_storage" else ():
         part = {child.tag: (child.text or "").strip() for child in node}
+        for child in node:
+            if child.get("type_id") == "binary":
+                part[child.tag] = "!!binary |" + part[child.tag]
         value: Any = (node.text or "").strip()
-        if {"rows", "cols", "data"} <= part.keys():
-            size = part["rows"], part["cols"]
-            if not all(re.fullmatch(r"\d{1,6}", n) for n in size):
-                raise UserError(f"{path}: {node.tag} has {size[0][:9]!r} x {size[1][:9]!r} entries")
-            value = _array(path, node.tag, part["data"], (int(size[0]), int(size[1])))
+        if {"rows", "cols", "data"} <= part.keys() or {"sizes", "data"} <= part.keys():
+            size = part.get("sizes") or f"{part['rows']} {part['cols']}"
+            value, size = (_flat(path, node.tag, x) for x in (part["data"], size))
+            value = _sized(path, node.tag, value, size, part.get("dt", "d"))
         elif _NUMBER.fullmatch(value):
             value = float(value)
         found.append((node.tag, value))
@@ -90,28 +127,41 @@ def _each_once(path: Path, found: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(found)
 
 # %% ../../notebooks/api/138_exchange_cameras.ipynb #ee408ca6
-def _plain(value: Any) -> Any:
+def _plain(path: Path, value: Any) -> Any:
     "Lists of numbers as arrays, cv::FileStorage's matrices too; the rest as it is."
-    if isinstance(value, dict) and {"rows", "cols", "data"} <= value.keys():
-        value = (value["data"], (value["rows"], value["cols"]))
-    elif isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    else:
-        value = (value, None)
-    data, shape = value
-    if isinstance(data, (list, np.ndarray)):
+    if isinstance(value, dict) and "data" in value and {"rows", "sizes"} & value.keys():
+        return _of_storage(path, value)
+    if isinstance(value, dict):
+        return {str(key): _plain(path, part) for key, part in value.items()}
+    if isinstance(value, (list, np.ndarray)):
         try:
-            array = np.array(data, dtype=np.float64)
-            return array if shape is None else array.reshape(shape)
+            return np.array(value, dtype=np.float64)
         except (ValueError, TypeError, OverflowError):
-            return data
-    sound = isinstance(data, (int, float)) and not isinstance(data, bool) and abs(data) < 1e300
-    return float(data) if sound else data
+            return value
+    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    return float(value) if sound else value
+
+
+def _of_storage(path: Path, found: dict) -> Any:
+    "A matrix of cv::FileStorage in JSON, or what stands there."
+    def flat(said: Any) -> np.ndarray:
+        if isinstance(said, str):
+            return _flat(path, "a matrix", said)
+        return np.array(said, dtype=np.float64).ravel()
+
+    sizes = found.get("sizes", [found.get("rows"), found.get("cols")])
+    try:
+        data, size = flat(found["data"]), flat(sizes)
+    except (ValueError, TypeError, OverflowError) as error:
+        if isinstance(error, UserError):
+            raise
+        return found["data"]
+    return _sized(path, "a matrix", data, size, str(found.get("dt", "d")))
 
 
 def _json(path: Path) -> dict[str, Any]:
     found = load_json(path, "a camera or a pose (JSON)")
-    return _plain(found) if isinstance(found, dict) else {}
+    return _plain(path, found) if isinstance(found, dict) else {}
 
 
 def _npz(path: Path) -> dict[str, Any]:
@@ -155,7 +205,7 @@ def _mat(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no MATLAB file ({type(error).__name__}: {error})") from None
     if any(type(v).__name__ == "MatlabOpaque" or k in ("None", "") for k, v in found.items()):
         raise UserError(f"{path} {_OBJECT}")
-    return {name: _plain(part) for name, part in found.items() if not name.startswith("__")}
+    return {name: _plain(path, part) for name, part in found.items() if not name.startswith("__")}
 
 # %% ../../notebooks/api/138_exchange_cameras.ipynb #13603ace
 _NAMES = {  # of OpenCV's users, in small letters and without underscores

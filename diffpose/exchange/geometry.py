@@ -78,6 +78,7 @@ class XrayGeometry:
     ct: Path | None = None  # of the patient, for a scene
     xray: Path | None = None  # for a reference to it
     image: "Tensor | None" = None  # 1 1 H W, for a scene
+    patient: "torchio.Subject | None" = None  # as `read` made it of `ct`; None: it is read anew
 
     def __post_init__(self):
         if self.K is None:

@@ -23,6 +23,7 @@ from .geometry import FORMATS, LPS, Format, XrayGeometry, read_xml, xml_of
 
 if TYPE_CHECKING:
     import pydicom
+    import torchio
 
 # %% ../../notebooks/api/139_exchange_transforms.ipynb #d5a76b5e
 _BALL = np.concatenate([np.zeros((1, 3)), 100 * np.eye(3), [[60.0, -80, 90], [-70, 50, 40]]])
@@ -213,26 +214,46 @@ def _node(root: Any, tag: str, number: int, name: str, **attributes: str) -> Non
     ElementTree.SubElement(root, tag, {**named, **attributes})
 
 
+_WHOLE = (".nii.gz", ".nii", ".nrrd", ".mha")  # volumes in one file, which Slicer opens
 _DETACHED = (".mhd", ".nhdr", ".hdr", ".img")  # a header whose voxels are in another file
 
 
+def _write_volume(subject: "torchio.Subject", path: Path) -> None:
+    "The CT in HU where the scan has it, in LPS."
+    import SimpleITK as sitk
+    import torch
+
+    voxels, scan = subject.volume.data[0], subject.scan_from_world.matrix[0].double().numpy()
+    if (voxels == voxels.round()).all() and voxels.abs().max() < 2**15:
+        voxels = voxels.to(torch.int16)
+    affine = LPS @ scan @ subject.volume.affine
+    size = np.linalg.norm(affine[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(voxels.permute(2, 1, 0).numpy())
+    image.SetSpacing(size.tolist())
+    image.SetDirection((affine[:3, :3] / size).ravel().tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
 def _ct_of(geometry: XrayGeometry, path: Path, bundled: bool) -> str | None:
-    "What a scene calls the CT: where it lies, or its copy beside a scene that is bundled."
-    ct = geometry.ct
+    "What a scene calls the CT: where it lies, its copy in a bundle, or a volume made of it."
+    ct, stem = geometry.ct, path.name[: -len(".mrml")]
     if ct is None:
         return None
-    if ct.is_file() and not bundled:
+    name = ct.name.lower()
+    ending = next((s for s in _WHOLE if name.endswith(s)), "") if ct.is_file() else ""
+    if not bundled and (ending or ct.is_file() and name.endswith(_DETACHED)):
         return str(ct.absolute())
-    if ct.is_file() and ct.suffix.lower() not in _DETACHED:
-        ending = "".join(s for s in ct.suffixes[-2:] if s.lower() in (".nii", ".gz", ct.suffix))
-        copy = path.with_name(f"{path.stem}_ct{ending}")
-        shutil.copyfile(ct, copy)
-        return copy.name
-    warnings.warn(
-        UserNotice(f"{path.name} leaves out the CT {ct.name}: load it in Slicer beside the scene"),
-        stacklevel=4,
-    )
-    return None
+    if ending:
+        shutil.copyfile(ct, path.with_name(f"{stem}_ct{ending}"))
+        return f"{stem}_ct{ending}"
+    subject = geometry.patient
+    if subject is None:
+        from diffpose.data import read
+
+        subject = read(ct)
+    _write_volume(subject, path.with_name(f"{stem}_ct.nrrd"))
+    return f"{stem}_ct.nrrd"
 
 
 def _write_mrml(geometry: XrayGeometry, path: Path, bundled: bool = False) -> None:
@@ -284,7 +305,7 @@ def _write_mrml(geometry: XrayGeometry, path: Path, bundled: bool = False) -> No
 
 
 def _write_mrb(geometry: XrayGeometry, path: Path) -> None:
-    "A scene of 3D Slicer and all its files in one archive, the CT too where it is one file."
+    "A scene of 3D Slicer and all its files in one archive."
     name = path.name[: -len(".mrb")]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         _write_mrml(geometry, Path(folder) / f"{name}.mrml", bundled=True)

@@ -138,6 +138,7 @@ class JointRegistration:
         # K, how bodies have moved against the first, to begin from; None: not at all
         motions: RigidTransform | None = None,
         find_field: bool = True,  # leave out what `open_field` does
+        more: RigidTransform | None = None,  # N poses where the first view may have been as well
     ) -> JointResult:
         "Find where everything was."
         images = [xrays] if isinstance(xrays, Tensor) else list(xrays)
@@ -156,7 +157,8 @@ class JointRegistration:
         begin = init.matrix if len(init) == n else init.matrix @ unknowns.relative
         points = default_landmarks(solvers[0].drr) if landmarks is None else _landmarks(landmarks)
         if list(unknowns.layout) == [("body", 0)] and n == 1 and not matches:
-            result = solvers[0].register(images[0], init, masks[0], points, find_field=find_field)
+            one = images[0], init, masks[0], points
+            result = solvers[0].register(*one, more=more, find_field=find_field)
             return _of_one(unknowns, result, points)
         seen = []
         for solver, image, mask in zip(solvers, images, masks):
@@ -164,8 +166,8 @@ class JointRegistration:
             seen.append((image, (mask, measured(image, mask) if find_field else mask)))
         with torch.no_grad():
             bodies = torch.linalg.inv(check_poses(moved).matrix)
-            how = (drrs, unknowns, solvers, seen, begin, bodies, points)
-            return self._solve(*how)
+            others = None if more is None else check_poses(more).matrix
+            return self._solve(drrs, unknowns, solvers, seen, begin, bodies, points, others)
 
     def _solve(
         self,
@@ -176,6 +178,7 @@ class JointRegistration:
         begin: Tensor,  # V 4 4
         bodies: Tensor,  # K 4 4
         points: Tensor,  # N 3
+        others: Tensor | None,  # N 4 4
     ) -> JointResult:
         "Each view alone, up to the level that says whether images agree; then all together."
         distance = begin[:, :3, 3].norm(dim=-1).median().item()
@@ -197,7 +200,7 @@ class JointRegistration:
             scenes.append(Scene(unknowns, levels, targets, [0.0] * n, [1.0] * n))
         work = Work(unknowns, drrs, *scenes, points, self.thresholds)
         work.renders = sum(int(job.renders.sum()) for job in jobs)
-        return work.solve(begin, bodies, alone)
+        return work.solve(begin, bodies, alone, others)
 
 
 def _bodies(drrs: list[DRR], level: Level, distance: float) -> list[Level]:

@@ -66,6 +66,7 @@ class Work:
         begin: Tensor,  # V 4 4
         bodies: Tensor,  # K 4 4, from the world of the first body to that of each
         alone: list[Tensor],  # of each view, what it proposes alone: N 4 4, best first
+        others: Tensor | None = None,  # N 4 4, where else the first view may have been
     ) -> JointResult:
         "From views alone to all together."
         u, misfit = self.unknowns, TOGETHER * self.thresholds.misfit
@@ -87,6 +88,7 @@ class Work:
             self.fused = min(fused, key=lambda one: one[1])
             if self.fused[1] < FITTING + u.size:
                 states = [self.fused[0]]  # the views fit together
+        states += [] if others is None else [state_of(pose) for pose in others]
         state = self.best(local, torch.stack(states))
         scene = self.last.weigh(state, misfit)
         found, _, renders = scene.descend(state[None])

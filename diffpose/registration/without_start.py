@@ -25,7 +25,7 @@ from .pyramid import view_like
 from .residuals import standardise_band
 from .space import SearchSpace
 from .uncertainty import _landmarks, default_landmarks
-from .verdict import Reason, Result, Thresholds
+from .verdict import Result, rival_reason
 from ..twists import so3_exp
 
 # %% ../../notebooks/api/106_registration_without_start.ipynb #35ce6390
@@ -57,6 +57,8 @@ def search(
 _COARSE_PX = 32  # pixels along the shorter side while rotations are tried
 _BATCH = 64  # DRRs at a time
 _SHAKEN, _SHAKE = 20, (12.0, 6.0)  # what agrees best is turned at random: how often, by [deg]
+_MOST = 4  # times as many candidates are registered where none convinces
+_ALIKE = 0.05  # of agreement
 _AROUND = 7.0  # mm at the body around its outline that count
 
 
@@ -159,7 +161,7 @@ def search_together(
     landmarks: Tensor | None = None,  # N 3 or 1 N 3 world [mm], for the expected TRE
     step_deg: float = 20.0,  # between rotations
     reach_mm: float = 15.0,  # how far the body may be off, at each of two looks
-    tried: int = 5,  # candidates that are registered
+    tried: int = 5,  # candidates that are registered, and after each that is better than before
     tell: Callable[[str], None] = lambda text: None,  # what is being done
     **options: Any,  # of `JointRegistration`
 ) -> JointResult:
@@ -183,57 +185,86 @@ def search_together(
         parts.append(_laid(films, motions[k : k + _BATCH], reach_mm))
     motions, scores = (torch.cat(part) for part in zip(*parts))
     generator, solved = torch.Generator().manual_seed(0), []
-    for k, best in enumerate(scores.argsort(descending=True)[:tried].tolist()):
-        tell(f"registering, candidate {k + 1} of {tried}")
-        one = _shaken(films, motions[best], body, reach_mm, generator)
+    last = tried  # candidates, unless one that is better asks for more
+    for k, one in enumerate(scores.argsort(descending=True)[: _MOST * tried].tolist()):
+        if k >= last and any(result.verdict != "stalled" for result in solved):
+            break
+        tell(f"registering, candidate {k + 1}")
+        near = _shaken(films, motions[one], body, reach_mm, generator)
         try:
-            found = _followed(drr, cameras, places, (xrays, masks), one, landmarks, options)
+            found = _followed(drr, cameras, places, (xrays, masks), near, landmarks, options)
         except UserError as error:  # it left an image
             why = error
             continue
+        if found.verdict != "stalled" and all(_least(found) > _least(x) + 0.01 for x in solved):
+            last = k + 1 + tried
         solved.append(found)
     if not solved:
-        raise UserError(f"none of {tried} candidates stayed in view: {marked(why)}") from why
-    least = lambda result: min(
-        e["local_agreement"] if math.isfinite(e["local_agreement"]) else -1.0
-        for e in result.evidence
-    )
-    best = max(solved, key=least)
-    return doubted(best, solved, _points(drr, landmarks), options.get("thresholds") or Thresholds())
-
-
-def _points(drr: DRR, landmarks: Tensor | None) -> Tensor:  # 1 N 3
-    "Where two answers are compared."
+        raise UserError(f"none of the candidates stayed in view: {marked(why)}") from why
+    best = max(solved, key=lambda result: (result.verdict != "stalled", _least(result)))
     points = default_landmarks(drr) if landmarks is None else _landmarks(landmarks)
-    return points.reshape(1, -1, 3)
-
-
-def doubted(
-    best: JointResult,
-    solved: Sequence[JointResult],  # it, and what other candidates came to
-    points: Tensor,  # 1 N 3 world [mm]
-    thresholds: Thresholds,
-) -> JointResult:
-    "The answer, ambiguous where another that is elsewhere convinces by itself."
-    seen = lambda result: result.poses[:1].inverse()(points)
-    rivals = {}
-    for other in solved:
-        off = (seen(other) - seen(best)).norm(dim=-1).mean().item()
-        if other is not best and other.verdict != "stalled" and off > thresholds.distance_mm:
-            rivals[off] = other
+    solver = JointRegistration(drr, cameras, RigidTransform(places), restarts=0, **options)
+    rivals = elsewhere(best, solved, points, solver.thresholds.distance_mm)
     if not rivals or best.verdict == "stalled":
         return best
-    off = min(rivals)
-    text = (
-        f"another pose, {off:.0f} mm away, explains the X-rays by itself, too: a start, a view from"
-        " another side, or what lies around the body tells them apart"
-    )
+    tell("comparing answers")
+    around = [_around(drr, cameras, places, masks, result.poses) for result in (best, *rivals)]
+    near = [torch.stack(each).any(0) for each in zip(*around)]
+    return _told_apart(solver, best, rivals, (xrays, near), points)
+
+
+def _least(result: JointResult) -> float:
+    "Agreement in the X-ray where an answer agrees least."
+    said = (e["local_agreement"] for e in result.evidence)
+    return min(x if math.isfinite(x) else -1.0 for x in said)
+
+
+def _off(a: JointResult, b: JointResult, points: Tensor) -> float:
+    "Distance of two answers at points of the body [mm]."
+    seen = lambda result: result.poses[:1].inverse()(points.reshape(1, -1, 3))
+    return (seen(a) - seen(b)).norm(dim=-1).mean().item()
+
+
+def elsewhere(
+    best: JointResult,
+    solved: Sequence[JointResult],  # it, and what other candidates came to
+    points: Tensor,  # N 3 or 1 N 3 world [mm]
+    far_mm: float,
+) -> list[JointResult]:
+    """Other answers that convince by themselves, or agree about as well without being refused, a
+    far one each time; best first.
+    """
+    found: list[JointResult] = []
+    for other in sorted(solved, key=_least, reverse=True):
+        alike = other.verdict == "ambiguous" and _least(other) > _least(best) - _ALIKE
+        if (alike or other.verdict == "converged") and all(
+            _off(other, known, points) > far_mm for known in (best, *found)
+        ):
+            found.append(other)
+    return found
+
+
+def _told_apart(
+    solver: JointRegistration,
+    best: JointResult,
+    others: Sequence[JointResult],  # elsewhere
+    seen: tuple,  # X-rays, masks that hold all of the answers
+    points: Tensor,
+) -> JointResult:
+    "The answer, ambiguous where it agrees hardly better than others in the same pixels."
+    t = solver.thresholds
+    more = RigidTransform.cat([other.poses[:1] for other in others])
+    again = solver.register(seen[0], best.poses, seen[1], points, find_field=False, more=more)
+    each = zip(*(e["separation"][1:] for e in again.evidence))  # of each other one, by views
+    # views err each for itself, so that what they say adds up (Stouffer)
+    apart = min((sum(views) / math.sqrt(len(views)) for views in each), default=math.inf)
+    if _off(again, best, points) > t.distance_mm:  # another one costs less
+        apart = -abs(apart) if math.isfinite(apart) else 0.0
+    if apart >= t.margin:
+        return best
     kept = best.reasons if best.verdict == "ambiguous" else []
-    return replace(
-        best,
-        verdict="ambiguous",
-        reasons=[Reason(text, "rival", off, thresholds.distance_mm), *kept],
-    )
+    reasons = [rival_reason(apart, t, "the X-rays"), *kept]
+    return replace(best, verdict="ambiguous", reasons=reasons)
 
 
 def _shaken(
@@ -251,6 +282,21 @@ def _shaken(
     return motion
 
 
+def _around(
+    drr: DRR,
+    cameras: Sequence[Camera],
+    places: Tensor,  # V 4 4
+    masks: Sequence[Tensor],
+    poses: RigidTransform,  # of each view
+) -> list[Tensor]:  # 1 1 H W bool of each view
+    "What counts of each X-ray, near the body as poses have it."
+    near = []
+    for camera, mask, place, pose in zip(cameras, masks, places, poses.matrix):
+        film = _Film(view_like(drr, camera), mask, mask, place)
+        near.append(film.around((place @ torch.linalg.inv(pose))[None])[1])
+    return near
+
+
 def _followed(
     drr: DRR,
     cameras: Sequence[Camera],
@@ -262,13 +308,9 @@ def _followed(
 ) -> JointResult:
     "The registration from a candidate, in masks around the body as it is found."
     solver = JointRegistration(drr, cameras, RigidTransform(places), restarts=0, **options)
-    views = [view_like(drr, camera) for camera in cameras]
     poses, result = RigidTransform(torch.linalg.inv(motion) @ places), None
     for _ in range(2):
-        near = []
-        for view, mask, place, pose in zip(views, seen[1], places, poses.matrix):
-            film = _Film(view, seen[0][0], mask, place)
-            near.append(film.around((place @ torch.linalg.inv(pose))[None])[1])
+        near = _around(drr, cameras, places, seen[1], poses)
         result = solver.register(seen[0], poses, near, landmarks, find_field=False)
         poses = result.poses
     assert result is not None
