@@ -701,7 +701,7 @@ def test_a_lack_of_memory_is_no_fault_of_ours(tmp_path, capsys, monkeypatch, kin
     text = capsys.readouterr().err
     assert stop.value.exit_code == 2 and "not enough memory" in text and "fault of diffpose" not in text
     path = write_nifti(tmp_path / "ct.nii.gz")
-    monkeypatch.setattr("diffpose.data.volumes._stored_voxels", lambda *given: shortage(kind))
+    monkeypatch.setattr("diffpose.data.volumes.stored_voxels", lambda *given: shortage(kind))
     with pytest.raises(MemoryError, match=r"not enough memory to read .*ct\.nii\.gz"):
         voxels(path)
 
