@@ -72,7 +72,7 @@ def extras(root):
 
 def modules(root):
     "`{dotted name: (notebook's number, path of the exported module)}`; what `p.__init__` exports is the module `diffpose.p`."
-    number = lambda path: int(found[0]) if (found := re.match(r"\d+", path.name)) else None
+    number = lambda path: found[0] if (found := re.match(r"\d+[a-z]?", path.name)) else None  # 047a comes between 047 and 048
     return {f"diffpose.{name}": (number(notebook), module) for name, (notebook, _, module) in table.modules(root).items()}
 
 
@@ -181,7 +181,7 @@ def lines_are_short(root):
     "Of the cells: the head that nbdev writes above them is its own."
     bad = []
     for where, path, cell in cells(root):
-        if is_export(cell) and not re.sub(r"^\d+_", "", path.stem).startswith(WIDE):
+        if is_export(cell) and not re.sub(r"^\d+[a-z]?_", "", path.stem).startswith(WIDE):
             bad += [f"{where}: a line of {len(line)} columns, of {COLUMNS}: {line.strip()[:40]}..." for line in body(cell).splitlines() if len(line) > COLUMNS]
     return bad
 
@@ -231,7 +231,7 @@ def notebooks_are_numbered_and_named_by_module(root):
     for where, path, cell in cells(root):
         name = directives(cell).get("default_exp")
         wanted = name and name.removesuffix(".__init__").replace(".", "_")  # a package's page has the package's name
-        if name and not re.fullmatch(rf"\d{{2,}}_{wanted}", path.stem):
+        if name and not re.fullmatch(rf"\d{{2,}}[a-z]?_{wanted}", path.stem):
             bad.append(f"{where} exports to {name}: call the notebook NN_{wanted}.ipynb")
     return bad
 

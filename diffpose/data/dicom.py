@@ -455,12 +455,12 @@ def _dicom_pixels(path):
     header, stored = stored_pixels(path)
     padded = padding_values(header, stored)
     if header.get("ModalityLUTSequence"):
-        return header, modality_values_of(header, stored, path), padded
+        return header, looked_up_values(header, stored, path), padded
     slope, intercept = stated_rescale(header, path)
     return header, stored.astype(np.float32) * np.float32(slope) + np.float32(intercept), padded
 
 
-def modality_values_of(header, stored, path):
+def looked_up_values(header, stored, path):
     "Stored pixels as the modality LUT of their header has them (float32)."
     from pydicom.pixels import apply_modality_lut
 

@@ -24,7 +24,7 @@ from .joint import JointRegistration, JointResult
 from .pyramid import view_like
 from .residuals import standardise_band
 from .space import SearchSpace
-from .uncertainty import check_landmarks, default_landmarks
+from .uncertainty import landmarks_of
 from .verdict import Reason, Result, Thresholds
 from ..twists import so3_exp
 
@@ -199,13 +199,8 @@ def search_together(
         for e in result.evidence
     )
     best = max(solved, key=least)
-    return doubted(best, solved, _points(drr, landmarks), options.get("thresholds") or Thresholds())
-
-
-def _points(drr: DRR, landmarks: Tensor | None) -> Tensor:  # 1 N 3
-    "Where two answers are compared."
-    points = default_landmarks(drr) if landmarks is None else check_landmarks(landmarks)
-    return points.reshape(1, -1, 3)
+    points = landmarks_of(drr, landmarks)[None]
+    return doubted(best, solved, points, options.get("thresholds") or Thresholds())
 
 
 def doubted(
