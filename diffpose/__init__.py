@@ -91,7 +91,6 @@ _HOME = {  # a name: its module
     "simulate_xray": "simulation",
     "train": "training",
 }
-_PAGE = "https://diffpose.github.io/diffpose/notebooks/tutorials/coming_from.html"
 _MOVED = {  # a module of an earlier package: where its contents are
     "utils": "get_pinhole_camera and the intrinsic matrices are in diffpose.calibration, resample is diffpose.training.retarget, rotations are in diffpose.pose",
     "detector": "Detector is in diffpose.calibration; make_xrays is `source, target = drr.detector(pose)`",
@@ -102,9 +101,11 @@ _MOVED = {  # a module of an earlier package: where its contents are
 
 def _moved(module: str) -> str:
     "What to say of an earlier package's module."
+    from .predecessors import MIGRATION_PAGE
+
     return (
         f"`{__name__}.{module}` is from an earlier package. Here: {_MOVED[module]}. Every old call"
-        f" beside the new one: {_PAGE}"
+        f" beside the new one: {MIGRATION_PAGE}"
     )
 
 

@@ -10,9 +10,8 @@ import functools
 from collections.abc import Callable
 from typing import TypeVar, cast
 
-from . import _PAGE
-
 # %% ../notebooks/api/001_predecessors.ipynb #64c33311
+MIGRATION_PAGE = "https://diffpose.github.io/diffpose/notebooks/tutorials/coming_from.html"
 OLD_NAMES = {  # old name of a module: the call that does the same here
     "get_random_poses": (
         "diffpose.deepfluoro.get_random_offset(batch_size), composed with isocenter_pose(sdd)"
@@ -207,7 +206,7 @@ def new_call(name: str, new: str | None = None) -> str:
     "What to say of an old name or call."
     return (
         f"`{name}` is from an earlier package. Here: {new or OLD[name]}. Every old call beside the"
-        f" new one: {_PAGE}"
+        f" new one: {MIGRATION_PAGE}"
     )
 
 

@@ -20,7 +20,7 @@ from tools.notebook import body, directives, dumps, load, notebooks, source
 BUDGET_KB = {"api": 300, "tutorials": 1000}
 LINES_PER_FUNCTION = 60
 COLUMNS = 100  # as wide as the site shows code
-WIDE = ("kernels_cpu", "kernels_cuda")  # they keep what belongs together on a line
+WIDE = ("kernels_cuda_trilinear",)  # its walk is one function: Triton sees no further than a call
 OPTIONAL = {"triton"}  # imported where it is there, never required
 DISTRIBUTION = {"PIL": "pillow", "SimpleITK": "simpleitk"}  # where the import's name is not the distribution's
 ANNOUNCED = {"pyvista", "seaborn", "tensorboard"}  # 3D scenes and tables of results are part of the package's fixed set; torch.utils.tensorboard needs its namesake
@@ -35,55 +35,6 @@ PUBLIC_NAMES = 209  # what somebody who learns the package meets, and about what
 ALIKE = {  # names that several modules define: one interface, which their users exchange for one another
     *("Evaluator", "Transforms", "preprocess", "get_random_offset", "isocenter_pose", "write_twin", "check_layout"),  # of the benchmarks, deepfluoro and ljubljana
     *("integrate", "occupancy", "frame_gradient", "volume_gradient", "channel_jacobian"),  # of the backends, in kernels
-}
-PRIVATE = {  # of each module, the private names that others import still: this list only shrinks
-    "": "_PAGE",
-    "calibration.camera": "_check_matrix",
-    "calibration.detector": "_intrinsics _signed",
-    "calibration.formats": "_world_to_camera",
-    "data.containers": "_PIECE _SLACK _check_hdf5_item _check_hdf5_links _check_leads _check_streams _check_zlib _data_files _hdf5_value _open_nifti _scaled_voxels _stored_voxels _text_header",
-    "data.density": "_CHUNK _check_multiplier _top_beside_metal",
-    "data.dicom": "_frame_headers _is_dicom _load_dicom _load_multiframe _looked_up _padding _rescale _stored_pixels",
-    "data.grids": "_LPS _affine_of _check_affine _check_real _three _to_tensor",
-    "data.headers": "_MM _nifti_affine _nifti_header _text_geometry _text_lengths _text_scale",
-    "data.labels": "_label_ids _load_labels _load_structures _named _select",
-    "data.memory": "_PIXELS_MAX _Refused _check_memory _check_pixels",
-    "data.patients": "_world_from_scan",
-    "data.pictures": "_FLUOROSCOPY _Meaning _pixel_meaning _xray_pixels",
-    "data.volumes": "_NIFTI _itk_reader _load _unreadable",
-    "deepfluoro.checking": "_FIX _Findings _PARAMS _open",
-    "deepfluoro.datasets": "_Stored _one_of _projections",
-    "deepfluoro.images": "_size _stretch",
-    "deepfluoro.layout": "_find_file",
-    "drr.calls": "_Calls _SINGLE_ANGLES _as_pose _called _check_options _parameters _refuse_old",
-    "drr.contrast": "_contrast_map _light _maps",
-    "drr.rays": "_beam _by_intrinsics _by_twist _camera_from_twist _check_intrinsics _held _reach _to_index",
-    "drr.volume": "_Air _LABELS_MAX _alone _density_of _in_order _labels_of _upright",
-    "files": "_Unbroken _once",
-    "ljubljana.layout": "_FIX _GET",
-    "metrics.poses": "_batch _pair",
-    "phantom.bones": "_mirrored",
-    "phantom.painting": "_rotation",
-    "phantom.people": "_cores _place",
-    "phantom.solids": "_jit _slice _spline",
-    "registration.pyramid": "_backend",
-    "registration.residuals": "_along _mean",
-    "registration.starts": "_convincing",
-    "registration.uncertainty": "_block_spread _displacement _gradient_spread _infinite_along _inverse _landmarks",
-    "registration.verdict": "_history _stalling",
-    "results": "_arm _check_units _columns",
-    "rotations": "_B _axes _smooth",
-    "scenes.carm": "_axis _corners _one_pose",
-    "training.appearance": "_between",
-    "training.checkpoints": "_save _ways_on",
-    "training.learner": "_Learner _Lost _fingerprint _held_out",
-    "training.losses": "_check_labels",
-    "training.network": "_CHECKPOINT _MODEL _check_keys _check_residuals _check_weights _read_from _sourced",
-    "training.settings": "_PRECISIONS",
-    "training.tables": "_Tables",
-    "training.views": "_generator",
-    "twists": "_assemble",
-    "visualization.images": "_axes _gray",
 }
 RULES = {}
 
@@ -121,7 +72,7 @@ def extras(root):
 
 def modules(root):
     "`{dotted name: (notebook's number, path of the exported module)}`; what `p.__init__` exports is the module `diffpose.p`."
-    number = lambda path: int(found[0]) if (found := re.match(r"\d+", path.name)) else None
+    number = lambda path: found[0] if (found := re.match(r"\d+[a-z]?", path.name)) else None  # 047a comes between 047 and 048
     return {f"diffpose.{name}": (number(notebook), module) for name, (notebook, _, module) in table.modules(root).items()}
 
 
@@ -230,7 +181,7 @@ def lines_are_short(root):
     "Of the cells: the head that nbdev writes above them is its own."
     bad = []
     for where, path, cell in cells(root):
-        if is_export(cell) and not re.sub(r"^\d+_", "", path.stem).startswith(WIDE):
+        if is_export(cell) and not re.sub(r"^\d+[a-z]?_", "", path.stem).startswith(WIDE):
             bad += [f"{where}: a line of {len(line)} columns, of {COLUMNS}: {line.strip()[:40]}..." for line in body(cell).splitlines() if len(line) > COLUMNS]
     return bad
 
@@ -280,7 +231,7 @@ def notebooks_are_numbered_and_named_by_module(root):
     for where, path, cell in cells(root):
         name = directives(cell).get("default_exp")
         wanted = name and name.removesuffix(".__init__").replace(".", "_")  # a package's page has the package's name
-        if name and not re.fullmatch(rf"\d{{2,}}_{wanted}", path.stem):
+        if name and not re.fullmatch(rf"\d{{2,}}[a-z]?_{wanted}", path.stem):
             bad.append(f"{where} exports to {name}: call the notebook NN_{wanted}.ipynb")
     return bad
 
@@ -305,19 +256,16 @@ def modules_import_only_lower_numbers(root):
 
 @rule
 def private_names_stay_in_their_module(root):
-    "What another module needs is part of the surface within: no underscore, and `#| exporti`. PRIVATE holds those that are left."
-    used = {}
+    "What another module needs is part of the surface within: no underscore, and `#| exporti`."
+    bad = []
     for name, (_, path) in modules(root).items():
         if path.exists():
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            for target in imports(tree, name if path.name == "__init__.py" else name.rpartition(".")[0]):
+            for target in sorted(set(imports(tree, name if path.name == "__init__.py" else name.rpartition(".")[0]))):
                 home, _, private = target.rpartition(".")
                 if re.fullmatch(r"diffpose(\..+)?", home) and re.match(r"_[^_]", private):
-                    used.setdefault((home.removeprefix("diffpose").lstrip("."), private), []).append(name)
-    left = {(home, private) for home, names in PRIVATE.items() for private in names.split()}
-    bad = [f"{name} imports {private} of diffpose.{home}: give it a name without an underscore, in a cell with `#| exporti`, or move it" for (home, private), names in sorted(used.items()) if (home, private) not in left for name in names]
-    ours = {name.removeprefix("diffpose.") for name in modules(root)}
-    return bad + [f"PRIVATE names {private} of {home}, which nobody imports any more: take it off the list" for home, private in sorted(left - used.keys()) if home in ours]
+                    bad.append(f"{name} imports {private} of {home}: give it a name without an underscore, in a cell with `#| exporti`, or move it")
+    return bad
 
 
 def offered(tree):

@@ -275,14 +275,9 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class FullGeometry:
+class FullGeometry(Geometry):
     "A camera, with all that it may have."
 
-    camera: CameraFile = None
-    sdd: Sdd = None
-    height: Rows = None
-    width: Columns = None
-    delx: Delx = None
     dely: Annotated[
         float | None, option("Height of a pixel in mm. (default: as its width)", GEOMETRY)
     ] = None

@@ -147,7 +147,8 @@ def load_frames(
     import torch
 
     from diffpose.data.memory import check_memory
-    from diffpose.data.pictures import count_frames, decoded_once
+    from diffpose.data.frames import decoded_once
+    from diffpose.data.pictures import count_frames
 
     if case.taken.frame is not None:
         raise UserError("--frame is for one frame of several, and a sequence has all of them")

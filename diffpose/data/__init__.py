@@ -13,7 +13,7 @@ from .examples import load_example_ct
 from .grids import lps_from_ras, ras_from_lps, resample
 from .memory import max_memory
 from .patients import in_tissue, read
-from .pictures import to_line_integrals
+from .meaning import to_line_integrals
 from .xrays import read_xray
 from ..field import FieldOfView, find_field, open_field
 from ..files import cache_dir, data_path

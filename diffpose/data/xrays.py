@@ -18,14 +18,14 @@ from torch import Tensor
 
 from ..calibration.camera import Camera
 from ..calibration.carm import carm_pose, reorientation
-from diffpose.data.pictures import (
+from diffpose.data.meaning import (
     FLUOROSCOPY,
     PixelMeaning,
     pixel_meaning,
     surrounding,
-    xray_pixels,
     to_line_integrals,
 )
+from .pictures import xray_pixels
 from ..errors import UserError, UserNotice, UserTypeError, argument
 from ..field import find_field
 

@@ -167,6 +167,34 @@ def check_options(owner: str, options: Iterable[str], known: set[str]) -> None:
             + (f": did you mean {near[0]!r}?" if near else f". It takes {', '.join(sorted(known))}")
         )
 
+# %% ../../notebooks/api/069_drr_calls.ipynb #645db1e2
+def check_parts(p_subsample: float | None, patch_size: int | None, renderer: str, known: Iterable):
+    "Refuse a fraction of pixels, a size of patches, or a renderer that there is not."
+    if p_subsample is not None and not 0 < p_subsample <= 1:
+        raise UserError(
+            f"p_subsample is the fraction of pixels to render, in (0, 1], not {p_subsample}"
+        )
+    if patch_size is not None and patch_size < 1:
+        raise UserError(f"patch_size must be a positive number of pixels, not {patch_size}")
+    if renderer not in known:
+        raise UserError(f"renderer must be {' or '.join(map(repr, known))}, not {renderer!r}")
+
+
+def check_call(options: dict, known: set[str]) -> None:
+    "Refuse the arguments that an earlier package took in the place of a pose, and unknown ones."
+    if "pose" in options:
+        raise UserTypeError(new_call("drr(None, None, None, pose=pose)", "drr(pose)"))
+    old = sorted(_SINGLE_ANGLES & set(options))
+    if old:
+        raise UserTypeError(
+            new_call(
+                f"drr({'=..., '.join(old)}=...)",
+                'drr(rotation, translation, parameterization="euler_angles", convention="ZXY"), or'
+                " drr(carm_pose(primary, secondary, sid)) in degrees",
+            )
+        )
+    check_options("a call of a DRR", options, known)
+
 # %% ../../notebooks/api/069_drr_calls.ipynb #c0de7e02
 class Calls(Protocol):
     "The two ways to call a DRR, for editors: with a pose, or with what makes one."

@@ -8,7 +8,7 @@ __all__ = ['DRR']
 # %% ../../notebooks/api/070_drr_module.ipynb #a0eddedc
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import torch
 import torchio
@@ -18,10 +18,11 @@ from ..calibration import Camera, Detector
 from ..calibration.detector import intrinsics_for
 from ..data import Contrast
 from diffpose.drr.calls import (
-    SINGLE_ANGLES,
     Calls,
     as_pose,
+    check_call,
     check_options,
+    check_parts,
     parameters_of,
     refuse_old_arguments,
     with_calls,
@@ -32,10 +33,11 @@ from diffpose.drr.rays import (
     beam_of,
     camera_derivative,
     check_intrinsics,
-    held_along,
-    parallel_reach,
     twist_derivative,
+    view_of,
+    world_rays,
 )
+from .state import check_state, stored_state
 from diffpose.drr.volume import (
     LABELS_MAX,
     Air,
@@ -53,27 +55,6 @@ from ..renderers import Siddon, Trilinear
 from ..renderers.backends import choose_backend
 from ..renderers.refusals import refuse_transforms
 from ..renderers.requests import View
-
-# %% ../../notebooks/api/070_drr_module.ipynb #45c58f35
-# of a renderer's options, those that one call may replace
-_ONE_CALL = {"renderer", "n_points", "reducefn"}
-
-
-def _check_call(args: tuple, options: dict) -> None:
-    "Refuse the arguments that an earlier package took in the place of a pose."
-    if "pose" in options:
-        raise UserTypeError(new_call("drr(None, None, None, pose=pose)", "drr(pose)"))
-    old = sorted(SINGLE_ANGLES & set(options))
-    if old:
-        raise UserTypeError(
-            new_call(
-                f"drr({'=..., '.join(old)}=...)",
-                'drr(rotation, translation, parameterization="euler_angles", convention="ZXY"), or'
-                " drr(carm_pose(primary, secondary, sid)) in degrees",
-            )
-        )
-    if options.keys() - _ONE_CALL:
-        check_options("a call of a DRR", options, parameters_of(DRR.forward) - {"self"} | _ONE_CALL)
 
 # %% ../../notebooks/api/070_drr_module.ipynb #1d49e075
 class DRR(torch.nn.Module):
@@ -197,14 +178,7 @@ class DRR(torch.nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         "Put volume, detector and renderer together."
-        if p_subsample is not None and not 0 < p_subsample <= 1:
-            raise UserError(
-                f"p_subsample is the fraction of pixels to render, in (0, 1], not {p_subsample}"
-            )
-        if patch_size is not None and patch_size < 1:
-            raise UserError(f"patch_size must be a positive number of pixels, not {patch_size}")
-        if renderer not in _RENDERERS:
-            raise UserError(f"renderer must be 'siddon' or 'trilinear', not {renderer!r}")
+        check_parts(p_subsample, patch_size, renderer, _RENDERERS)
         check_options("DRR", renderer_kwargs, parameters_of(DRR, _RENDERERS[renderer]))
         super().__init__()
         n = None if p_subsample is None else max(1, int(p_subsample * camera.height * camera.width))
@@ -260,7 +234,8 @@ class DRR(torch.nn.Module):
     ) -> Tensor:  # B C H W
         "Render the volume from a batch of poses."
         self._begin()
-        _check_call(args, options)
+        if options.keys() - _ONE_CALL:
+            check_call(options, parameters_of(DRR.forward) - {"self"} | _ONE_CALL)
         pose = as_pose(args, parameterization, convention, degrees)
         view = self._view(pose, calibration)
         rest = self._rest(
@@ -350,17 +325,7 @@ class DRR(torch.nn.Module):
         parallel beam, through the whole volume.
         """
         self._check_place(pose)
-        camera, beam = intrinsics_for(self.camera, calibration)[1], beam_of(self.detector)
-        if not camera.parallel:
-            return self.detector.rays(pose.double(), calibration)
-        pose = RigidTransform._of(held_along(pose.matrix.double(), beam))
-        source, target = self.detector.rays(pose, calibration)
-        near, far = parallel_reach(pose.matrix, beam, self.affine, self._volume.shape).unbind(-1)
-        ahead = (pose.matrix[:, :3, :3].double() @ beam)[:, None]
-        return (
-            source + near[:, None, None] * ahead,
-            target + (far - camera.sdd)[:, None, None] * ahead,
-        )
+        return world_rays(self.detector, pose, calibration, self.affine, self._volume.shape)
 
     # B C H W, or B C n for a subset that is not reshaped
     def reshape_transform(self, out: Tensor) -> Tensor:
@@ -463,20 +428,7 @@ class DRR(torch.nn.Module):
 
     def get_extra_state(self) -> dict:
         "What decides the image beside the voxels, for the state dict: geometry, rule, contrast."
-        contrast = asdict(self.contrast) if isinstance(self.contrast, Contrast) else None
-        rule = {
-            "rule": self.renderer.rule,
-            "voxel_shift": self.renderer.voxel_shift,
-            "n_points": self.renderer.n_points,
-        }
-        orientation = self.detector._exact.tolist()
-        return {
-            "affine": self.affine.tolist(),
-            "orientation": orientation,
-            "camera": self.camera.to_dict(),
-            "renderer": rule,
-            "contrast": contrast,
-        }
+        return stored_state(self.affine, self.detector, self.renderer, self.contrast)
 
     def set_extra_state(self, state: dict) -> None:
         "The contrast of a state dict; the rest has to be the same."
@@ -484,27 +436,9 @@ class DRR(torch.nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args, **kwargs):
         "Refuse a state of other geometry before anything is loaded."
-        theirs, own = state_dict.get(prefix + "_extra_state"), self.get_extra_state()
-        if theirs is None:
-            warnings.warn(
-                "this state of a DRR says nothing of its geometry, as an earlier version wrote it:"
-                " nothing is held against this DRR's affine, camera and rule",
-                stacklevel=2,
-            )
-            state_dict[prefix + "_extra_state"] = own
-        else:
-            other = [
-                name
-                for name in ("affine", "orientation", "camera", "renderer")
-                if theirs[name] != own[name]
-            ]
-            if other:
-                raise UserError(
-                    f"this state is of a DRR with another {' and another '.join(other)}"
-                    f" ({other[0]}: {theirs[other[0]]}, here {own[other[0]]}), and would make other"
-                    " images here: load it into a DRR of the same subject, camera and rule, or"
-                    " copy its voxels alone with drr.density.copy_(state['density'])"
-                )
+        key, own = prefix + "_extra_state", self.get_extra_state()
+        check_state(state_dict.get(key), own)
+        state_dict.setdefault(key, own)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn, recurse=True):
@@ -534,38 +468,8 @@ class DRR(torch.nn.Module):
     def _view(self, pose: RigidTransform, calibration: Camera | Tensor | None = None) -> View:
         "The rays of poses, in double precision."
         self._check_place(pose)
-        centres, distances = self.detector.pixels(calibration)
-        if len({len(pose), len(centres), 1}) > 2:
-            raise UserError(
-                f"batches do not fit: {len(pose)} poses, {len(centres)} calibrations; each must be"
-                " the same number or 1"
-            )
-        camera, beam, matrix = (
-            intrinsics_for(self.camera, calibration)[1],
-            beam_of(self.detector),
-            pose.matrix,
-        )
-        if camera.parallel:
-            matrix = held_along(matrix, beam)
-        view = View(
-            matrix.expand(max(len(pose), len(centres)), 4, 4),
-            self.affine_inverse,
-            centres,
-            distances,
-            self.detector.width if self.detector.subsamples is None else 0,
-        )
-        if not camera.parallel:
-            return view
-        # B 1 1 each
-        near, far = parallel_reach(pose.matrix, beam, self.affine, self._volume.shape)[
-            :, None, :, None
-        ].unbind(2)
-        through = (far - near)[..., 0].expand(-1, centres.shape[1])
-        return view._replace(
-            pixels=centres + (far - camera.sdd) * beam,
-            lengths=through,
-            starts=centres + (near - camera.sdd) * beam,
-        )
+        grid = self.affine, self.affine_inverse, self._volume.shape
+        return view_of(self.detector, pose, calibration, *grid)
 
     def _rest(
         self, density: Tensor, batch: int, mask_to_channels: bool, multiplier
@@ -621,6 +525,8 @@ class DRR(torch.nn.Module):
             )
 
 
+# of a renderer's options, those that one call may replace
+_ONE_CALL = {"renderer", "n_points", "reducefn"}
 _RENDERERS = {"siddon": Siddon, "trilinear": Trilinear}
 # the constructor's arguments that a Camera states
 _STATED = (

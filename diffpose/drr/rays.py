@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ..calibration import Camera, Detector
+from ..calibration.detector import intrinsics_for
 from ..errors import UserError
+from ..pose import RigidTransform
 from ..renderers.backends import load_kernels
 from ..renderers.requests import View
 
@@ -62,6 +64,62 @@ def parallel_reach(
     corners = apply_affine(affine, torch.cartesian_prod(*ends))  # 8 3, a voxel outside
     depth = ((corners - matrix[:, None, :3, 3]) * (matrix[:, :3, :3] @ beam)[:, None]).sum(-1)
     return torch.stack([depth.amin(1), depth.amax(1)], -1)
+
+# %% ../../notebooks/api/068_drr_rays.ipynb #23368355
+def view_of(
+    detector: Detector,
+    pose: RigidTransform,  # B
+    calibration: Camera | Tensor | None,  # other intrinsics than the detector's
+    affine: Tensor,  # 4 4 world from index, of the volume
+    inverse: Tensor,  # 4 4 index from world
+    shape: torch.Size,  # X Y Z
+) -> View:
+    "The rays of poses, in double precision, as renderers take them."
+    centres, distances = detector.pixels(calibration)
+    if len({len(pose), len(centres), 1}) > 2:
+        raise UserError(
+            f"batches do not fit: {len(pose)} poses, {len(centres)} calibrations; each must be"
+            " the same number or 1"
+        )
+    camera, beam = intrinsics_for(detector.camera, calibration)[1], beam_of(detector)
+    matrix = held_along(pose.matrix, beam) if camera.parallel else pose.matrix
+    view = View(
+        matrix.expand(max(len(pose), len(centres)), 4, 4),
+        inverse,
+        centres,
+        distances,
+        detector.width if detector.subsamples is None else 0,
+    )
+    if not camera.parallel:
+        return view
+    reach = parallel_reach(pose.matrix, beam, affine, shape)
+    near, far = reach[:, None, :, None].unbind(2)  # B 1 1 each
+    return view._replace(
+        pixels=centres + (far - camera.sdd) * beam,
+        lengths=(far - near)[..., 0].expand(-1, centres.shape[1]),
+        starts=centres + (near - camera.sdd) * beam,
+    )
+
+
+def world_rays(
+    detector: Detector,
+    pose: RigidTransform,  # B
+    calibration: Camera | Tensor | None,
+    affine: Tensor,  # 4 4 world from index, of the volume
+    shape: torch.Size,  # X Y Z
+) -> tuple[Tensor, Tensor]:  # B 1|N 3 and B N 3 [mm]
+    "Both ends of the rays of poses in the world, in double precision."
+    camera, beam = intrinsics_for(detector.camera, calibration)[1], beam_of(detector)
+    if not camera.parallel:
+        return detector.rays(pose.double(), calibration)
+    pose = RigidTransform._of(held_along(pose.matrix.double(), beam))
+    source, target = detector.rays(pose, calibration)
+    near, far = parallel_reach(pose.matrix, beam, affine, shape).unbind(-1)
+    ahead = (pose.matrix[:, :3, :3].double() @ beam)[:, None]
+    return (
+        source + near[:, None, None] * ahead,
+        target + (far - camera.sdd)[:, None, None] * ahead,
+    )
 
 # %% ../../notebooks/api/068_drr_rays.ipynb #a1e00009
 def twist_derivative(

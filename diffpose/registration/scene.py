@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../notebooks/api/099_registration_scene.ipynb #db897626
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +67,17 @@ def cut_out(
 
 # %% ../../notebooks/api/099_registration_scene.ipynb #4e498a36
 IDLE = 0.02  # of the cost, in squares of standard deviations: a step that brings less is none
+
+
+class Whole(NamedTuple):
+    "What all views say from one state, with what is known beforehand."
+
+    fits: list[Fit]  # of each view
+    columns: list[Tensor]  # of each view: 6K+n N, what moves it and its camera
+    H: Tensor  # N N, curvature of the whole problem
+    g: Tensor  # N, its gradient
+    score: Tensor  # M N, the pieces that the images' part of it sums up
+    cost: float  # in squares of standard deviations
 
 
 @dataclass
@@ -134,12 +146,12 @@ class Scene:
         pose = self.unknowns.pose(state, 0, view)[None]
         return compare(level, target, image, J, pose, which)
 
-    def together(self, state: Tensor) -> tuple[list[Fit], Tensor, Tensor, Tensor, float]:
-        "Views, and curvature N N, gradient N, its pieces ... N and cost of the whole problem."
+    def together(self, state: Tensor) -> Whole:
+        "What all views say from a state, with what is known beforehand."
         u, floor = self.unknowns, self.stage.curvature
         rows, slope = u.prior(state)
         H, g, cost = slope.mT @ slope, slope.mT @ rows, float(rows.square().sum())
-        fits, pieces = [], []
+        fits, columns, pieces = [], [], []
         for v in range(len(self.levels)):
             fit, A, w = self.look(state, v), u.columns(state, v), self.weights[v]
             share = fit.similarity[0].clamp(floor, 1.0)
@@ -148,7 +160,8 @@ class Scene:
             cost += w * fit.cost[0].item()
             pieces.append(w * fit.score[0] @ A)
             fits.append(fit)
-        return fits, H, g, torch.cat(pieces), cost
+            columns.append(A)
+        return Whole(fits, columns, H, g, torch.cat(pieces), cost)
 
     def worth(self, state: Tensor, view: int, misfit: float) -> tuple[float, Fit]:
         """How many independent looks a view's cost is worth from here: by how much the gradient
@@ -186,7 +199,7 @@ class Scene:
         "A look at states B S, as the descent wants it."
         found = []
         for state in states:
-            fits, H, g, score, cost = self.together(state)
+            fits, _, H, g, score, cost = self.together(state)
             agreement = torch.cat([fit.agreement[0] for fit in fits]) / len(fits)
             one = torch.ones(1, dtype=torch.float64)
             found.append(

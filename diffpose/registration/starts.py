@@ -22,7 +22,7 @@ from ..guards import shaped
 from ..images import resize_image
 from ..metrics import mtre
 from ..pose import RigidTransform, convert, se3_exp
-from .pyramid import Level, Target, backend_options
+from .pyramid import Level, Target, view_like
 from .residuals import filtered, mean_window, band_support
 from .solver import Fit, descend
 
@@ -186,9 +186,7 @@ class Sweep:
         "How much the X-ray, at each roll, looks like the DRR from each view."
         wide = self.camera.pad(*(self.margin,) * 4)
         with torch.no_grad():
-            drr = DRR.from_camera(
-                drr.subject, wide, renderer="trilinear", **backend_options(drr)
-            ).to(drr.device)
+            drr = view_like(drr, wide)
             parts = (RigidTransform._of(part.to(drr.device)) for part in views.split(64))
             drrs = torch.cat([drr(part).cpu() for part in parts]).to(self.image)
         images = _whitened(drrs, torch.ones_like(drrs[:1]))

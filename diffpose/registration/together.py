@@ -30,14 +30,6 @@ CONTRADICTION = 120.0  # and by which they contradict each other: X-rays that fi
 NEAR = 1.0  # states that are no farther apart are one [mm]
 AT_REST = 0.1  # of the cost, in squares of standard deviations, that a Newton step promises at rest
 SURPRISE = 3.5  # standard deviations from what was known beforehand that are not believed
-WORDS = {
-    "sdd": "source-to-detector distance",
-    "x0": "principal point to the right",
-    "y0": "principal point down",
-    "pixel": "width of a pixel",
-}
-
-
 DOUBTED = {
     "relative": "the views do not fit together as stated",
     "bodies": "a body has moved farther than was thought possible",

@@ -259,3 +259,8 @@ def check_landmarks(given: Tensor) -> Tensor:  # N 3 world [mm]
         what = points.tolist() if points.numel() < 13 else tuple(points.shape)
         raise UserError(f"landmarks are one or more finite points, N 3 or 1 N 3 [mm], not {what}")
     return points.reshape(-1, 3).double().cpu()
+
+
+def landmarks_of(drr: DRR, given: Tensor | None) -> Tensor:  # N 3 world [mm]
+    "The points that a caller gave, checked; those of the DRR where there are none."
+    return default_landmarks(drr) if given is None else check_landmarks(given)

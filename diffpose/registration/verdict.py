@@ -169,20 +169,28 @@ def _mostly(e: dict) -> str:
     return f", most of it from {SOURCES[max(by, key=by.get)]}"
 
 
+CAMERA_WORDS = {  # its numbers, in words
+    "sdd": "source-to-detector distance",
+    "x0": "principal point to the right",
+    "y0": "principal point down",
+    "pixel": "width of a pixel",
+}
+
+
+def camera_doubt(name: str, stated: float, wanted: str) -> str:
+    "That a number of a camera [mm] is not what was stated; `wanted` says by whom, and how much."
+    return (
+        f"the camera does not fit: the {CAMERA_WORDS[name]} is stated as {stated:.5g} mm, and"
+        f" {wanted}"
+    )
+
+
 def _of_the_camera(wants: dict[str, tuple[float, float, float]]) -> str:
     "What an image wants of its camera: stated, wanted, standard error, of the most surprising."
     name = max(wants, key=lambda k: abs(wants[k][1] - wants[k][0]) / max(wants[k][2], 1e-12))
     stated, wanted, error = wants[name]
-    words = {
-        "sdd": "the source-to-detector distance",
-        "x0": "the principal point's x0",
-        "y0": "the principal point's y0",
-    }
     other = ", or pixels of another size" if name == "sdd" else ""
-    return (
-        f"the camera does not fit: {words[name]} is stated as {stated:.5g} mm, and the X-ray wants"
-        f" {wanted:.5g} +- {error:.2g} mm{other}"
-    )
+    return camera_doubt(name, stated, f"the X-ray wants {wanted:.5g} +- {error:.2g} mm{other}")
 
 
 def _doubts(e: dict, t: Thresholds) -> list[Reason]:

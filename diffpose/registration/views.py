@@ -27,7 +27,6 @@ from diffpose.registration.together import (
     NEAR,
     SURPRISE,
     TOGETHER,
-    WORDS,
     JointResult,
     along_and_across,
     judge_together,
@@ -39,7 +38,13 @@ from diffpose.registration.uncertainty import (
     scaled_inverse,
 )
 from .unknowns import Unknowns, adjoint, changed
-from .verdict import Thresholds, history_table, separation, share_shown
+from diffpose.registration.verdict import (
+    Thresholds,
+    camera_doubt,
+    history_table,
+    separation,
+    share_shown,
+)
 from ..twists import se3_log
 
 # %% ../../notebooks/api/104_registration_views.ipynb #97ede8ee
@@ -131,10 +136,9 @@ class Work:
     def result(self, scene: Scene, state: Tensor, settled: bool) -> JointResult:
         "The state that was found, judged."
         u, t = self.unknowns, self.thresholds
-        fits, H, g, *_ = scene.together(state)
+        fits, columns, H, g, *_ = scene.together(state)
         rows, slope = u.prior(state)
         inverse, images = scaled_inverse(H), torch.zeros_like(H)
-        columns = [u.columns(state, v) for v in range(len(u.cameras))]
         for fit, w, A in zip(fits, scene.weights, columns):
             images += w**2 * A.mT @ gradient_spread(fit.H[0], fit.score[0]) @ A
         sources = {"images": (TOGETHER * t.misfit) ** 2 * images}
@@ -254,10 +258,7 @@ class Work:
             for name, spread in prior.spreads.items():
                 number, field = {name: next(free) * spread}, "delx" if name == "pixel" else name
                 said, wanted = (getattr(c, field) for c in (camera, changed(camera, number)))
-                text = (
-                    f"{of}the camera does not fit: {WORDS[name]} is stated as {said:.5g} mm, and"
-                    f" the images want {wanted:.5g} mm"
-                )
+                text = of + camera_doubt(name, said, f"the images want {wanted:.5g} mm")
                 found.append(("camera", text, off[len(found)].item()))
         if self.fused is not None and len(u.cameras) > 1:
             # in standard deviations of a cost that is not normal: generously

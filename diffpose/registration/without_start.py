@@ -24,7 +24,7 @@ from .joint import JointRegistration, JointResult
 from .pyramid import view_like
 from .residuals import standardise_band
 from .space import SearchSpace
-from .uncertainty import check_landmarks, default_landmarks
+from .uncertainty import landmarks_of
 from .verdict import Result, rival_reason
 from ..twists import so3_exp
 
@@ -202,7 +202,7 @@ def search_together(
     if not solved:
         raise UserError(f"none of the candidates stayed in view: {marked(why)}") from why
     best = max(solved, key=lambda result: (result.verdict != "stalled", _least(result)))
-    points = default_landmarks(drr) if landmarks is None else check_landmarks(landmarks)
+    points = landmarks_of(drr, landmarks)
     solver = JointRegistration(drr, cameras, RigidTransform(places), restarts=0, **options)
     rivals = elsewhere(best, solved, points, solver.thresholds.distance_mm)
     if not rivals or best.verdict == "stalled":

@@ -27,12 +27,11 @@ from diffpose.registration import (
     Result,
     SearchSpace,
     Stage,
-    default_landmarks,
     default_stages,
     expected_tre,
 )
 from ..registration.gauss_newton import check_poses, check_xray
-from ..registration.uncertainty import check_landmarks
+from ..registration.uncertainty import landmarks_of
 from .smoothing import Belief, smoothed, unevenness
 
 if TYPE_CHECKING:
@@ -380,7 +379,7 @@ def track(
     motion = EVEN if motion is None else motion
     check_frames(drr, xrays, masks, motion)
     check_poses(init)
-    points = default_landmarks(drr) if landmarks is None else check_landmarks(landmarks)
+    points = landmarks_of(drr, landmarks)
     frames = []
     for frame in followed(drr, xrays, init, motion, masks, find_field, solver, stages):
         frames.append(frame)

@@ -25,7 +25,8 @@ from .voxels import SLABS
 @shaped
 def integrate(
     volume: Float[Tensor, "x y z"],
-    source: Float[Tensor, "b s 3"] | None,  # ray starts, index coordinates; s is 1 or n; None: the origin of the pose
+    # ray starts, index coordinates; s is 1 or n; None: the origin of the pose
+    source: Float[Tensor, "b s 3"] | None,
     target: Float[Tensor, "t n 3"],  # ray ends, for each image or the same for all
     *,
     rule: str = "siddon",  # "siddon" or "trilinear"
@@ -35,27 +36,40 @@ def integrate(
     n_channels: int = 1,
     pieces: Float[Tensor, "b 5"] | None = None,  # contrast map per image
     voxel_shift: float = 0.5,
-    occupied: UInt8[Tensor, "u v w"] | None = None,  # `reference.occupancy` of this very volume; None: walk through the air too
-    pose: Float[Tensor, "b 4 4"] | None = None,  # `target` is in the frame of a pose; None: in index coordinates
-    frame: Float[Tensor, "4 4"] | None = None,  # index coordinates from those that the pose leads to
+    # `reference.occupancy` of this very volume; None: walk through the air too
+    occupied: UInt8[Tensor, "u v w"] | None = None,
+    # `target` is in the frame of a pose; None: in index coordinates
+    pose: Float[Tensor, "b 4 4"] | None = None,
+    # index coordinates from those that the pose leads to
+    frame: Float[Tensor, "4 4"] | None = None,
     length: Float[Tensor, "_ _"] | None = None,  # 1|b 1|n: what each ray is multiplied by; None: 1
     columns: int = 0,  # accepted, no effect
     jacobian: bool = False,  # also return the derivative (not with labels: see `channel_jacobian`)
-) -> tuple[Float[Tensor, "b c n"], Float[Tensor, "b n 6"] | None]:  # integrals over alpha, and [d/d source, d/d target]
-    "Integral over alpha in [0, 1] along each ray, and its derivative by both ends in index coordinates, in one pass."
-    rays = Arguments(volume, source, target, pose, frame, length, pieces, rule, n_points, voxel_shift, occupied)
+    # integrals over alpha, and [d/d source, d/d target]
+) -> tuple[Float[Tensor, "b c n"], Float[Tensor, "b n 6"] | None]:
+    """Integral over alpha in [0, 1] along each ray, and its derivative by both ends in index
+    coordinates, in one pass.
+    """
+    rays = Arguments(volume, source, target, pose, frame, length, pieces, rule, n_points,
+        voxel_shift, occupied)
     batch, n = rays.size
     if labels is not None:
         out = np.zeros((batch, n_channels, n))
-        (siddon_channels if rule == "siddon" else trilinear_channels)(*rays.args, *rays.bricks, *rays.unit, rays.flatten(labels, n_channels), out, *rays.points)
-        return torch.from_numpy(out if length is None else out * rays.rays[3][:, None]).to(volume.dtype), None
+        (siddon_channels if rule == "siddon" else trilinear_channels)(*rays.args, *rays.bricks,
+            *rays.unit, rays.flatten(labels, n_channels), out, *rays.points)
+        return (
+            torch.from_numpy(out if length is None
+            else out * rays.rays[3][:, None]).to(volume.dtype), None
+        )
     out = np.empty((batch, n), rays.flat.dtype)
     if reducefn == "max":
         jac = np.zeros((batch, n, 6), rays.flat.dtype)
-        (siddon_max if rule == "siddon" else trilinear_max)(*rays.args, *rays.bricks, *rays.unit, out, jac, *rays.points)
+        (siddon_max if rule == "siddon" else trilinear_max)(*rays.args, *rays.bricks, *rays.unit,
+            out, jac, *rays.points)
     else:
         jac = np.empty((batch, n, 6) if jacobian else (1, 1, 6), rays.flat.dtype)
-        (siddon_sum if rule == "siddon" else trilinear_sum)(*rays.args, *rays.bricks, *rays.unit, None, None, out, jac, jacobian, *rays.points)
+        (siddon_sum if rule == "siddon" else trilinear_sum)(*rays.args, *rays.bricks, *rays.unit,
+            None, None, out, jac, jacobian, *rays.points)
     return torch.from_numpy(out)[:, None], torch.from_numpy(jac) if jacobian else None
 
 # %% ../../../notebooks/api/053_kernels_cpu.ipynb #c3dc4200
@@ -78,10 +92,12 @@ def channel_jacobian(
     columns: int = 0,
 ) -> Float[Tensor, "b n 6"]:  # gradient of the loss by [source, target] of each ray
     "Derivative of the weighted sum of label channels by both ends of each ray."
-    rays = Arguments(volume, source, target, pose, frame, length, pieces, rule, n_points, voxel_shift, occupied)
+    rays = Arguments(volume, source, target, pose, frame, length, pieces, rule, n_points,
+        voxel_shift, occupied)
     out, jac = np.empty(rays.size, rays.flat.dtype), np.empty((*rays.size, 6), rays.flat.dtype)
     weight = weight.detach().to(volume.dtype).contiguous().numpy()
-    (siddon_sum if rule == "siddon" else trilinear_sum)(*rays.args, *rays.bricks, *rays.unit, rays.flatten(labels, weight.shape[1]), weight, out, jac, True, *rays.points)
+    (siddon_sum if rule == "siddon" else trilinear_sum)(*rays.args, *rays.bricks, *rays.unit,
+        rays.flatten(labels, weight.shape[1]), weight, out, jac, True, *rays.points)
     return torch.from_numpy(jac)
 
 
@@ -102,14 +118,18 @@ def volume_gradient(
     length: Float[Tensor, "_ _"] | None = None,
     columns: int = 0,
 ) -> Float[Tensor, "x y z"]:
-    "Adjoint of `integrate` (sum): gradient of the loss by the voxels. Deterministic, whatever the number of threads."
-    rays = Arguments(volume, source, target, pose, frame, length, pieces, rule, n_points, voxel_shift)
+    """Adjoint of `integrate` (sum): gradient of the loss by the voxels. Deterministic, whatever the
+    number of threads.
+    """
+    rays = Arguments(volume, source, target, pose, frame, length, pieces, rule, n_points,
+        voxel_shift)
     grad = torch.zeros_like(rays.volume)
     flat = grad.permute(rays.order).reshape(-1).numpy()
     weight = weight.detach() if length is None else weight.detach() * length[:, None]
     weight = weight.to(volume.dtype).contiguous().numpy()
     names = None if labels is None else rays.flatten(labels, weight.shape[1])
-    (siddon_adjoint if rule == "siddon" else trilinear_adjoint)(*rays.args, names, weight, flat, *rays.points)
+    (siddon_adjoint if rule == "siddon" else trilinear_adjoint)(*rays.args, names, weight, flat,
+        *rays.points)
     return grad
 
 # %% ../../../notebooks/api/053_kernels_cpu.ipynb #73101cb4
@@ -125,8 +145,12 @@ def _contract(jacobian, weight, points, out):
                 g = float(weight[b, q])
                 by_target = g * jacobian[b, q, 3 + axis]
                 both += g * jacobian[b, q, axis] + by_target
-                x, y, z = x + by_target * points[p, q, 0], y + by_target * points[p, q, 1], z + by_target * points[p, q, 2]
-            out[b, part, axis, 0], out[b, part, axis, 1], out[b, part, axis, 2], out[b, part, axis, 3] = x, y, z, both
+                x, y, z = (
+                    x + by_target * points[p, q, 0], y + by_target * points[p, q, 1],
+                    z + by_target * points[p, q, 2]
+                )
+            out[b, part, axis, 0], out[b, part, axis, 1] = x, y
+            out[b, part, axis, 2], out[b, part, axis, 3] = z, both
 
 
 @shaped
@@ -135,13 +159,17 @@ def frame_gradient(
     weight: Float[Tensor, "b n"],  # gradient of the loss by each pixel
     points: Float[Tensor, "t n 3"],  # the targets, in their own coordinates
 ) -> Float[Tensor, "b 3 4"]:  # float64
-    "Gradient of a loss by the frame that takes points to index coordinates, and its origin to the source."
+    """Gradient of a loss by the frame that takes points to index coordinates, and its origin to the
+    source.
+    """
     out = np.zeros((len(jacobian), SLABS, 3, 4))
-    _contract(jacobian.detach().contiguous().numpy(), weight.detach().contiguous().numpy(), points.detach().double().contiguous().numpy(), out)
+    _contract(jacobian.detach().contiguous().numpy(), weight.detach().contiguous().numpy(),
+        points.detach().double().contiguous().numpy(), out)
     return torch.from_numpy(out.sum(1))
 
 # %% ../../../notebooks/api/053_kernels_cpu.ipynb #9d277fb6
-TOLERANCES = {  # agreement with the torch reference, relative to the largest entry: (value, gradients)
+# agreement with the torch reference, relative to the largest entry: (value, gradients)
+TOLERANCES = {
     torch.float64: (1e-12, 1e-9),
     torch.float32: (2e-6, 2e-4),
 }

@@ -32,7 +32,8 @@ from ..reference import BRICK
 @kernel
 def _mark(voxels, out):
     for a in nb.prange(out.shape[0]):
-        row = np.empty(voxels.shape[2], np.uint8)  # what of a row of bricks is not empty, voxel by voxel
+        # what of a row of bricks is not empty, voxel by voxel
+        row = np.empty(voxels.shape[2], np.uint8)
         for b in range(out.shape[1]):
             row[:] = 0
             for i in range(max(BRICK * a - 1, 0), min(BRICK * (a + 1), voxels.shape[0])):
@@ -55,7 +56,8 @@ def occupancy(
     voxels = volume.detach().permute(order).contiguous().numpy()
     out = np.empty([n // BRICK + 1 for n in voxels.shape], np.uint8)
     _mark(voxels, out)
-    return torch.from_numpy(out).permute([order.index(2 - axis) for axis in range(3)]).contiguous().permute(2, 1, 0)
+    return torch.from_numpy(out).permute([order.index(2 - axis)
+        for axis in range(3)]).contiguous().permute(2, 1, 0)
 
 # %% ../../../notebooks/api/047_kernels_cpu_air.ipynb #076b8c47
 _MARGIN = 1e-6  # of a ray
@@ -63,7 +65,9 @@ _MARGIN = 1e-6  # of a ray
 
 @inline
 def _meet(bricks, m, s, d, lo, hi):
-    "Where a ray from lo meets the first brick that holds something (s and d in bricks); hi if none does."
+    """Where a ray from lo meets the first brick that holds something (s and d in bricks); hi if
+    none does.
+    """
     i, a0, e0, u0 = start_axis(s[0], d[0], m[0], lo)
     j, a1, e1, u1 = start_axis(s[1], d[1], m[1], lo)
     k, a2, e2, u2 = start_axis(s[2], d[2], m[2], lo)
@@ -73,7 +77,9 @@ def _meet(bricks, m, s, d, lo, hi):
     going = (a < end) & (gather(bricks, p) == none)
     while any_lane(going):
         b, first, second, third = cross_plane(a0, a1, a2, where(going, end, fill(-math.inf)))
-        a0, a1, a2 = a0 + where(first, e0, zero), a1 + where(second, e1, zero), a2 + where(third, e2, zero)
+        a0, a1, a2 = (
+            a0 + where(first, e0, zero), a1 + where(second, e1, zero), a2 + where(third, e2, zero)
+        )
         p = p + where(first, u0, where(second, u1, where(third, u2, none)))
         a = where(going, lower(b, hi), a)
         going = (first | second | third) & (gather(bricks, p) == none)
@@ -82,7 +88,9 @@ def _meet(bricks, m, s, d, lo, hi):
 
 @inline
 def _occupied(bricks, m, lift, s, d, lo, hi):
-    "The part of (lo, hi) outside of which a ray meets nothing; lift takes its coordinates to those of the bricks."
+    """The part of (lo, hi) outside of which a ray meets nothing; lift takes its coordinates to
+    those of the bricks.
+    """
     if m[0] == 0:
         return lo, hi
     r, one, none = fill(1.0 / BRICK), fill(1.0), fill(0.0)
@@ -91,17 +99,23 @@ def _occupied(bricks, m, lift, s, d, lo, hi):
     s = ((s[0] + fill(lift)) * r, (s[1] + fill(lift)) * r, (s[2] + fill(lift)) * r)
     d = (d[0] * r, d[1] * r, d[2] * r)
     near = _meet(bricks, m, s, d, lo, hi)
-    back = _meet(bricks, m, (s[0] + d[0], s[1] + d[1], s[2] + d[2]), (none - d[0], none - d[1], none - d[2]), one - hi, one - near)
+    back = _meet(bricks, m, (s[0] + d[0], s[1] + d[1], s[2] + d[2]),
+        (none - d[0], none - d[1], none - d[2]), one - hi, one - near)
     return upper(lo, near - fill(_MARGIN)), lower(hi, one - back + fill(_MARGIN))
 
 
 @inline
 def filled_stretch(bricks, m, lift, block, span):
-    "Stretches of a block's rays, as lo, hi, enter, leave, without the air before and behind if there are bricks; empty ones at 0."
+    """Stretches of a block's rays, as lo, hi, enter, leave, without the air before and behind if
+    there are bricks; empty ones at 0.
+    """
     image, q, s, d, piece = block
     lo, hi, enter, leave = span
     air = piece[2] if 0.0 <= piece[0] else piece[4]
     if air == 0.0:  # what density zero becomes
         lo, hi = _occupied(bricks, m, lift, s, d, lo, hi)
     hit = lo < hi
-    return where(hit, lo, fill(0.0)), where(hit, hi, fill(0.0)), where(hit, enter, fill(-1)), where(hit, leave, fill(-1))
+    return (
+        where(hit, lo, fill(0.0)), where(hit, hi, fill(0.0)), where(hit, enter, fill(-1)),
+        where(hit, leave, fill(-1))
+    )

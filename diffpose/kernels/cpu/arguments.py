@@ -21,12 +21,18 @@ _NO_PIECES = (math.inf, 1.0, 0.0, 1.0, 0.0)  # contrast map that changes nothing
 
 
 class Arguments:
-    "Arguments of a kernel: flat volume, shape, strides, rays in walking coordinates, contrast pieces, bricks; and those that follow the rule."
+    """Arguments of a kernel: flat volume, shape, strides, rays in walking coordinates, contrast
+    pieces, bricks; and those that follow the rule.
+    """
 
-    def __init__(self, volume, source, target, pose, frame, length, pieces, rule, n_points, voxel_shift, occupied=None):
+    def __init__(self, volume, source, target, pose, frame, length, pieces, rule, n_points,
+            voxel_shift, occupied=None):
         if volume.device.type != "cpu" or volume.dtype not in (torch.float32, torch.float64):
             what = f"{volume.dtype} on {volume.device}"
-            raise UserError(f"The CPU kernels take float32 or float64 volumes in CPU memory, not {what}: move or convert it, or use backend='torch'.")
+            raise UserError(
+                f"The CPU kernels take float32 or float64 volumes in CPU memory, not {what}: move"
+                " or convert it, or use backend='torch'."
+            )
         check_rays(source, target, pose, frame, length)
         order = sorted(range(3), key=lambda axis: volume.stride(axis))[::-1]
         if not volume.permute(order).is_contiguous():
@@ -35,23 +41,41 @@ class Arguments:
         self.volume, self.order = volume, order
         self.flat = volume.detach().permute(order).reshape(-1).numpy()
         self.n, self.stride = tuple(volume.shape), tuple(volume.stride())
-        lift, self.points = (voxel_shift + 0.5, (n_points,)) if rule == "trilinear" else (voxel_shift, ())
-        matrix = torch.eye(4, dtype=torch.float64).expand(len(source), 4, 4) if pose is None else compose(frame.detach().double(), pose.detach())
+        lift, self.points = (
+            (voxel_shift + 0.5, (n_points,)) if rule == "trilinear" else (voxel_shift, ())
+        )
+        matrix = (
+            torch.eye(4, dtype=torch.float64).expand(len(source), 4, 4) if pose is None
+            else compose(frame.detach().double(), pose.detach())
+        )
         frame = torch.cat([matrix[:, :3, :3], matrix[:, :3, 3:] + lift], -1)
         source = source.detach().double() + lift if pose is None else frame[:, None, :, 3]
-        length = torch.ones(1, 1, dtype=torch.float64) if length is None else length.detach().double()
-        self.rays = tuple(x.contiguous().numpy() for x in (source, frame, target.detach().double(), length))
+        length = (
+            torch.ones(1, 1, dtype=torch.float64) if length is None else length.detach().double()
+        )
+        self.rays = tuple(x.contiguous().numpy()
+            for x in (source, frame, target.detach().double(), length))
         if pieces is None:
             self.pieces = np.tile(np.array(_NO_PIECES), (len(source), 1))
         else:
             self.pieces = pieces.detach().double().expand(len(source), 5).contiguous().numpy()
         self.size = len(source), target.shape[1]
-        if occupied is not None and tuple(occupied.shape) != tuple(n // BRICK + 1 for n in volume.shape):
-            raise UserError(f"occupied is the occupancy of another volume: {tuple(occupied.shape)} bricks do not cover {tuple(volume.shape)} voxels; make it with occupancy(volume)")
-        self.bricks = (np.zeros(1, np.uint8), (0, 0, 0)) if occupied is None else (occupied.permute(2, 1, 0).reshape(-1).numpy(), tuple(occupied.shape))
-        self.unit = () if rule == "siddon" else (None,) if self.stride[0] == 1 else (self.stride[0],)
+        if occupied is not None and tuple(occupied.shape) != tuple(n // BRICK + 1
+                for n in volume.shape):
+            raise UserError(
+                f"occupied is the occupancy of another volume: {tuple(occupied.shape)} bricks do"
+                f" not cover {tuple(volume.shape)} voxels; make it with occupancy(volume)"
+            )
+        self.bricks = (
+            (np.zeros(1, np.uint8), (0, 0, 0)) if occupied is None
+            else (occupied.permute(2, 1, 0).reshape(-1).numpy(), tuple(occupied.shape))
+        )
+        self.unit = (
+            () if rule == "siddon" else (None,) if self.stride[0] == 1 else (self.stride[0],)
+        )
         if not forked():
-            most = nb.config.NUMBA_NUM_THREADS  # ty: ignore[missing-attribute] set when numba starts
+            # set when numba starts
+            most = nb.config.NUMBA_NUM_THREADS  # ty: ignore[missing-attribute]
             nb.set_num_threads(max(1, min(torch.get_num_threads(), most)))
 
     @property
@@ -59,9 +83,15 @@ class Arguments:
         return self.flat, self.n, self.stride, self.rays, self.pieces
 
     def flatten(self, labels, n_channels):
-        "A label volume in the memory order of the volume, checked: a kernel would write beyond its channels."
+        """A label volume in the memory order of the volume, checked: a kernel would write beyond
+        its channels.
+        """
         flat = labels.permute(self.order).reshape(-1).numpy()
-        if flat.view(f"u{flat.itemsize}").max() >= n_channels:  # read as unsigned, what is negative is large
+        # read as unsigned, what is negative is large
+        if flat.view(f"u{flat.itemsize}").max() >= n_channels:
             low, high = int(flat.min()), int(flat.max())
-            raise UserError(f"labels go from {low} to {high}, and there are {n_channels} channels, 0 to {n_channels - 1}: give n_channels={high + 1} or other labels")
+            raise UserError(
+                f"labels go from {low} to {high}, and there are {n_channels} channels, 0 to"
+                f" {n_channels - 1}: give n_channels={high + 1} or other labels"
+            )
         return flat

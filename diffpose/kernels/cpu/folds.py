@@ -55,7 +55,10 @@ def _shares(block, cell, a, b, spread):
     m, h, d = fill(0.5) * (a + b), b - a, block[3]
     x, y, z = place_in_cell(block, cell, m)
     h3 = h * h * h * fill(spread)
-    mxy, mxz, myz = h * x * y + h3 * (d[0] * d[1]), h * x * z + h3 * (d[0] * d[2]), h * y * z + h3 * (d[1] * d[2])
+    mxy, mxz, myz = (
+        h * x * y + h3 * (d[0] * d[1]), h * x * z + h3 * (d[0] * d[2]),
+        h * y * z + h3 * (d[1] * d[2])
+    )
     w7 = h * x * y * z + h3 * (x * (d[1] * d[2]) + y * (d[0] * d[2]) + z * (d[0] * d[1]))
     w3, w5, w6 = mxy - w7, mxz - w7, myz - w7
     w1, w2, w4 = h * x - mxy - w5, h * y - mxy - w6, h * z - mxz - w6
@@ -65,8 +68,14 @@ def _shares(block, cell, a, b, spread):
 @inline
 def _neighbour(cell, corner, low, high):
     "Corner 0 to 7 of cells, and in which lanes it is between low and high."
-    i, j, k = cell[0] + fill((corner & 1) - 1.0), cell[1] + fill((corner >> 1 & 1) - 1.0), cell[2] + fill((corner >> 2) - 1.0)
-    inside = (i >= fill(low[0])) & (j >= fill(low[1])) & (k >= fill(low[2])) & (i < fill(high[0])) & (j < fill(high[1])) & (k < fill(high[2]))
+    i, j, k = (
+        cell[0] + fill((corner & 1) - 1.0), cell[1] + fill((corner >> 1 & 1) - 1.0),
+        cell[2] + fill((corner >> 2) - 1.0)
+    )
+    inside = (
+        (i >= fill(low[0])) & (j >= fill(low[1])) & (k >= fill(low[2])) & (i < fill(high[0]))
+        & (j < fill(high[1])) & (k < fill(high[2]))
+    )
     zero = fill(0.0)
     return (where(inside, i, zero), where(inside, j, zero), where(inside, k, zero)), inside
 
@@ -86,7 +95,9 @@ def _add_shares(state, given, cell, place, a, b, before, after):
             v = wide(c[corner])
             wanted = own & ~(v == fill(0.0))  # voxels that are not numbers count
             if any_lane(wanted):
-                p = where(wanted, first + fill((corner & 1) * stride[0] + (corner >> 1 & 1) * stride[1] + (corner >> 2) * stride[2]), fill(0))
+                p = where(wanted, first
+                    + fill((corner & 1) * stride[0] + (corner >> 1 & 1) * stride[1]
+                    + (corner >> 2) * stride[2]), fill(0))
                 add_lanes(out.reshape(-1), pixel + step * gather(labels, p), w[corner] * v, wanted)
     return state
 
@@ -97,18 +108,24 @@ def trilinear_channels(flat, n, stride, rays, pieces, bricks, m, unit, labels, o
         block = block_of(rays, pieces, np.int64(r))
         span = filled_stretch(bricks, m, 0.0, block, in_cells(block, n))
         voxels = (flat, n, stride, unit, None, None, block, inner_stretch(block, n))
-        fold_along(_add_shares, 0, (voxels, labels, out, spread_of(n_points)), span, block, n, stride, n_points)
+        fold_along(_add_shares, 0, (voxels, labels, out, spread_of(n_points)), span, block, n,
+            stride, n_points)
 
 # %% ../../../notebooks/api/052_kernels_cpu_folds.ipynb #c0ae915e
 @inline
 def _best_sample(state, given, cell, place, a, b, before, after):
-    "The larger of the two Gauss points of a cell (which fall together when spread is 0), if it beats the best so far."
+    """The larger of the two Gauss points of a cell (which fall together when spread is 0), if it
+    beats the best so far.
+    """
     best, at, lo, hi, enter, leave, i, j, k = state
     voxels, spread, share = given
     block = voxels[6]
     m, h, live, d = fill(0.5) * (a + b), b - a, a < b, block[3]
     x, c = place_in_cell(block, cell, m), corners_of(voxels, cell, place, m, live)
-    c = wide(c[0]), wide(c[1]), wide(c[2]), wide(c[3]), wide(c[4]), wide(c[5]), wide(c[6]), wide(c[7])
+    c = (
+        wide(c[0]), wide(c[1]), wide(c[2]), wide(c[3]), wide(c[4]), wide(c[5]), wide(c[6]),
+        wide(c[7])
+    )
     f, fx, fy, fz, fxy, fxz, fyz, fxyz = taylor(c, x[0], x[1], x[2])
     g = fill(math.sqrt(spread)) * h
     even = f + g * g * (fxy * (d[0] * d[1]) + fxz * (d[0] * d[2]) + fyz * (d[1] * d[2]))
@@ -117,8 +134,14 @@ def _best_sample(state, given, cell, place, a, b, before, after):
     value = h * fill(share) * (even + where(back, fill(0.0) - odd, odd))
     more = live & (value > best)
     best, at = where(more, value, best), where(more, where(back, m - g, m + g), at)
-    lo, hi, enter, leave = where(more, a, lo), where(more, b, hi), where(more, before, enter), where(more, after, leave)
-    return best, at, lo, hi, enter, leave, where(more, cell[0], i), where(more, cell[1], j), where(more, cell[2], k)
+    lo, hi, enter, leave = (
+        where(more, a, lo), where(more, b, hi), where(more, before, enter),
+        where(more, after, leave)
+    )
+    return (
+        best, at, lo, hi, enter, leave, where(more, cell[0], i), where(more, cell[1], j),
+        where(more, cell[2], k)
+    )
 
 
 @kernel
@@ -126,10 +149,14 @@ def trilinear_max(flat, n, stride, rays, pieces, bricks, m, unit, out, jacobian,
     for r in nb.prange(n_blocks(rays)):
         block = block_of(rays, pieces, np.int64(r))
         b, q, s, d, piece = block
-        voxels, share = (flat, n, stride, unit, None, None, block, inner_stretch(block, n)), 0.5 if n_points is None else 1.0
+        voxels, share = (
+            (flat, n, stride, unit, None, None, block, inner_stretch(block, n)),
+            0.5 if n_points is None else 1.0
+        )
         span = filled_stretch(bricks, m, 0.0, block, in_cells(block, n))
         zero, none = fill(0.0), fill(-1)
-        best = fold_along(_best_sample, (zero, zero, zero, zero, none, none, zero, zero, zero), (voxels, spread_of(n_points), share), span, block, n, stride, n_points)
+        best = fold_along(_best_sample, (zero, zero, zero, zero, none, none, zero, zero, zero),
+            (voxels, spread_of(n_points), share), span, block, n, stride, n_points)
         value, at, lo, hi, enter, leave, i, j, k = best
         length = lengths_of(rays, b, q)
         save(out, b, q, length * value)
@@ -138,13 +165,17 @@ def trilinear_max(flat, n, stride, rays, pieces, bricks, m, unit, out, jacobian,
             lo, hi, enter, leave = in_cells(block, n)
             part = length * fill(1.0 / n_points)
         c, x = edge_corners(voxels, (i, j, k), found), place_in_cell(block, (i, j, k), at)
-        c = wide(c[0]), wide(c[1]), wide(c[2]), wide(c[3]), wide(c[4]), wide(c[5]), wide(c[6]), wide(c[7])
+        c = (
+            wide(c[0]), wide(c[1]), wide(c[2]), wide(c[3]), wide(c[4]), wide(c[5]), wide(c[6]),
+            wide(c[7])
+        )
         g = taylor(c, x[0], x[1], x[2])
         for axis in range(3):
             slope = where(found, width * g[1 + axis], zero)
             save_ends(jacobian, b, q, axis, slope * (fill(1.0) - at), slope * at)
         along, u = width * (g[1] * d[0] + g[2] * d[1] + g[3] * d[2]), (at - lo) / (hi - lo)
-        move_end(jacobian, b, q, where(found, enter, none), lo, d, (fill(1.0) - u) * along - part * g[0])
+        move_end(jacobian, b, q, where(found, enter, none), lo, d,
+            (fill(1.0) - u) * along - part * g[0])
         move_end(jacobian, b, q, where(found, leave, none), hi, d, u * along + part * g[0])
 
 # %% ../../../notebooks/api/052_kernels_cpu_folds.ipynb #df7171c5
@@ -156,7 +187,8 @@ def _scatter_shares(state, given, cell, place, a, b, before, after):
     w, own = _shares(block, cell, a, b, spread), (a < b) & own_lanes(weight, image, q)
     gain = gain_of(None, weight, place, image, q)  # of the first channel, where there are no labels
     for corner in range(8):
-        voxel, inside = _neighbour(cell, corner, (0.0, 0.0, float(first)), (float(n[0]), float(n[1]), float(last)))
+        voxel, inside = _neighbour(cell, corner, (0.0, 0.0, float(first)),
+            (float(n[0]), float(n[1]), float(last)))
         wanted = inside & own
         if any_lane(wanted):
             p = where(wanted, place_of(voxel, stride) + fill(base), fill(0))
@@ -173,14 +205,22 @@ def trilinear_adjoint(flat, n, stride, rays, pieces, labels, weight, grad, n_poi
         for r in range(n_blocks(rays) if last > first else 0):
             image, q, s, d, piece = block_of(rays, pieces, r)
             if n_points is None:  # only the cells that touch the slab
-                part, cells = (s[0], s[1], s[2] - fill(float(first))), (n[0] + 1, n[1] + 1, last - first + 1)
-                lo, hi, enter, leave = clip_box(part, d, (0.0, 0.0, 0.0), (float(cells[0]), float(cells[1]), float(cells[2])))
-                given = (flat, n, stride, first * stride[2], 0, last - first, labels, weight, (image, q, part, d, piece), grad, spread_of(n_points))
+                part, cells = (
+                    (s[0], s[1], s[2] - fill(float(first))), (n[0] + 1, n[1] + 1, last - first + 1)
+                )
+                lo, hi, enter, leave = clip_box(part, d, (0.0, 0.0, 0.0),
+                    (float(cells[0]), float(cells[1]), float(cells[2])))
+                given = (flat, n, stride, first * stride[2], 0, last - first, labels, weight,
+                    (image, q, part, d, piece), grad, spread_of(n_points))
                 walk(_scatter_shares, 0, given, part, d, cells, stride, lo, hi, enter, leave)
             else:
-                given = (flat, n, stride, 0, first, last, labels, weight, (image, q, s, d, piece), grad, spread_of(n_points))
-                near, far, enter, leave = clip(s[2], d[2], float(first), last + 1.0, fill(2), fill(0.0), fill(1.0), fill(-1), fill(-1))
-                lo, hi, enter, leave = clip_box(s, d, (0.0, 0.0, 0.0), (n[0] + 1.0, n[1] + 1.0, n[2] + 1.0))
+                given = (flat, n, stride, 0, first, last, labels, weight, (image, q, s, d, piece),
+                    grad, spread_of(n_points))
+                near, far, enter, leave = clip(s[2], d[2], float(first), last + 1.0, fill(2),
+                    fill(0.0), fill(1.0), fill(-1), fill(-1))
+                lo, hi, enter, leave = clip_box(s, d, (0.0, 0.0, 0.0),
+                    (n[0] + 1.0, n[1] + 1.0, n[2] + 1.0))
                 hit = lo < hi
                 lo, hi = where(hit, lo, fill(0.0)), where(hit, hi, fill(0.0))
-                march(_scatter_shares, 0, given, s, d, stride, lo, hi, n_points, upper(near, lo), lower(far, hi))
+                march(_scatter_shares, 0, given, s, d, stride, lo, hi, n_points, upper(near, lo),
+                    lower(far, hi))

@@ -41,7 +41,10 @@ def _point(ends, b, q):
 @inline
 def _row(frame, b, axis, p):
     "One coordinate of points p in the frame of image b."
-    return fill(frame[b, axis, 0]) * p[0] + fill(frame[b, axis, 1]) * p[1] + fill(frame[b, axis, 2]) * p[2] + fill(frame[b, axis, 3])
+    return (
+        fill(frame[b, axis, 0]) * p[0] + fill(frame[b, axis, 1]) * p[1]
+        + fill(frame[b, axis, 2]) * p[2] + fill(frame[b, axis, 3])
+    )
 
 
 @inline
@@ -57,10 +60,21 @@ def block_of(rays, pieces, r):
     n = (points.shape[1] + LANES - 1) // LANES
     b = r // n
     q = (r - b * n) * LANES
-    s, p = _point(source, b, q if source.shape[1] > 1 else 0), _point(points, min(b, points.shape[0] - 1), q)
-    d0, d1, d2 = _row(frame, b, 0, p) - s[0], _row(frame, b, 1, p) - s[1], _row(frame, b, 2, p) - s[2]
-    good, none, away = _near(s[0]) & _near(s[1]) & _near(s[2]) & _near(d0) & _near(d1) & _near(d2), fill(0.0), fill(-2.0)
-    s, d = (where(good, s[0], away), where(good, s[1], away), where(good, s[2], away)), (where(good, d0, none), where(good, d1, none), where(good, d2, none))
+    s, p = (
+        _point(source, b, q if source.shape[1] > 1 else 0),
+        _point(points, min(b, points.shape[0] - 1), q)
+    )
+    d0, d1, d2 = (
+        _row(frame, b, 0, p) - s[0], _row(frame, b, 1, p) - s[1], _row(frame, b, 2, p) - s[2]
+    )
+    good, none, away = (
+        _near(s[0]) & _near(s[1]) & _near(s[2]) & _near(d0) & _near(d1) & _near(d2), fill(0.0),
+        fill(-2.0)
+    )
+    s, d = (
+        (where(good, s[0], away), where(good, s[1], away), where(good, s[2], away)),
+        (where(good, d0, none), where(good, d1, none), where(good, d2, none))
+    )
     return b, q, s, d, (pieces[b, 0], pieces[b, 1], pieces[b, 2], pieces[b, 3], pieces[b, 4])
 
 
@@ -88,7 +102,8 @@ def clip(s, d, low, high, axis, lo, hi, enter, leave):
 @inline
 def clip_box(s, d, low, high):
     "The part of [0, 1] between the corners low and high of a box, and the axes of its two planes."
-    lo, hi, enter, leave = clip(s[0], d[0], low[0], high[0], fill(0), fill(0.0), fill(1.0), fill(-1), fill(-1))
+    lo, hi, enter, leave = clip(s[0], d[0], low[0], high[0], fill(0), fill(0.0), fill(1.0),
+        fill(-1), fill(-1))
     lo, hi, enter, leave = clip(s[1], d[1], low[1], high[1], fill(1), lo, hi, enter, leave)
     return clip(s[2], d[2], low[2], high[2], fill(2), lo, hi, enter, leave)
 
@@ -116,12 +131,16 @@ def save(out, b, q, x):
 def save_ends(jacobian, b, q, axis, by_source, by_target):
     "Derivatives by one axis of both ends."
     for k in range(min(LANES, jacobian.shape[1] - q)):
-        jacobian[b, q + k, axis], jacobian[b, q + k, 3 + axis] = lane(by_source, k), lane(by_target, k)
+        jacobian[b, q + k, axis], jacobian[b, q + k, 3 + axis] = (
+            lane(by_source, k), lane(by_target, k)
+        )
 
 
 @inline
 def move_end(jacobian, b, q, axis, alpha, d, change):
-    "Add the effect of an end of the stretch moving along the ray: change = dI / d(alpha of that end)."
+    """Add the effect of an end of the stretch moving along the ray: change = dI / d(alpha of that
+    end).
+    """
     for k in range(min(LANES, jacobian.shape[1] - q)):
         which = lane(axis, k)
         if which >= 0:
@@ -137,12 +156,17 @@ def start_axis(s, d, n, lo):
     ahead, parallel = d > fill(0.0), d == fill(0.0)
     a = (where(ahead, i + fill(1.0), i) - s) / d
     gap = upper(fill(1.0) / d, fill(-1.0) / d)
-    return i, where(parallel, fill(math.inf), a), where(parallel, fill(0.0), gap), where(ahead, fill(1.0), fill(-1.0))
+    return (
+        i, where(parallel, fill(math.inf), a), where(parallel, fill(0.0), gap),
+        where(ahead, fill(1.0), fill(-1.0))
+    )
 
 
 @inline
 def cross_plane(a0, a1, a2, end):
-    "Parameter of the next plane, and masks of the lanes that cross one of axis 0, 1, 2 there; none at or beyond end."
+    """Parameter of the next plane, and masks of the lanes that cross one of axis 0, 1, 2 there;
+    none at or beyond end.
+    """
     b = lower(lower(a0, a1), a2)
     live = b < end
     first = (a0 == b) & live
@@ -153,27 +177,40 @@ def cross_plane(a0, a1, a2, end):
 @inline
 def place_of(cell, stride):
     "Place of voxels in the flat array."
-    return to_whole(cell[0] * fill(float(stride[0])) + cell[1] * fill(float(stride[1])) + cell[2] * fill(float(stride[2])))
+    return to_whole(cell[0] * fill(float(stride[0])) + cell[1] * fill(float(stride[1]))
+        + cell[2] * fill(float(stride[2])))
 
 
 @inline
 def walk(visit, state, given, s, d, n, stride, lo, hi, enter, leave):
-    "Fold visit over the cells between lo and hi: state = visit(state, given, cell, place, a, b, axis at a, axis at b), place = cell . stride."
+    """Fold visit over the cells between lo and hi: state = visit(state, given, cell, place, a, b,
+    axis at a, axis at b), place = cell . stride.
+    """
     hit, zero = lo < hi, fill(0.0)
     lo, hi = where(hit, lo, zero), where(hit, hi, zero)
     i, a0, e0, u0 = start_axis(s[0], d[0], n[0], lo)
     j, a1, e1, u1 = start_axis(s[1], d[1], n[1], lo)
     k, a2, e2, u2 = start_axis(s[2], d[2], n[2], lo)
     p, none = place_of((i, j, k), stride), fill(0)
-    v0, v1, v2 = to_whole(u0) * fill(stride[0]), to_whole(u1) * fill(stride[1]), to_whole(u2) * fill(stride[2])
+    v0, v1, v2 = (
+        to_whole(u0) * fill(stride[0]), to_whole(u1) * fill(stride[1]),
+        to_whole(u2) * fill(stride[2])
+    )
     a, before, end = lo, enter, where(hit, hi - fill(SLIVER), fill(-math.inf))
     while any_lane(a < end):
         b, first, second, third = cross_plane(a0, a1, a2, end)
         live = first | second | third
-        b, after = where(live, b, hi), where(first, fill(0), where(second, fill(1), where(third, fill(2), leave)))
+        b, after = (
+            where(live, b, hi), where(first, fill(0),
+            where(second, fill(1), where(third, fill(2), leave)))
+        )
         state = visit(state, given, (i, j, k), p, a, b, before, after)
-        a0, a1, a2 = a0 + where(first, e0, zero), a1 + where(second, e1, zero), a2 + where(third, e2, zero)
-        i, j, k = i + where(first, u0, zero), j + where(second, u1, zero), k + where(third, u2, zero)
+        a0, a1, a2 = (
+            a0 + where(first, e0, zero), a1 + where(second, e1, zero), a2 + where(third, e2, zero)
+        )
+        i, j, k = (
+            i + where(first, u0, zero), j + where(second, u1, zero), k + where(third, u2, zero)
+        )
         p = p + where(first, v0, where(second, v1, where(third, v2, none)))
         a, before = b, after
     return state

@@ -28,7 +28,16 @@ from diffpose.kernels.cpu.rays import (
     walk,
 )
 from .threads import inline, kernel
-from .voxels import SLABS, add_lanes, gain_of, mapped, of_ray, own_lanes, slope_of, voxel_of
+from diffpose.kernels.cpu.voxels import (
+    SLABS,
+    add_lanes,
+    gain_of,
+    mapped,
+    of_ray,
+    own_lanes,
+    slope_of,
+    voxel_of,
+)
 from diffpose.kernels.lanes import (
     any_lane,
     fill,
@@ -48,28 +57,48 @@ def _siddon_block(flat, n, stride, labels, weight, block, span, jac):
     j, a1, e1, u1 = start_axis(s[1], d[1], n[1], lo)
     k, a2, e2, u2 = start_axis(s[2], d[2], n[2], lo)
     p = place_of((i, j, k), stride)
-    u0, u1, u2 = to_whole(u0) * fill(stride[0]), to_whole(u1) * fill(stride[1]), to_whole(u2) * fill(stride[2])
+    u0, u1, u2 = (
+        to_whole(u0) * fill(stride[0]), to_whole(u1) * fill(stride[1]),
+        to_whole(u2) * fill(stride[2])
+    )
     v = voxel_of(flat, p, piece, labels, weight, image, q)
-    A0, A1, A2 = where(enter == none, zero - v, zero), where(enter == fill(1), zero - v, zero), where(enter == fill(2), zero - v, zero)
+    A0, A1, A2 = (
+        where(enter == none, zero - v, zero), where(enter == fill(1), zero - v, zero),
+        where(enter == fill(2), zero - v, zero)
+    )
     B0, B1, B2 = A0 * lo, A1 * lo, A2 * lo
     acc, a, end = zero, lo, where(lo < hi, hi - fill(SLIVER), fill(-math.inf))
     b, first, second, third = cross_plane(a0, a1, a2, end)
     while any_lane(first | second | third):
         b = where(first | second | third, b, a)
         acc = acc + (b - a) * v
-        a0, a1, a2 = a0 + where(first, e0, zero), a1 + where(second, e1, zero), a2 + where(third, e2, zero)
+        a0, a1, a2 = (
+            a0 + where(first, e0, zero), a1 + where(second, e1, zero), a2 + where(third, e2, zero)
+        )
         p = p + where(first, u0, where(second, u1, where(third, u2, none)))
         after = voxel_of(flat, p, piece, labels, weight, image, q)
         if jac:
             change = v - after
-            A0, A1, A2 = A0 + where(first, change, zero), A1 + where(second, change, zero), A2 + where(third, change, zero)
+            A0, A1, A2 = (
+                A0 + where(first, change, zero), A1 + where(second, change, zero),
+                A2 + where(third, change, zero)
+            )
             change = change * b
-            B0, B1, B2 = B0 + where(first, change, zero), B1 + where(second, change, zero), B2 + where(third, change, zero)
+            B0, B1, B2 = (
+                B0 + where(first, change, zero), B1 + where(second, change, zero),
+                B2 + where(third, change, zero)
+            )
         a, v = b, after
         b, first, second, third = cross_plane(a0, a1, a2, end)
     acc = acc + (hi - a) * v
-    last0, last1, last2 = where(leave == none, v, zero), where(leave == fill(1), v, zero), where(leave == fill(2), v, zero)
-    return acc, (A0 + last0, A1 + last1, A2 + last2), (B0 + last0 * hi, B1 + last1 * hi, B2 + last2 * hi)
+    last0, last1, last2 = (
+        where(leave == none, v, zero), where(leave == fill(1), v, zero),
+        where(leave == fill(2), v, zero)
+    )
+    return (
+        acc, (A0 + last0, A1 + last1, A2 + last2),
+        (B0 + last0 * hi, B1 + last1 * hi, B2 + last2 * hi)
+    )
 
 # %% ../../../notebooks/api/050_kernels_cpu_siddon.ipynb #8cffdb10
 @inline
@@ -92,8 +121,12 @@ def siddon_sum(flat, n, stride, rays, pieces, bricks, m, labels, weight, out, ja
             if jac:
                 none = fill(0.0)
                 for axis in range(3):
-                    by_source, by_target = length * _ratio(B[axis] - A[axis], d[axis]), length * _ratio(none - B[axis], d[axis])
-                    save_ends(jacobian, b, q, axis, where(hit, by_source, none), where(hit, by_target, none))
+                    by_source, by_target = (
+                        length * _ratio(B[axis] - A[axis], d[axis]),
+                        length * _ratio(none - B[axis], d[axis])
+                    )
+                    save_ends(jacobian, b, q, axis, where(hit, by_source, none),
+                        where(hit, by_target, none))
         else:
             save(out, b, q, fill(0.0))
             if jac:
@@ -107,7 +140,8 @@ def _add_voxel(state, given, cell, place, a, b, before, after):
     flat, labels, block, out = given
     image, q, s, d, piece = block
     pixel, step = of_ray(out, image, q)
-    add_lanes(out.reshape(-1), pixel + step * gather(labels, place), (b - a) * mapped(gather(flat, place), piece), (a < b) & own_lanes(out, image, q))
+    add_lanes(out.reshape(-1), pixel + step * gather(labels, place),
+        (b - a) * mapped(gather(flat, place), piece), (a < b) & own_lanes(out, image, q))
     return state
 
 
@@ -116,7 +150,8 @@ def siddon_channels(flat, n, stride, rays, pieces, bricks, m, labels, out):
     for r in nb.prange(n_blocks(rays)):
         block = block_of(rays, pieces, np.int64(r))
         lo, hi, enter, leave = filled_stretch(bricks, m, 0.5, block, in_box(block, n))
-        walk(_add_voxel, 0, (flat, labels, block, out), block[2], block[3], n, stride, lo, hi, enter, leave)
+        walk(_add_voxel, 0, (flat, labels, block, out), block[2], block[3], n, stride, lo, hi,
+            enter, leave)
 
 # %% ../../../notebooks/api/050_kernels_cpu_siddon.ipynb #ca840828
 @inline
@@ -127,7 +162,10 @@ def _best_voxel(state, given, cell, place, a, b, before, after):
     v = mapped(gather(flat, place), piece)
     more = (b - a) * v > best
     best, density = where(more, (b - a) * v, best), where(more, v, density)
-    return best, density, where(more, a, lo), where(more, b, hi), where(more, before, enter), where(more, after, leave)
+    return (
+        best, density, where(more, a, lo), where(more, b, hi), where(more, before, enter),
+        where(more, after, leave)
+    )
 
 
 @kernel
@@ -137,7 +175,8 @@ def siddon_max(flat, n, stride, rays, pieces, bricks, m, out, jacobian):
         b, q, s, d, piece = block
         lo, hi, enter, leave = filled_stretch(bricks, m, 0.5, block, in_box(block, n))
         zero, none = fill(0.0), fill(-1)
-        best = walk(_best_voxel, (zero, zero, zero, zero, none, none), (flat, piece), s, d, n, stride, lo, hi, enter, leave)
+        best = walk(_best_voxel, (zero, zero, zero, zero, none, none), (flat, piece), s, d, n,
+            stride, lo, hi, enter, leave)
         value, v, lo, hi, enter, leave = best
         length = lengths_of(rays, b, q)
         save(out, b, q, length * value)
@@ -151,7 +190,8 @@ def _scatter_voxel(state, given, cell, place, a, b, before, after):
     flat, base, labels, weight, block, grad = given
     image, q, s, d, piece = block
     p = place + fill(base)
-    add_lanes(grad, p, (b - a) * gain_of(labels, weight, p, image, q) * slope_of(flat, p, piece), (a < b) & own_lanes(weight, image, q))
+    add_lanes(grad, p, (b - a) * gain_of(labels, weight, p, image, q) * slope_of(flat, p, piece),
+        (a < b) & own_lanes(weight, image, q))
     return state
 
 
@@ -163,6 +203,7 @@ def siddon_adjoint(flat, n, stride, rays, pieces, labels, weight, grad):
         for r in range(n_blocks(rays) if last > first else 0):
             image, q, s, d, piece = block_of(rays, pieces, r)
             s = (s[0], s[1], s[2] - fill(float(first)))
-            lo, hi, enter, leave = clip_box(s, d, (0.0, 0.0, 0.0), (float(size[0]), float(size[1]), float(size[2])))
+            lo, hi, enter, leave = clip_box(s, d, (0.0, 0.0, 0.0),
+                (float(size[0]), float(size[1]), float(size[2])))
             given = (flat, first * stride[2], labels, weight, (image, q, s, d, piece), grad)
             walk(_scatter_voxel, 0, given, s, d, size, stride, lo, hi, enter, leave)

@@ -21,7 +21,8 @@ from ..compiled import compiled
 # %% ../../../notebooks/api/045_kernels_cpu_threads.ipynb #54bc595b
 # No flag that assumes away NaN or infinity: rays parallel to an axis rely on both.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
-# Helpers only borrow their arrays (_nrt=False): counting references, atomically and across threads, would cost as much as a cell does.
+# Helpers only borrow their arrays (_nrt=False): counting references, atomically and across threads,
+# would cost as much as a cell does.
 inline = nb.njit(fastmath=_FAST, error_model="numpy", forceinline=True, _nrt=False)
 _loop = functools.partial(compiled, fastmath=_FAST, error_model="numpy")
 
@@ -31,7 +32,9 @@ _TURN = threading.Lock()
 
 
 def _leave_threads_behind() -> None:
-    "In a child that was just forked: remember whether its parent had started threads, and ask torch for none either."
+    """In a child that was just forked: remember whether its parent had started threads, and ask
+    torch for none either.
+    """
     global _FORKED
     _FORKED = _FORKED or parallel._is_initialized
     if _FORKED:
@@ -59,7 +62,8 @@ class kernel:
     def __init__(self, function):
         functools.update_wrapper(self, function)
         alone = types.FunctionType(function.__code__, function.__globals__, function.__name__)
-        alone.__qualname__, alone.__module__ = function.__qualname__ + "_alone", function.__module__  # a name, and so a file, of its own
+        # a name, and so a file, of its own
+        alone.__qualname__, alone.__module__ = function.__qualname__ + "_alone", function.__module__
         self.together, self.alone = _loop(parallel=True)(function), _loop()(alone)
 
     def __call__(self, *args):

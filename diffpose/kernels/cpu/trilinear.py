@@ -62,7 +62,10 @@ def _corner(given, cell, live, dx, dy, dz):
     flat, n, stride, unit, labels, weight, block, inner = given
     image, q, s, d, piece = block
     i, j, k, zero = cell[0] + fill(dx), cell[1] + fill(dy), cell[2] + fill(dz), fill(0.0)
-    inside = live & (i >= zero) & (j >= zero) & (k >= zero) & (i < fill(float(n[0]))) & (j < fill(float(n[1]))) & (k < fill(float(n[2])))
+    inside = (
+        live & (i >= zero) & (j >= zero) & (k >= zero) & (i < fill(float(n[0])))
+        & (j < fill(float(n[1]))) & (k < fill(float(n[2])))
+    )
     p = place_of((where(inside, i, zero), where(inside, j, zero), where(inside, k, zero)), stride)
     return narrow(flat, where(inside, voxel_of(flat, p, piece, labels, weight, image, q), zero))
 
@@ -77,7 +80,10 @@ def _pair(given, p):
         if piece[0] < math.inf:
             x, y = narrow(flat, mapped(wide(x), piece)), narrow(flat, mapped(wide(y), piece))
         return x, y
-    return narrow(flat, voxel_of(flat, p, piece, labels, weight, image, q)), narrow(flat, voxel_of(flat, p + fill(stride[0]), piece, labels, weight, image, q))
+    return (
+        narrow(flat, voxel_of(flat, p, piece, labels, weight, image, q)),
+        narrow(flat, voxel_of(flat, p + fill(stride[0]), piece, labels, weight, image, q))
+    )
 
 
 @inline
@@ -88,12 +94,17 @@ def _within(x, n):
 
 @inline
 def _side(given, x, y, z, below, above, inside):
-    "Two corners of border cells, from the pair of voxels nearest to them: zero where they are outside."
+    """Two corners of border cells, from the pair of voxels nearest to them: zero where they are
+    outside.
+    """
     flat, n, stride, unit, labels, weight, block, inner = given
     a, b = _pair(given, place_of((x, _within(y, n[1] - 1.0), _within(z, n[2] - 1.0)), stride))
     zero, none = narrow(flat, 0.0), fill(-0.5)
     inside = inside & (y > none) & (y < fill(n[1] - 0.5)) & (z > none) & (z < fill(n[2] - 0.5))
-    return where(inside & ~below, where(above, b, a), zero), where(inside & ~above, where(below, a, b), zero)
+    return (
+        where(inside & ~below, where(above, b, a), zero),
+        where(inside & ~above, where(below, a, b), zero)
+    )
 
 
 @inline
@@ -102,8 +113,15 @@ def edge_corners(given, cell, live):
     n, one = given[1], fill(1.0)
     i, j, k = cell
     if n[0] < 2:
-        c0, c1, c2, c3 = _corner(given, cell, live, -1.0, -1.0, -1.0), _corner(given, cell, live, 0.0, -1.0, -1.0), _corner(given, cell, live, -1.0, 0.0, -1.0), _corner(given, cell, live, 0.0, 0.0, -1.0)
-        c4, c5, c6, c7 = _corner(given, cell, live, -1.0, -1.0, 0.0), _corner(given, cell, live, 0.0, -1.0, 0.0), _corner(given, cell, live, -1.0, 0.0, 0.0), _corner(given, cell, live, 0.0, 0.0, 0.0)
+        c0, c1, c2, c3 = (
+            _corner(given, cell, live, -1.0, -1.0, -1.0),
+            _corner(given, cell, live, 0.0, -1.0, -1.0),
+            _corner(given, cell, live, -1.0, 0.0, -1.0), _corner(given, cell, live, 0.0, 0.0, -1.0)
+        )
+        c4, c5, c6, c7 = (
+            _corner(given, cell, live, -1.0, -1.0, 0.0), _corner(given, cell, live, 0.0, -1.0, 0.0),
+            _corner(given, cell, live, -1.0, 0.0, 0.0), _corner(given, cell, live, 0.0, 0.0, 0.0)
+        )
         return c0, c1, c2, c3, c4, c5, c6, c7
     x, below, above = _within(i - one, n[0] - 2.0), i < fill(0.5), i > fill(n[0] - 0.5)
     live = live & (i > fill(-0.5)) & (i < fill(n[0] + 0.5))
@@ -116,11 +134,16 @@ def edge_corners(given, cell, live):
 # %% ../../../notebooks/api/051_kernels_cpu_trilinear.ipynb #13e7a16b
 @inline
 def corners_of(given, cell, place, m, live):
-    "The eight voxels of cells, first axis fastest; zero outside the volume. Lanes that have arrived read what is in the volume anywhere."
+    """The eight voxels of cells, first axis fastest; zero outside the volume. Lanes that have
+    arrived read what is in the volume anywhere.
+    """
     flat, n, stride, unit, labels, weight, block, inner = given
     if min(n[0], n[1], n[2]) < 2 or any_lane(live & ((m < inner[0]) | (m > inner[1]))):
         return edge_corners(given, cell, live)
-    p, last = place - fill(stride[0] + stride[1] + stride[2]), (n[0] - 2) * stride[0] + (n[1] - 2) * stride[1] + (n[2] - 2) * stride[2]
+    p, last = (
+        place - fill(stride[0] + stride[1] + stride[2]),
+        (n[0] - 2) * stride[0] + (n[1] - 2) * stride[1] + (n[2] - 2) * stride[2]
+    )
     p = where(p < fill(0), fill(0), where(p > fill(last), fill(last), p))
     c0, c1 = _pair(given, p)
     c2, c3 = _pair(given, p + fill(stride[1]))
@@ -132,7 +155,8 @@ def corners_of(given, cell, place, m, live):
 @inline
 def inner_stretch(block, n):
     "Between which parameters a block's rays are in cells whose corners are all in the volume."
-    lo, hi, enter, leave = clip_box(block[2], block[3], (1.0, 1.0, 1.0), (float(n[0]), float(n[1]), float(n[2])))
+    lo, hi, enter, leave = clip_box(block[2], block[3], (1.0, 1.0, 1.0),
+        (float(n[0]), float(n[1]), float(n[2])))
     return lo + fill(SLIVER), hi - fill(SLIVER)
 
 
@@ -146,7 +170,8 @@ def place_in_cell(block, cell, m):
 @inline
 def something(flat, c):
     "Whether a corner of some lane is not zero."
-    bits = either(either(either(c[0], c[1]), either(c[2], c[3])), either(either(c[4], c[5]), either(c[6], c[7])))
+    bits = either(either(either(c[0], c[1]), either(c[2], c[3])),
+        either(either(c[4], c[5]), either(c[6], c[7])))
     return any_lane(~(bits == narrow(flat, 0.0)))
 
 
@@ -160,22 +185,30 @@ def _add_cell(state, given, cell, place, a, b, before, after):
     at, d = place_in_cell(block, cell, m), block[3]
     c = corners_of(voxels, cell, place, m, live)
     if something(flat, c):
-        f, fx, fy, fz, fxy, fxz, fyz, fxyz = taylor(c, narrow(flat, at[0]), narrow(flat, at[1]), narrow(flat, at[2]))
+        f, fx, fy, fz, fxy, fxz, fyz, fxyz = taylor(c, narrow(flat, at[0]), narrow(flat, at[1]),
+            narrow(flat, at[2]))
         r, g = narrow(flat, spread), narrow(flat, h)
         d0, d1, d2 = g * narrow(flat, d[0]), g * narrow(flat, d[1]), g * narrow(flat, d[2])
         acc = acc + h * wide(f + r * (d0 * (fxy * d1 + fxz * d2) + d1 * d2 * fyz))
         if jac:
             t, u = narrow(flat, m), g * r
-            w0, w1, w2 = fx + r * (d1 * d2) * fxyz, fy + r * (d0 * d2) * fxyz, fz + r * (d0 * d1) * fxyz
+            w0, w1, w2 = (
+                fx + r * (d1 * d2) * fxyz, fy + r * (d0 * d2) * fxyz, fz + r * (d0 * d1) * fxyz
+            )
             r0, r1, r2 = fxy * d1 + fxz * d2, fxy * d0 + fyz * d2, fxz * d0 + fyz * d1
             p0, p1, p2 = p0 + h * wide(w0), p1 + h * wide(w1), p2 + h * wide(w2)
-            q0, q1, q2 = q0 + h * wide(t * w0 + u * r0), q1 + h * wide(t * w1 + u * r1), q2 + h * wide(t * w2 + u * r2)
+            q0, q1, q2 = (
+                q0 + h * wide(t * w0 + u * r0), q1 + h * wide(t * w1 + u * r1),
+                q2 + h * wide(t * w2 + u * r2)
+            )
     return acc, p0, p1, p2, q0, q1, q2
 
 # %% ../../../notebooks/api/051_kernels_cpu_trilinear.ipynb #7e0993e7
 @inline
 def march(visit, state, given, s, d, stride, lo, hi, n_points, near, far):
-    "Fold visit over those of n_points equal pieces of lo to hi whose middles are between near and far, in some lane."
+    """Fold visit over those of n_points equal pieces of lo to hi whose middles are between near and
+    far, in some lane.
+    """
     w, first, last = (hi - lo) / fill(float(n_points)), n_points, 0
     for k in range(LANES):
         piece, start = lane(w, k), lane(lo, k)
@@ -183,7 +216,8 @@ def march(visit, state, given, s, d, stride, lo, hi, n_points, near, far):
             first = min(first, max(int(math.floor((lane(near, k) - start) / piece - 0.5)), 0))
             last = max(last, min(int(math.ceil((lane(far, k) - start) / piece + 0.5)), n_points))
     for m in range(first, last):
-        a, b = lo + fill(float(m)) * w, lo + fill(m + 1.0) * w  # one number where a piece ends and the next begins: rounding cancels
+        # one number where a piece ends and the next begins: rounding cancels
+        a, b = lo + fill(float(m)) * w, lo + fill(m + 1.0) * w
         middle = fill(0.5) * (a + b)
         cell = floor(s[0] + middle * d[0]), floor(s[1] + middle * d[1]), floor(s[2] + middle * d[2])
         state = visit(state, given, cell, place_of(cell, stride), a, b, fill(-1), fill(-1))
@@ -202,15 +236,19 @@ def fold_along(visit, state, given, span, block, n, stride, n_points):
     image, q, s, d, piece = block
     near, far, enter, leave = span
     if n_points is None:
-        return walk(visit, state, given, s, d, (n[0] + 1, n[1] + 1, n[2] + 1), stride, near, far, enter, leave)
+        return walk(visit, state, given, s, d, (n[0] + 1, n[1] + 1, n[2] + 1), stride, near, far,
+            enter, leave)
     lo, hi, enter, leave = in_cells(block, n)
     hit = lo < hi
-    return march(visit, state, given, s, d, stride, where(hit, lo, fill(0.0)), where(hit, hi, fill(0.0)), n_points, near, far)
+    return march(visit, state, given, s, d, stride, where(hit, lo, fill(0.0)),
+        where(hit, hi, fill(0.0)), n_points, near, far)
 
 
 @inline
 def spread_of(n_points):
-    "Variance of a piece's samples, in units of its squared length: a whole piece, or its middle alone."
+    """Variance of a piece's samples, in units of its squared length: a whole piece, or its middle
+    alone.
+    """
     if n_points is None:
         return 1.0 / 12.0
     return 0.0
@@ -238,15 +276,22 @@ def _move_ends(jacobian, n, block, n_points, sums):
 
 
 @kernel
-def trilinear_sum(flat, n, stride, rays, pieces, bricks, m, unit, labels, weight, out, jacobian, jac, n_points):
+def trilinear_sum(flat, n, stride, rays, pieces, bricks, m, unit, labels, weight, out, jacobian,
+        jac, n_points):
     for r in nb.prange(n_blocks(rays)):
         block = block_of(rays, pieces, np.int64(r))
         b, q, s, d, piece = block
-        span, inner, zero = filled_stretch(bricks, m, 0.0, block, in_cells(block, n)), inner_stretch(block, n), fill(0.0)
+        span, inner, zero = (
+            filled_stretch(bricks, m, 0.0, block, in_cells(block, n)), inner_stretch(block, n),
+            fill(0.0)
+        )
         hit = span[0] < span[1]
-        for attempt in range(2):  # a lane that has arrived may have read what is not a number: set it to zero, then
-            given = ((flat, n, stride, unit, labels, weight, block, inner), jac, spread_of(n_points))
-            sums = fold_along(_add_cell, (zero, zero, zero, zero, zero, zero, zero), given, span, block, n, stride, n_points)
+        # a lane that has arrived may have read what is not a number: set it to zero, then
+        for attempt in range(2):
+            given = ((flat, n, stride, unit, labels, weight, block, inner), jac,
+                spread_of(n_points))
+            sums = fold_along(_add_cell, (zero, zero, zero, zero, zero, zero, zero), given, span,
+                block, n, stride, n_points)
             inner = fill(math.inf), fill(-math.inf)
             if not any_lane(hit & ~(sums[0] == sums[0])):
                 break
@@ -257,5 +302,6 @@ def trilinear_sum(flat, n, stride, rays, pieces, bricks, m, unit, labels, weight
         if jac:
             by_both, by_target = (p0, p1, p2), (q0, q1, q2)
             for axis in range(3):
-                save_ends(jacobian, b, q, axis, where(hit, by_both[axis] - by_target[axis], zero), where(hit, by_target[axis], zero))
+                save_ends(jacobian, b, q, axis, where(hit, by_both[axis] - by_target[axis], zero),
+                    where(hit, by_target[axis], zero))
             _move_ends(jacobian, n, block, n_points, sums)

@@ -24,13 +24,16 @@ from diffpose.kernels.lanes import (
 def mapped(v, piece):
     "Density after the contrast map (threshold, scale and offset below, scale and offset above)."
     if piece[0] < math.inf:
-        v = where(v > fill(piece[0]), fill(piece[3]) * v + fill(piece[4]), fill(piece[1]) * v + fill(piece[2]))
+        v = where(v > fill(piece[0]), fill(piece[3]) * v + fill(piece[4]),
+            fill(piece[1]) * v + fill(piece[2]))
     return v
 
 
 @inline
 def of_ray(weight, b, q):
-    "The weights C N of an image for rays q, q + 1, ...: each lane's first, and the step from channel to channel."
+    """The weights C N of an image for rays q, q + 1, ...: each lane's first, and the step from
+    channel to channel.
+    """
     place, last = fill(0), weight.shape[2] - 1
     for k in range(LANES):
         place = put(place, k, b * weight.shape[1] * weight.shape[2] + min(q + k, last))
@@ -39,7 +42,9 @@ def of_ray(weight, b, q):
 
 @inline
 def gain_of(labels, weight, p, b, q):
-    "Weight of voxels p in rays q, q + 1, ... of image b: that of their labels' channels, or of the only one; 1 without weights."
+    """Weight of voxels p in rays q, q + 1, ... of image b: that of their labels' channels, or of
+    the only one; 1 without weights.
+    """
     if weight is None:
         return fill(1.0)
     place, step = of_ray(weight, b, q)

@@ -21,7 +21,8 @@ from .trilinear import trilinear_walk
 from ..reference import check_rays
 
 # %% ../../../notebooks/api/060_kernels_cuda.ipynb #9b893817
-def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, *given, **more) -> None:
+def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, *given,
+        **more) -> None:
     "Run a kernel on rays, as `prepared` takes them, if there are any."
     source, target, pose = rays[:3]
     if batch_of(source, pose) * target.shape[1] == 0:
@@ -33,15 +34,19 @@ def _launch(mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, *g
 # %% ../../../notebooks/api/060_kernels_cuda.ipynb #984041bd
 @torch.library.custom_op("diffpose::integrate", mutates_args=())
 def _integrate(
-    volume: Tensor, source: Tensor | None, target: Tensor, pose: Tensor | None, frame: Tensor | None, length: Tensor | None, columns: int, box: Tensor | None, pieces: Tensor | None,
-    labels: Tensor | None, rule: str, n_points: int, voxel_shift: float, reducefn: str, n_channels: int, jacobian: bool,
+    volume: Tensor, source: Tensor | None, target: Tensor, pose: Tensor | None,
+    frame: Tensor | None, length: Tensor | None, columns: int, box: Tensor | None,
+    pieces: Tensor | None,
+    labels: Tensor | None, rule: str, n_points: int, voxel_shift: float, reducefn: str,
+    n_channels: int, jacobian: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     batch, n, work = batch_of(source, pose), target.shape[1], WORKS_IN[volume.dtype][0]
     rays, how = (source, target, pose, frame, length, columns), (rule, n_points, voxel_shift)
     by_ends = volume.new_empty((batch, n, 6) if jacobian else (0, 0, 6), dtype=work)
     if labels is None:
         out = volume.new_empty(batch, 1, n)
-        _launch(reducefn, volume, rays, (box, pieces, None), how, None, 1, out, by_ends if jacobian else None)
+        _launch(reducefn, volume, rays, (box, pieces, None), how, None, 1, out,
+            by_ends if jacobian else None)
         return out, by_ends
     out = volume.new_zeros(batch, n_channels, n, dtype=work)
     _launch("channels", volume, rays, (box, pieces, labels), how, None, n_channels, out)
@@ -49,44 +54,62 @@ def _integrate(
 
 
 @_integrate.register_fake
-def _(volume, source, target, pose, frame, length, columns, box, pieces, labels, rule, n_points, voxel_shift, reducefn, n_channels, jacobian):
+def _(volume, source, target, pose, frame, length, columns, box, pieces, labels, rule, n_points,
+        voxel_shift, reducefn, n_channels, jacobian):
     batch, n = batch_of(source, pose), target.shape[1]
-    return volume.new_empty(batch, 1 if labels is None else n_channels, n), volume.new_empty((batch, n, 6) if jacobian else (0, 0, 6), dtype=WORKS_IN[volume.dtype][0])
+    return (
+        volume.new_empty(batch, 1 if labels is None else n_channels, n),
+        volume.new_empty((batch, n, 6) if jacobian else (0, 0, 6), dtype=WORKS_IN[volume.dtype][0])
+    )
 
 
 @torch.library.custom_op("diffpose::channel_jacobian", mutates_args=())
 def _channel_jacobian(
-    volume: Tensor, source: Tensor | None, target: Tensor, pose: Tensor | None, frame: Tensor | None, length: Tensor | None, columns: int, box: Tensor | None, pieces: Tensor | None,
+    volume: Tensor, source: Tensor | None, target: Tensor, pose: Tensor | None,
+    frame: Tensor | None, length: Tensor | None, columns: int, box: Tensor | None,
+    pieces: Tensor | None,
     labels: Tensor, weight: Tensor, rule: str, n_points: int, voxel_shift: float,
 ) -> Tensor:  # fmt: skip
     work = WORKS_IN[volume.dtype][0]
-    jacobian, image = (volume.new_empty(len(weight), weight.shape[2], k, dtype=work) for k in (6, 1))
-    _launch("sum", volume, (source, target, pose, frame, length, columns), (box, pieces, labels), (rule, n_points, voxel_shift), weight.to(work).contiguous(), weight.shape[1], image, jacobian)
+    jacobian, image = (volume.new_empty(len(weight), weight.shape[2], k, dtype=work)
+        for k in (6, 1))
+    _launch("sum", volume, (source, target, pose, frame, length, columns), (box, pieces, labels),
+        (rule, n_points, voxel_shift), weight.to(work).contiguous(), weight.shape[1], image,
+        jacobian)
     return jacobian
 
 
 @_channel_jacobian.register_fake
-def _(volume, source, target, pose, frame, length, columns, box, pieces, labels, weight, rule, n_points, voxel_shift):
+def _(volume, source, target, pose, frame, length, columns, box, pieces, labels, weight, rule,
+        n_points, voxel_shift):
     return volume.new_empty(len(weight), weight.shape[2], 6, dtype=WORKS_IN[volume.dtype][0])
 
 # %% ../../../notebooks/api/060_kernels_cuda.ipynb #2bb5ebd4
 @torch.library.custom_op("diffpose::volume_gradient", mutates_args=())
 def _volume_gradient(
-    volume: Tensor, source: Tensor | None, target: Tensor, pose: Tensor | None, frame: Tensor | None, length: Tensor | None, columns: int, pieces: Tensor | None, labels: Tensor | None,
+    volume: Tensor, source: Tensor | None, target: Tensor, pose: Tensor | None,
+    frame: Tensor | None, length: Tensor | None, columns: int, pieces: Tensor | None,
+    labels: Tensor | None,
     weight: Tensor, rule: str, n_points: int, voxel_shift: float, deterministic: bool,
 ) -> Tensor:  # fmt: skip
     weight, fixed = weight.to(WORKS_IN[volume.dtype][0]).contiguous(), None
     grad = torch.zeros_like(volume, dtype=torch.int64 if deterministic else weight.dtype)
     if deterministic:
         total = (weight.double().abs() * (1.0 if length is None else length[:, None])).amax(1).sum()
-        total = total * (1.0 if pieces is None else pieces[:, 1::2].abs().amax().double().clamp(min=1.0))
+        total = (
+            total * (1.0 if pieces is None
+            else pieces[:, 1::2].abs().amax().double().clamp(min=1.0))
+        )
         fixed = torch.exp2(torch.floor(60 - torch.log2(total.clamp(min=1e-300)))).reshape(1)
-    _launch("voxels", volume, (source, target, pose, frame, length, columns), (None, pieces, labels), (rule, n_points, voxel_shift), weight, weight.shape[1], grad, fixed=fixed)
+    _launch("voxels", volume, (source, target, pose, frame, length, columns),
+        (None, pieces, labels), (rule, n_points, voxel_shift), weight, weight.shape[1], grad,
+        fixed=fixed)
     return grad.to(volume.dtype, copy=False) if fixed is None else (grad / fixed).to(volume.dtype)
 
 
 @_volume_gradient.register_fake
-def _(volume, source, target, pose, frame, length, columns, pieces, labels, weight, rule, n_points, voxel_shift, deterministic):
+def _(volume, source, target, pose, frame, length, columns, pieces, labels, weight, rule, n_points,
+        voxel_shift, deterministic):
     return torch.empty_like(volume)
 
 
@@ -96,7 +119,9 @@ def _frame_gradient(jacobian: Tensor, weight: Tensor, points: Tensor) -> Tensor:
     out = jacobian.new_zeros(len(jacobian), blocks, 3, 4, dtype=torch.float64)
     if out.numel():
         with beside(jacobian):
-            contract_frame[(blocks * len(jacobian),)](jacobian.contiguous(), weight, points.double().contiguous(), out, jacobian.shape[1], len(points), *weight.stride(), blocks, BLOCK=2048, num_warps=8)
+            contract_frame[(blocks * len(jacobian),)](jacobian.contiguous(), weight,
+                points.double().contiguous(), out, jacobian.shape[1], len(points), *weight.stride(),
+                blocks, BLOCK=2048, num_warps=8)
     return out.sum(1)
 
 
@@ -107,11 +132,15 @@ def _(jacobian, weight, points):
 
 @torch.library.custom_op("diffpose::twist_jacobian", mutates_args=())
 def _twist_jacobian(by_ends: Tensor, pose: Tensor, frame: Tensor, points: Tensor) -> Tensor:
-    blocks, out = n_blocks(by_ends.shape[1], 128), torch.empty_like(by_ends, memory_format=torch.contiguous_format)
+    blocks, out = (
+        n_blocks(by_ends.shape[1], 128),
+        torch.empty_like(by_ends, memory_format=torch.contiguous_format)
+    )
     if out.numel():
         with beside(by_ends):
             twist_ends[(blocks * len(by_ends),)](
-                by_ends.contiguous(), points.double().contiguous(), pose.detach().contiguous(), frame.double().contiguous(), out,
+                by_ends.contiguous(), points.double().contiguous(), pose.detach().contiguous(),
+                frame.double().contiguous(), out,
                 by_ends.shape[1], len(points), blocks, REAL=WORKS_IN[by_ends.dtype][1], BLOCK=128,
             )  # fmt: skip
     return out
@@ -123,14 +152,26 @@ def _(by_ends, pose, frame, points):
 
 # %% ../../../notebooks/api/060_kernels_cuda.ipynb #f7070912
 def _check(volume: Tensor, *others: Tensor | None) -> Tensor:
-    "Refuse what the kernels cannot take. Returns the volume as it lies in memory, or a copy without gaps."
+    """Refuse what the kernels cannot take. Returns the volume as it lies in memory, or a copy
+    without gaps.
+    """
     if volume.dtype not in WORKS_IN:
-        raise UserError(f"The GPU kernels take float16, bfloat16, float32 or float64 volumes, not {volume.dtype}: convert it, or use backend='torch'.")
+        raise UserError(
+            "The GPU kernels take float16, bfloat16, float32 or float64 volumes, not"
+            f" {volume.dtype}: convert it, or use backend='torch'."
+        )
     if not volume.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
-        raise UserError(f"The GPU kernels take volumes in the memory of a GPU, not on {volume.device}: move it, or use backend='auto'.")
-    elsewhere = sorted({str(x.device) for x in others if x is not None and x.device != volume.device})
+        raise UserError(
+            f"The GPU kernels take volumes in the memory of a GPU, not on {volume.device}: move it,"
+            " or use backend='auto'."
+        )
+    elsewhere = sorted({str(x.device) for x in others if x is not None
+        and x.device != volume.device})
     if elsewhere:
-        raise UserError(f"The volume is on {volume.device}, and something else of the rendering on {', '.join(elsewhere)}: move one with .to(...).")
+        raise UserError(
+            f"The volume is on {volume.device}, and something else of the rendering on"
+            f" {', '.join(elsewhere)}: move one with .to(...)."
+        )
     dense = volume.permute(sorted(range(3), key=volume.stride, reverse=True)).is_contiguous()
     return volume if dense else volume.contiguous()
 
@@ -138,27 +179,36 @@ def _check(volume: Tensor, *others: Tensor | None) -> Tensor:
 @shaped
 def integrate(
     volume: Float[Tensor, "x y z"],
-    source: Float[Tensor, "b s 3"] | None,  # ray starts, index coordinates; s is 1 or n; None: the origin of the pose
+    # ray starts, index coordinates; s is 1 or n; None: the origin of the pose
+    source: Float[Tensor, "b s 3"] | None,
     target: Float[Tensor, "t n 3"],  # ray ends, for each image or the same for all
     *,
     rule: str = "siddon",  # "siddon" or "trilinear"
     n_points: int | None = None,  # trilinear only: samples per ray, None for the exact rule
     reducefn: str = "sum",  # "sum" or "max"
-    labels: Integer[Tensor, "x y z"] | None = None,  # voxel labels, below n_channels: one channel per label
+    # voxel labels, below n_channels: one channel per label
+    labels: Integer[Tensor, "x y z"] | None = None,
     n_channels: int = 1,
     pieces: Float[Tensor, "b 5"] | None = None,  # contrast map per image
     voxel_shift: float = 0.5,
-    occupied: Float[Tensor, "6"] | None = None,  # `reference.bounding_box` of this very volume; None: walk through the air around it too
-    pose: Float[Tensor, "b 4 4"] | None = None,  # `target` is in the frame of a pose; None: in index coordinates
-    frame: Float[Tensor, "4 4"] | None = None,  # index coordinates from those that the pose leads to
+    # `reference.bounding_box` of this very volume; None: walk through the air around it too
+    occupied: Float[Tensor, "6"] | None = None,
+    # `target` is in the frame of a pose; None: in index coordinates
+    pose: Float[Tensor, "b 4 4"] | None = None,
+    # index coordinates from those that the pose leads to
+    frame: Float[Tensor, "4 4"] | None = None,
     length: Float[Tensor, "_ _"] | None = None,  # 1|b 1|n: what each ray is multiplied by; None: 1
     columns: int = 0,  # the targets are an image in rows of so many; 0: in no order
     jacobian: bool = False,  # also return the derivative (not with labels: see `channel_jacobian`)
-) -> tuple[Float[Tensor, "b c n"], Float[Tensor, "b n 6"] | None]:  # integrals over alpha, and [d/d source, d/d target]
-    "Integral over alpha in [0, 1] along each ray, and its derivative by both ends in index coordinates, in one launch."
+    # integrals over alpha, and [d/d source, d/d target]
+) -> tuple[Float[Tensor, "b c n"], Float[Tensor, "b n 6"] | None]:
+    """Integral over alpha in [0, 1] along each ray, and its derivative by both ends in index
+    coordinates, in one launch.
+    """
     check_rays(source, target, pose, frame, length, columns)
     volume = _check(volume, source, target, pose, frame, length, occupied, pieces, labels)
-    out, by_ends = _integrate(volume, source, target, pose, frame, length, columns, occupied, pieces, labels, rule, n_points or 0, voxel_shift, reducefn, n_channels, jacobian)
+    out, by_ends = _integrate(volume, source, target, pose, frame, length, columns, occupied,
+        pieces, labels, rule, n_points or 0, voxel_shift, reducefn, n_channels, jacobian)
     return out, by_ends if jacobian else None
 
 # %% ../../../notebooks/api/060_kernels_cuda.ipynb #e899432d
@@ -183,7 +233,8 @@ def channel_jacobian(
     "Derivative of the weighted sum of label channels by both ends of each ray."
     check_rays(source, target, pose, frame, length, columns)
     volume = _check(volume, source, target, pose, frame, length, pieces, labels, weight)
-    return _channel_jacobian(volume, source, target, pose, frame, length, columns, occupied, pieces, labels, weight, rule, n_points or 0, voxel_shift)
+    return _channel_jacobian(volume, source, target, pose, frame, length, columns, occupied, pieces,
+        labels, weight, rule, n_points or 0, voxel_shift)
 
 
 @shaped
@@ -203,11 +254,14 @@ def volume_gradient(
     length: Float[Tensor, "_ _"] | None = None,
     columns: int = 0,
 ) -> Float[Tensor, "x y z"]:
-    "Adjoint of `integrate` (sum): gradient of the loss by the voxels. The same bit for bit in every run if torch is asked for deterministic algorithms."
+    """Adjoint of `integrate` (sum): gradient of the loss by the voxels. The same bit for bit in
+    every run if torch is asked for deterministic algorithms.
+    """
     check_rays(source, target, pose, frame, length, columns)
     volume = _check(volume, source, target, pose, frame, length, pieces, labels, weight)
     deterministic = torch.are_deterministic_algorithms_enabled()
-    return _volume_gradient(volume, source, target, pose, frame, length, columns, pieces, labels, weight, rule, n_points or 0, voxel_shift, deterministic)
+    return _volume_gradient(volume, source, target, pose, frame, length, columns, pieces, labels,
+        weight, rule, n_points or 0, voxel_shift, deterministic)
 
 
 @shaped
@@ -216,9 +270,16 @@ def frame_gradient(
     weight: Float[Tensor, "b n"],  # gradient of the loss by each pixel
     points: Float[Tensor, "t n 3"],  # the targets, in their own coordinates
 ) -> Float[Tensor, "b 3 4"]:  # float64
-    "Gradient of a loss by the matrix that takes points to index coordinates, and its origin to the source."
-    if len({jacobian.device, weight.device, points.device}) > 1 or len(points) not in (1, len(jacobian)):
-        raise UserError(f"Jacobian {tuple(jacobian.shape)} on {jacobian.device}, weight on {weight.device} and points {tuple(points.shape)} on {points.device} do not fit: all on one device, and points 1 n 3 or b n 3.")
+    """Gradient of a loss by the matrix that takes points to index coordinates, and its origin to
+    the source.
+    """
+    if len({jacobian.device, weight.device, points.device}) > 1 or len(points) not in (1,
+            len(jacobian)):
+        raise UserError(
+            f"Jacobian {tuple(jacobian.shape)} on {jacobian.device}, weight on {weight.device} and"
+            f" points {tuple(points.shape)} on {points.device} do not fit: all on one device, and"
+            " points 1 n 3 or b n 3."
+        )
     return _frame_gradient(jacobian, weight, points)
 
 # %% ../../../notebooks/api/060_kernels_cuda.ipynb #c03a0002
@@ -233,7 +294,8 @@ def twist_jacobian(
     return _twist_jacobian(by_ends, pose, frame, points)
 
 # %% ../../../notebooks/api/060_kernels_cuda.ipynb #e44ccc1e
-TOLERANCES = {  # agreement with the torch reference in float64, relative to the largest entry: (value, gradients)
+# agreement with the torch reference in float64, relative to the largest entry: (value, gradients)
+TOLERANCES = {
     torch.float64: (1e-11, 1e-8),
     torch.float32: (1e-5, 1e-3),
     torch.float16: (2e-3, 5e-3),

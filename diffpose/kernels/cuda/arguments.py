@@ -16,8 +16,10 @@ from torch import Tensor
 from .rays import tl
 
 # %% ../../../notebooks/api/056_kernels_cuda_arguments.ipynb #91faa655
-WORKS_IN = {torch.float64: (torch.float64, tl.float64), torch.float32: (torch.float32, tl.float32), torch.float16: (torch.float32, tl.float32), torch.bfloat16: (torch.float32, tl.float32)}
-# below so many rays an image is walked by so many lanes for each, and so many rays by a program; fastest of what was tried on an H100 (benchmarks/results/gpu_split.csv)
+WORKS_IN = {torch.float64: (torch.float64, tl.float64), torch.float32: (torch.float32, tl.float32),
+    torch.float16: (torch.float32, tl.float32), torch.bfloat16: (torch.float32, tl.float32)}
+# below so many rays an image is walked by so many lanes for each, and so many rays by a program;
+# fastest of what was tried on an H100 (benchmarks/results/gpu_split.csv)
 SPLIT = (2**14, 8, 16), (2**17, 4, 16), (math.inf, 2, 16)
 
 
@@ -38,17 +40,25 @@ def batch_of(source: Tensor | None, pose: Tensor | None) -> int:
 
 
 def prepared(
-    mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, weight: Tensor | None, n_channels: int, out: Tensor, jacobian: Tensor | None = None, fixed: Tensor | None = None
+    mode: str, volume: Tensor, rays: tuple, look: tuple, rule: tuple, weight: Tensor | None,
+    n_channels: int, out: Tensor, jacobian: Tensor | None = None, fixed: Tensor | None = None
 ) -> tuple[tuple[int], tuple, dict]:  # fmt: skip
-    "Grid, arguments and options of a kernel, for rays (source, target, pose, frame, length, columns), with a look (box, pieces, labels) and a rule (name, n_points, voxel_shift)."
-    (source, target, pose, frame, length, columns), (box, pieces, labels), (name, n_points, shift) = rays, look, rule
+    """Grid, arguments and options of a kernel, for rays (source, target, pose, frame, length,
+    columns), with a look (box, pieces, labels) and a rule (name, n_points, voxel_shift).
+    """
+    (source, target, pose, frame, length, columns), (box, pieces, labels), (name, n_points,
+        shift) = (
+        rays, look, rule
+    )
     n = target.shape[1]
     batch = batch_of(source, pose)
     wide = sum((size - 1) * step for size, step in zip(volume.shape, volume.stride())) >= 2**31
-    parts, count = next(how for most, *how in SPLIT if n < most)  # not by the batch: an image is the same in any company
+    # not by the batch: an image is the same in any company
+    parts, count = next(how for most, *how in SPLIT if n < most)
     parts = parts if mode == "sum" else 1
     count = max(count, 32 // parts)
-    if os.environ.get("TRITON_INTERPRET") == "1":  # it takes one program after the other: fewer, then
+    # it takes one program after the other: fewer, then
+    if os.environ.get("TRITON_INTERPRET") == "1":
         count *= 4
     tiles = n_blocks(n, count)
     exact = lambda x: None if x is None else x.detach().double().contiguous()
@@ -56,11 +66,16 @@ def prepared(
         length = torch.ones(1, 1, dtype=torch.float64, device=volume.device)
     pose = None if pose is None else pose.detach().contiguous()
     starts = (exact(source), None, source.shape[1]) if pose is None else (None, pose, 1)
-    geometry = *starts[:2], exact(frame), exact(target), exact(length), n, starts[2], len(target), len(length), length.shape[1]
+    geometry = (
+        *starts[:2], exact(frame), exact(target), exact(length), n, starts[2], len(target),
+        len(length), length.shape[1]
+    )
     if labels is not None and labels.stride() != volume.stride():
         labels = torch.empty_like(volume, dtype=labels.dtype).copy_(labels)
-    arguments = (volume.detach(), *volume.shape, *volume.stride(), *geometry, columns, tiles, exact(box), exact(pieces), labels, weight, n_channels, out, jacobian, fixed)
-    options = {"MODE": mode, "REAL": WORKS_IN[volume.dtype][1], "WIDE": wide, "RAYS": count, "PARTS": parts, "TILED": columns > 0, "num_warps": count * parts // 32}
+    arguments = (volume.detach(), *volume.shape, *volume.stride(), *geometry, columns, tiles,
+        exact(box), exact(pieces), labels, weight, n_channels, out, jacobian, fixed)
+    options = {"MODE": mode, "REAL": WORKS_IN[volume.dtype][1], "WIDE": wide, "RAYS": count,
+        "PARTS": parts, "TILED": columns > 0, "num_warps": count * parts // 32}
     if name == "siddon":
         return (tiles * batch,), arguments, {**options, "LIFT": shift}
     return (tiles * batch,), (*arguments, n_points or None), {**options, "LIFT": shift + 0.5}

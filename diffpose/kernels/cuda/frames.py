@@ -10,7 +10,8 @@ from .rays import jit, three_of, tl
 
 # %% ../../../notebooks/api/059_kernels_cuda_frames.ipynb #59e3854a
 @jit(do_not_specialize=["n_rays", "point_sets", "weight_image", "weight_ray", "blocks"])
-def contract_frame(jacobian, weight, points, out, n_rays, point_sets, weight_image, weight_ray, blocks, BLOCK: tl.constexpr):
+def contract_frame(jacobian, weight, points, out, n_rays, point_sets, weight_image, weight_ray,
+        blocks, BLOCK: tl.constexpr):
     b, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     q = block * BLOCK + tl.arange(0, BLOCK)
     ok = q < n_rays
@@ -28,28 +29,47 @@ def contract_frame(jacobian, weight, points, out, n_rays, point_sets, weight_ima
 @jit
 def _world(frame, x, y, z, K: tl.constexpr, REAL: tl.constexpr):
     "Component K in the world of a derivative by index coordinates."
-    return tl.load(frame + K).to(REAL) * x + tl.load(frame + 4 + K).to(REAL) * y + tl.load(frame + 8 + K).to(REAL) * z
+    return (
+        tl.load(frame + K).to(REAL) * x + tl.load(frame + 4 + K).to(REAL) * y
+        + tl.load(frame + 8 + K).to(REAL) * z
+    )
 
 
 @jit
 def _arm(pose, x, y, z, K: tl.constexpr):
     "Component K in the world of a vector of the pose's frame."
     p = pose + 4 * K
-    return tl.load(p).to(tl.float64) * x + tl.load(p + 1).to(tl.float64) * y + tl.load(p + 2).to(tl.float64) * z
+    return (
+        tl.load(p).to(tl.float64) * x + tl.load(p + 1).to(tl.float64) * y
+        + tl.load(p + 2).to(tl.float64) * z
+    )
 
 
 @jit(do_not_specialize=["n_rays", "point_sets", "blocks"])
-def twist_ends(by_ends, points, pose, frame, out, n_rays, point_sets, blocks, REAL: tl.constexpr, BLOCK: tl.constexpr):
+def twist_ends(by_ends, points, pose, frame, out, n_rays, point_sets, blocks, REAL: tl.constexpr,
+        BLOCK: tl.constexpr):
     b = (tl.program_id(0) // blocks).to(tl.int64)
     q = (tl.program_id(0) % blocks) * BLOCK + tl.arange(0, BLOCK)
     ok = q < n_rays
-    row, p, pose = (b * n_rays + q) * 6, points + (tl.minimum(b, point_sets - 1) * n_rays + q) * 3, pose + b * 16
+    row, p, pose = (
+        (b * n_rays + q) * 6, points + (tl.minimum(b, point_sets - 1) * n_rays + q) * 3,
+        pose + b * 16
+    )
     x, y, z = three_of(p, ok)
-    a0, a1, a2 = _arm(pose, x, y, z, 0).to(REAL), _arm(pose, x, y, z, 1).to(REAL), _arm(pose, x, y, z, 2).to(REAL)
+    a0, a1, a2 = (
+        _arm(pose, x, y, z, 0).to(REAL), _arm(pose, x, y, z, 1).to(REAL),
+        _arm(pose, x, y, z, 2).to(REAL)
+    )
     t0, t1, t2 = tl.load(pose + 3).to(REAL), tl.load(pose + 7).to(REAL), tl.load(pose + 11).to(REAL)
     (s0, s1, s2), (e0, e1, e2) = three_of(by_ends + row, ok), three_of(by_ends + row + 3, ok)
-    p0, p1, p2 = _world(frame, e0, e1, e2, 0, REAL), _world(frame, e0, e1, e2, 1, REAL), _world(frame, e0, e1, e2, 2, REAL)
-    v0, v1, v2 = p0 + _world(frame, s0, s1, s2, 0, REAL), p1 + _world(frame, s0, s1, s2, 1, REAL), p2 + _world(frame, s0, s1, s2, 2, REAL)
+    p0, p1, p2 = (
+        _world(frame, e0, e1, e2, 0, REAL), _world(frame, e0, e1, e2, 1, REAL),
+        _world(frame, e0, e1, e2, 2, REAL)
+    )
+    v0, v1, v2 = (
+        p0 + _world(frame, s0, s1, s2, 0, REAL), p1 + _world(frame, s0, s1, s2, 1, REAL),
+        p2 + _world(frame, s0, s1, s2, 2, REAL)
+    )
     tl.store(out + row, a1 * p2 - a2 * p1 + t1 * v2 - t2 * v1, mask=ok)
     tl.store(out + row + 1, a2 * p0 - a0 * p2 + t2 * v0 - t0 * v2, mask=ok)
     tl.store(out + row + 2, a0 * p1 - a1 * p0 + t0 * v1 - t1 * v0, mask=ok)

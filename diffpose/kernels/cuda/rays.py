@@ -22,8 +22,10 @@ def jit(*args, **options) -> Any:
 
 
 _FAR = tl.constexpr(1e12)  # voxels: what is farther away has no place
-# arguments that a kernel is not compiled anew for: other images, volumes and cameras run on the same code
-NUMBERS = ["n0", "n1", "n2", "n_rays", "source_rays", "point_sets", "length_sets", "length_rays", "columns", "tiles", "n_channels", "n_points"]
+# arguments that a kernel is not compiled anew for: other images, volumes and cameras run on the
+# same code
+NUMBERS = ["n0", "n1", "n2", "n_rays", "source_rays", "point_sets", "length_sets", "length_rays",
+    "columns", "tiles", "n_channels", "n_points"]
 STEPS = ["step0", "step1", "step2"]
 
 
@@ -44,18 +46,27 @@ def _entry(pose, frame, b, K: tl.constexpr, C: tl.constexpr):
     "Row K and column C of frame @ pose, for image b."
     p, f = pose + b * 16 + C, frame + 4 * K
     left = tl.load(f) * tl.load(p).to(tl.float64) + tl.load(f + 1) * tl.load(p + 4).to(tl.float64)
-    return left + tl.load(f + 2) * tl.load(p + 8).to(tl.float64) + tl.load(f + 3) * tl.load(p + 12).to(tl.float64)
+    return (
+        left + tl.load(f + 2) * tl.load(p + 8).to(tl.float64)
+        + tl.load(f + 3) * tl.load(p + 12).to(tl.float64)
+    )
 
 
 @jit
 def _axis(geometry, b, q, ok, x, y, z, K: tl.constexpr, LIFT: tl.constexpr):
     "Start and direction of rays on axis K, in walking coordinates."
-    source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays = geometry
+    source, pose, frame, _, _, _, source_rays, _, _, _ = geometry
     if pose is not None:
         s = x * 0.0 + (_entry(pose, frame, b, K, 3) + LIFT)
-        d = _entry(pose, frame, b, K, 0) * x + _entry(pose, frame, b, K, 1) * y + _entry(pose, frame, b, K, 2) * z
+        d = (
+            _entry(pose, frame, b, K, 0) * x + _entry(pose, frame, b, K, 1) * y
+            + _entry(pose, frame, b, K, 2) * z
+        )
     else:
-        s = tl.load(source + (b * source_rays + tl.minimum(q, source_rays - 1)) * 3 + K, mask=ok, other=0.0) + LIFT
+        s = (
+            tl.load(source + (b * source_rays + tl.minimum(q, source_rays - 1)) * 3 + K, mask=ok,
+            other=0.0) + LIFT
+        )
         d = (x if K == 0 else y if K == 1 else z) + LIFT - s
     return s, d
 
@@ -69,12 +80,17 @@ def _near(x):
 @jit
 def three_of(p, ok):
     "Three numbers in a row, for each lane."
-    return tl.load(p, mask=ok, other=0.0), tl.load(p + 1, mask=ok, other=0.0), tl.load(p + 2, mask=ok, other=0.0)
+    return (
+        tl.load(p, mask=ok, other=0.0), tl.load(p + 1, mask=ok, other=0.0),
+        tl.load(p + 2, mask=ok, other=0.0)
+    )
 
 
 @jit
 def ray_of(geometry, b, q, ok, LIFT: tl.constexpr):
-    "Start and direction of each lane's ray; one that is not a number, or has no end, is replaced by one that misses."
+    """Start and direction of each lane's ray; one that is not a number, or has no end, is replaced
+    by one that misses.
+    """
     n_rays, point_sets = geometry[5], geometry[7]
     p = geometry[3] + (tl.minimum(b, point_sets - 1) * n_rays + q) * 3
     x, y, z = three_of(p, ok)
@@ -90,20 +106,31 @@ def ray_of(geometry, b, q, ok, LIFT: tl.constexpr):
 def length_of(geometry, b, q, ok):
     "What each ray's integral is multiplied by."
     length, length_sets, length_rays = geometry[4], geometry[8], geometry[9]
-    return tl.load(length + tl.minimum(b, length_sets - 1) * length_rays + tl.minimum(q, length_rays - 1), mask=ok, other=1.0)
+    return tl.load(length + tl.minimum(b, length_sets - 1) * length_rays
+        + tl.minimum(q, length_rays - 1), mask=ok, other=1.0)
 
 # %% ../../../notebooks/api/054_kernels_cuda_rays.ipynb #94f1c45e
 @jit
 def bounds_of(box, n, extra, piece, pieces):
-    "Corners of the cells that hold something: of all n, plus extra, if no box is given, or if the contrast map makes something of nothing."
+    """Corners of the cells that hold something: of all n, plus extra, if no box is given, or if the
+    contrast map makes something of nothing.
+    """
     low, high = (0.0, 0.0, 0.0), (n[0] + extra, n[1] + extra, n[2] + extra)
     if box is not None:
         air = True
         if pieces is not None:
             air = tl.where(0.0 > piece[0], piece[4], piece[2]) == 0.0
-        low = tl.where(air, tl.load(box), 0.0), tl.where(air, tl.load(box + 1), 0.0), tl.where(air, tl.load(box + 2), 0.0)
-        high = tl.where(air, tl.load(box + 3) + extra, high[0]), tl.where(air, tl.load(box + 4) + extra, high[1]), tl.where(air, tl.load(box + 5) + extra, high[2])
-        high = tl.maximum(low[0], high[0]), tl.maximum(low[1], high[1]), tl.maximum(low[2], high[2])  # a box of nothing is as empty as it can be
+        low = (
+            tl.where(air, tl.load(box), 0.0), tl.where(air, tl.load(box + 1), 0.0),
+            tl.where(air, tl.load(box + 2), 0.0)
+        )
+        high = (
+            tl.where(air, tl.load(box + 3) + extra, high[0]),
+            tl.where(air, tl.load(box + 4) + extra, high[1]),
+            tl.where(air, tl.load(box + 5) + extra, high[2])
+        )
+        # a box of nothing is as empty as it can be
+        high = tl.maximum(low[0], high[0]), tl.maximum(low[1], high[1]), tl.maximum(low[2], high[2])
     return low, high
 
 
@@ -134,7 +161,10 @@ def stretch_of(s, d, inverse, low, high):
     lo, hi, enter, leave = _clip(s[1], d[1], inverse[1], low[1], high[1], 1, lo, hi, enter, leave)
     lo, hi, enter, leave = _clip(s[2], d[2], inverse[2], low[2], high[2], 2, lo, hi, enter, leave)
     hit = lo < hi
-    return tl.where(hit, lo, 0.0), tl.where(hit, hi, 0.0), tl.where(hit, enter, -1), tl.where(hit, leave, -1)
+    return (
+        tl.where(hit, lo, 0.0), tl.where(hit, hi, 0.0), tl.where(hit, enter, -1),
+        tl.where(hit, leave, -1)
+    )
 
 # %% ../../../notebooks/api/054_kernels_cuda_rays.ipynb #6c864a2f
 @jit
@@ -142,27 +172,40 @@ def part_of(lo, hi, enter, leave, part, PARTS: tl.constexpr):
     "The lane's own part of its ray's stretch. One number where a part ends and the next begins."
     width = (hi - lo) / PARTS
     last = part == PARTS - 1
-    return lo + part * width, tl.where(last, hi, lo + (part + 1) * width), tl.where(part == 0, enter, -1), tl.where(last, leave, -1)
+    return (
+        lo + part * width, tl.where(last, hi, lo + (part + 1) * width),
+        tl.where(part == 0, enter, -1), tl.where(last, leave, -1)
+    )
 
 
 @jit
 def _kept_apart(first, gap, count):
-    "The first crossing and the step to the next, changed by a rounding where that puts the crossings that belong to the stretch at 1 at most, and those after it beyond: no lane has to ask whether one is left."
+    """The first crossing and the step to the next, changed by a rounding where that puts the
+    crossings that belong to the stretch at 1 at most, and those after it beyond: no lane has to ask
+    whether one is left.
+    """
     edge = 3e-7 if first.dtype == tl.float32 else 6e-16
     over = tl.where(count > 0.0, tl.maximum(first + (count - 1.0) * gap - (1.0 - edge), 0.0), 0.0)
-    first, gap = tl.where(count == 1.0, first - over, first), gap - over / tl.maximum(count - 1.0, 1.0)
+    first, gap = (
+        tl.where(count == 1.0, first - over, first), gap - over / tl.maximum(count - 1.0, 1.0)
+    )
     short = tl.maximum(1.0 + edge - (first + count * gap), 0.0)
     return tl.where(count == 0.0, first + short, first), gap + short / tl.maximum(count, 1.0)
 
 
 @jit
 def _begin(s, d, inverse, lo, hi, low, high, per, REAL: tl.constexpr, WIDE: tl.constexpr):
-    "On one axis: the cell at lo, the first crossing after it and the step to the next (lo to hi being 0 to 1, per = 1 / (hi - lo)), how many there are until hi, and which way."
+    """On one axis: the cell at lo, the first crossing after it and the step to the next (lo to hi
+    being 0 to 1, per = 1 / (hi - lo)), how many there are until hi, and which way.
+    """
     i = tl.minimum(tl.maximum(tl.floor(s + lo * d), low), high - 1.0)
     last = tl.minimum(tl.maximum(tl.floor(s + hi * d), low), high - 1.0)
     first = ((tl.where(d > 0.0, i + 1.0, i) - s) * inverse - lo) * per
     way = tl.where(d > 0.0, 1, -1).to(tl.int32)
-    i, count, gap = i.to(tl.int64) if WIDE else i.to(tl.int32), tl.abs(last - i).to(REAL), (tl.abs(inverse) * per).to(REAL)
+    i, count, gap = (
+        i.to(tl.int64) if WIDE else i.to(tl.int32), tl.abs(last - i).to(REAL),
+        (tl.abs(inverse) * per).to(REAL)
+    )
     first, gap = _kept_apart(first.to(REAL), gap, count)
     return i, first, gap, count, way.to(tl.int64) if WIDE else way
 
@@ -178,8 +221,13 @@ def axes_of(s, d, inverse, lo, hi, low, high, REAL: tl.constexpr, WIDE: tl.const
 # %% ../../../notebooks/api/054_kernels_cuda_rays.ipynb #1d82a6a6
 @jit
 def cross_planes(m, axes):
-    "Where the lanes' next crossings are, at most 1, and in which of them it is a plane of axis 0, 1, 2; of any where none is left."
-    b0, b1, b2 = axes[0][1] + m[0] * axes[0][2], axes[1][1] + m[1] * axes[1][2], axes[2][1] + m[2] * axes[2][2]
+    """Where the lanes' next crossings are, at most 1, and in which of them it is a plane of axis 0,
+    1, 2; of any where none is left.
+    """
+    b0, b1, b2 = (
+        axes[0][1] + m[0] * axes[0][2], axes[1][1] + m[1] * axes[1][2],
+        axes[2][1] + m[2] * axes[2][2]
+    )
     b = tl.minimum(b1, b2)
     first = b0 <= b
     return tl.minimum(tl.minimum(b0, b), 1.0), first, (b1 <= b2) & (b0 > b), (b1 > b2) & (b0 > b)
@@ -194,4 +242,7 @@ def among(planes, x, y, z):
 @jit
 def counted(m, planes):
     "How many planes were crossed on each axis, with those that are crossed now."
-    return tl.where(planes[0], m[0] + 1.0, m[0]), tl.where(planes[1], m[1] + 1.0, m[1]), tl.where(planes[2], m[2] + 1.0, m[2])
+    return (
+        tl.where(planes[0], m[0] + 1.0, m[0]), tl.where(planes[1], m[1] + 1.0, m[1]),
+        tl.where(planes[2], m[2] + 1.0, m[2])
+    )

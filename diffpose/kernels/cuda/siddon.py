@@ -39,7 +39,9 @@ from diffpose.kernels.cuda.voxels import (
 # %% ../../../notebooks/api/057_kernels_cuda_siddon.ipynb #3202c368
 @jit
 def _chord(walk, axes, onward, step, last, leave):
-    "The next piece of each lane: its voxel, whether there is such a piece, from where to where it reaches, and the axes of the planes there; and the walk after it."
+    """The next piece of each lane: its voxel, whether there is such a piece, from where to where it
+    reaches, and the axes of the planes there; and the walk after it.
+    """
     m, p, a, axis = walk
     live = step <= last
     e, first, second, third = cross_planes(m, axes)
@@ -53,7 +55,8 @@ def _chord(walk, axes, onward, step, last, leave):
 def _density(voxels, chord, REAL: tl.constexpr):
     "What a piece of each lane finds."
     flat, labels, weight, pieces, piece, n_rays, n_channels = voxels
-    return voxel_of(flat, labels, weight, pieces, piece, chord[0], chord[1], n_rays, n_channels, REAL)
+    return voxel_of(flat, labels, weight, pieces, piece, chord[0], chord[1], n_rays, n_channels,
+        REAL)
 
 
 @jit
@@ -75,22 +78,29 @@ def _visit_voxel(state, MODE: tl.constexpr, voxels, chord, scale, out, fixed, RE
     if MODE == "voxels":
         gain = (e - a).to(tl.float64) * scale * slope_of(flat, p, pieces, piece, live, REAL)
         label, known = channel_of(labels, p, live, n_channels)
-        scatter(out, fixed, p, gain * tl.load(weight + label * n_rays, mask=known, other=0.0), known)
+        scatter(out, fixed, p, gain * tl.load(weight + label * n_rays, mask=known, other=0.0),
+            known)
     else:
         v = _density(voxels, chord, REAL)
         if MODE == "max":
             best, density, lo, hi, enter, leave = state
             more = live & ((e - a) * v > best)
-            best, density, lo, hi = tl.where(more, (e - a) * v, best), tl.where(more, v, density), tl.where(more, a, lo), tl.where(more, e, hi)
+            best, density, lo, hi = (
+                tl.where(more, (e - a) * v, best), tl.where(more, v, density),
+                tl.where(more, a, lo), tl.where(more, e, hi)
+            )
             state = best, density, lo, hi, tl.where(more, axis, enter), tl.where(more, after, leave)
         else:
             label, known = channel_of(labels, p, live, n_channels)
-            tl.atomic_add(out + label * n_rays, ((e - a).to(tl.float64) * scale * v).to(out.dtype.element_ty), mask=known & (v != 0.0), sem="relaxed")
+            tl.atomic_add(out + label * n_rays,
+                ((e - a).to(tl.float64) * scale * v).to(out.dtype.element_ty),
+                mask=known & (v != 0.0), sem="relaxed")
     return state
 
 
 @jit
-def _save_siddon(state, MODE: tl.constexpr, out, jacobian, row, kept, hit, length, d, lo, width, leave, a, RAYS: tl.constexpr, PARTS: tl.constexpr):
+def _save_siddon(state, MODE: tl.constexpr, out, jacobian, row, kept, hit, length, d, lo, width,
+        leave, a, RAYS: tl.constexpr, PARTS: tl.constexpr):
     "Value, and derivatives by both ends, from the state at the end of a walk."
     scale = tl.where(hit, length, 0.0)
     value = tl.where(hit, state[0].to(tl.float64) * width * length, 0.0)
@@ -105,15 +115,25 @@ def _save_siddon(state, MODE: tl.constexpr, out, jacobian, row, kept, hit, lengt
             else:
                 A, B = credit(state[2], state[3], leave, state[1], a)
                 per = scale / tl.where(d[K] == 0.0, 1.0, d[K])
-                all_A, all_B = tl.where(hit & (d[K] != 0.0), A[K], 0.0).to(tl.float64), tl.where(hit & (d[K] != 0.0), B[K], 0.0).to(tl.float64)
+                all_A, all_B = (
+                    tl.where(hit & (d[K] != 0.0), A[K], 0.0).to(tl.float64),
+                    tl.where(hit & (d[K] != 0.0), B[K], 0.0).to(tl.float64)
+                )
                 by = (lo * all_A + width * all_B - all_A) * per, -(lo * all_A + width * all_B) * per
             save_jacobian(jacobian, row, kept, K, by[0], by[1], RAYS, PARTS)
 
 # %% ../../../notebooks/api/057_kernels_cuda_siddon.ipynb #6d887a50
 @jit(do_not_specialize=NUMBERS, do_not_specialize_on_alignment=STEPS)
-def siddon_walk(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels, weight, n_channels, out, jacobian, fixed, LIFT: tl.constexpr, MODE: tl.constexpr, REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr, TILED: tl.constexpr):
+def siddon_walk(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, points, length, n_rays,
+        source_rays, point_sets, length_sets, length_rays, columns, tiles, box, pieces, labels,
+        weight, n_channels, out, jacobian, fixed, LIFT: tl.constexpr, MODE: tl.constexpr,
+        REAL: tl.constexpr, WIDE: tl.constexpr, RAYS: tl.constexpr, PARTS: tl.constexpr,
+        TILED: tl.constexpr):
     n, strides, b = (n0, n1, n2), (step0, step1, step2), (tl.program_id(0) // tiles).to(tl.int64)
-    geometry = source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets, length_rays
+    geometry = (
+        source, pose, frame, points, length, n_rays, source_rays, point_sets, length_sets,
+        length_rays
+    )
     q, ok, part = lanes_of(n_rays, columns, tiles, RAYS, PARTS, TILED)
     s, d = ray_of(geometry, b, q, ok, LIFT)
     piece = pieces_of(pieces, b, REAL)
@@ -126,7 +146,10 @@ def siddon_walk(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, poin
     last = tl.where(hit, (axes[0][3] + axes[1][3] + axes[2][3]).to(tl.int32), -1)
     p = axes[0][0] * strides[0] + axes[1][0] * strides[1] + axes[2][0] * strides[2]
     onward = axes[0][4] * strides[0], axes[1][4] * strides[1], axes[2][4] * strides[2]
-    voxels = flat, labels, None if weight is None else weight + b * n_channels * n_rays + q, pieces, piece, n_rays, n_channels
+    voxels = (
+        flat, labels, None if weight is None else weight + b * n_channels * n_rays + q, pieces,
+        piece, n_rays, n_channels
+    )
     place = out if MODE == "voxels" else out + b * n_channels * n_rays + q
     a = tl.zeros([RAYS * PARTS], REAL)
     none, m = tl.full([RAYS * PARTS], -1, tl.int32), (a, a, a)
@@ -152,4 +175,5 @@ def siddon_walk(flat, n0, n1, n2, step0, step1, step2, source, pose, frame, poin
     a = walk[2]
     if MODE == "sum" or MODE == "max":
         r, kept, _ = lanes_of(n_rays, columns, tiles, RAYS, 1, TILED)
-        _save_siddon(state, MODE, out, jacobian, b * n_rays + r, kept, hit, scale, d, lo, width, leave, a, RAYS, PARTS)
+        _save_siddon(state, MODE, out, jacobian, b * n_rays + r, kept, hit, scale, d, lo, width,
+            leave, a, RAYS, PARTS)

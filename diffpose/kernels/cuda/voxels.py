@@ -16,7 +16,10 @@ def pieces_of(pieces, b, REAL: tl.constexpr):
         return 0.0, 1.0, 0.0, 1.0, 0.0
     else:
         p = pieces + b * 5
-        return tl.load(p).to(REAL), tl.load(p + 1).to(REAL), tl.load(p + 2).to(REAL), tl.load(p + 3).to(REAL), tl.load(p + 4).to(REAL)
+        return (
+            tl.load(p).to(REAL), tl.load(p + 1).to(REAL), tl.load(p + 2).to(REAL),
+            tl.load(p + 3).to(REAL), tl.load(p + 4).to(REAL)
+        )
 
 
 @jit
@@ -38,8 +41,11 @@ def remapped(v, pieces, piece):
 
 
 @jit
-def voxel_of(flat, labels, weight, pieces, piece, p, inside, n_rays, n_channels, REAL: tl.constexpr):
-    "Density of voxels p as an image counts it: after its contrast map, and times the weight of its label's channel (weight points to channel 0); 0 outside."
+def voxel_of(flat, labels, weight, pieces, piece, p, inside, n_rays, n_channels,
+        REAL: tl.constexpr):
+    """Density of voxels p as an image counts it: after its contrast map, and times the weight of
+    its label's channel (weight points to channel 0); 0 outside.
+    """
     v = tl.load(flat + p, mask=inside, other=0.0).to(REAL)
     if pieces is not None:
         v = tl.where(inside, remapped(v, pieces, piece), 0.0)
@@ -70,12 +76,16 @@ def total_of(x, RAYS: tl.constexpr, PARTS: tl.constexpr):
 @jit
 def credit(A, B, axis, change, a):
     "Add a change at a to the sums of its axis, and a times the change."
-    x, y, z = tl.where(axis == 0, change, 0.0), tl.where(axis == 1, change, 0.0), tl.where(axis == 2, change, 0.0)
+    x, y, z = (
+        tl.where(axis == 0, change, 0.0), tl.where(axis == 1, change, 0.0),
+        tl.where(axis == 2, change, 0.0)
+    )
     return (A[0] + x, A[1] + y, A[2] + z), (B[0] + x * a, B[1] + y * a, B[2] + z * a)
 
 
 @jit
-def save_jacobian(jacobian, row, ok, K: tl.constexpr, by_source, by_target, RAYS: tl.constexpr, PARTS: tl.constexpr):
+def save_jacobian(jacobian, row, ok, K: tl.constexpr, by_source, by_target, RAYS: tl.constexpr,
+        PARTS: tl.constexpr):
     "Derivatives by axis K of both ends, summed over the parts of each ray."
     save(jacobian + row * 6 + K, total_of(by_source, RAYS, PARTS), ok)
     save(jacobian + row * 6 + 3 + K, total_of(by_target, RAYS, PARTS), ok)
@@ -83,18 +93,23 @@ def save_jacobian(jacobian, row, ok, K: tl.constexpr, by_source, by_target, RAYS
 
 @jit
 def moved_end(by, axis, alpha, d, change, K: tl.constexpr):
-    "The effect of an end of a stretch moving along the ray, on the derivatives by axis K: change = dI / d(alpha of that end)."
+    """The effect of an end of a stretch moving along the ray, on the derivatives by axis K: change
+    = dI / d(alpha of that end).
+    """
     along = tl.where((axis == K) & (d[K] != 0.0), change / tl.where(d[K] == 0.0, 1.0, d[K]), 0.0)
     return by[0] + along * (alpha - 1.0), by[1] - along * alpha
 
 
 @jit
 def scatter(grad, fixed, p, x, mask):
-    "Add to voxels. Floating-point sums depend on their order, which no GPU promises; sums of integers, in units of 1 / fixed, do not."
+    """Add to voxels. Floating-point sums depend on their order, which no GPU promises; sums of
+    integers, in units of 1 / fixed, do not.
+    """
     if fixed is None:
         tl.atomic_add(grad + p, x.to(grad.dtype.element_ty), mask=mask, sem="relaxed")
     else:
-        tl.atomic_add(grad + p, tl.floor(x.to(tl.float64) * tl.load(fixed) + 0.5).to(tl.int64), mask=mask, sem="relaxed")
+        tl.atomic_add(grad + p, tl.floor(x.to(tl.float64) * tl.load(fixed) + 0.5).to(tl.int64),
+            mask=mask, sem="relaxed")
 
 
 @jit
@@ -103,4 +118,5 @@ def slope_of(flat, p, pieces, piece, inside, REAL: tl.constexpr):
     if pieces is None:
         return 1.0
     else:
-        return tl.where(tl.load(flat + p, mask=inside, other=0.0).to(REAL) > piece[0], piece[3], piece[1])
+        return tl.where(tl.load(flat + p, mask=inside, other=0.0).to(REAL) > piece[0], piece[3],
+            piece[1])
