@@ -325,7 +325,7 @@ def register_each(
             said = dict.fromkeys(text for text, _ in jobs)
             raise UserError("\n       ".join(["none of the X-rays can be registered:", *said]))
         step("loading torch")
-        from diffpose.data.pictures import decoded_once
+        from diffpose.data.frames import decoded_once
 
         with alone(out), decoded_once():
             estimator = case.estimator()
@@ -463,7 +463,7 @@ def register_together(
     with steps(4 + 2 * len(shots)) as step:
         jobs = [Job.checked(path, out / name, own, force) for path, own, name in shots]
         step("loading torch")
-        from diffpose.data.pictures import decoded_once
+        from diffpose.data.frames import decoded_once
 
         with alone(out):
             seen = []
