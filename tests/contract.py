@@ -46,7 +46,7 @@ PRIVATE = {  # of each module, the private names that others import still: this 
     "data.dicom": "_frame_headers _is_dicom _load_dicom _load_multiframe _looked_up _padding _rescale _stored_pixels",
     "data.grids": "_LPS _affine_of _check_affine _check_real _three _to_tensor",
     "data.headers": "_MM _nifti_affine _nifti_header _text_geometry _text_lengths _text_scale",
-    "data.labels": "_label_ids _load_labels _load_structures _named _select",
+    "data.labels": "_load_labels _load_structures _named _select",
     "data.memory": "_PIXELS_MAX _Refused _check_memory _check_pixels",
     "data.patients": "_world_from_scan",
     "data.pictures": "_FLUOROSCOPY _Meaning _pixel_meaning _xray_pixels",

@@ -23,7 +23,7 @@ from ..files import load_table
 _TABLE_MAX = 1 << 20  # labels up to here are looked up in a table
 
 
-def _label_ids(labels, structures):
+def label_ids(labels, structures):
     "Numbers of the labels asked for by number, structure or group."
     ids = set()
     for label in labels:

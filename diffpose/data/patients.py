@@ -31,7 +31,7 @@ from diffpose.data.density import (
     _top_beside_metal,
 )
 from .grids import _check_affine, _three, resample
-from .labels import _label_ids, _load_labels, _load_structures, _named, _select
+from .labels import _load_labels, _load_structures, _named, _select, label_ids
 from .memory import check_memory
 from .volumes import _load
 from ..errors import UserError, UserNotice, UserTypeError, argument
@@ -202,7 +202,7 @@ def read(
     transform = _rigid(transform)
     with _named(structures):
         structures = None if structures is None else _load_structures(structures)
-    ids = None if labels is None else _label_ids(labels, structures)
+    ids = None if labels is None else label_ids(labels, structures)
     points = _points(fiducials)
 
     reading = {"spacing": spacing, "affine": affine, "series": series}
