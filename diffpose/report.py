@@ -345,7 +345,7 @@ def _write_bodies(
             {
                 **pose_to_dict(own.pose, drr.subject),
                 "body": body.name,
-                "labels": list(body.labels),
+                "labels": [int(label) for label in body.labels],
                 "expected_tre_mm": float(own.expected_tre_mm),
                 "uncertainty": covariance_to_dict(own.covariance, float(own.expected_tre_mm)),
                 "motion_matrix": motion.matrix[0].tolist(),

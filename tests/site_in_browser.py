@@ -247,6 +247,7 @@ def test_the_c_arm_turns(site, browser, width):
             seen.add(page.evaluate(SHOWN))
             assert page.locator("#turning output").inner_text() == words
         assert page.locator("[data-arm]").evaluate_all("arms => arms.map(arm => arm.getAttribute('transform'))") == ["rotate(60)", "rotate(-30)"]
+        page.locator("#turning .picture").scroll_into_view_if_needed()
         box = page.locator("#turning .picture").bounding_box()
         middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         page.mouse.move(*middle)

@@ -203,7 +203,7 @@ class Converter:
     def _turning(self):
         "The C-arm to turn, as a cell."
         shown = self._html(write_turning(self.extra))
-        return {"cell_type": "code", "metadata": {"tags": ["remove-input"]}, "execution_count": None, "source": "", "outputs": [shown]}
+        return {"cell_type": "code", "metadata": {"tags": ["remove-input"]}, "execution_count": None, "source": "# a C-arm to turn", "outputs": [shown]}
 
     def _prose(self, text):
         return {"cell_type": "markdown", "metadata": {}, "source": text}
