@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .films import film_suffix
 from .inputs import as_recorded, cut_out, load_ct, mask_as_read, viewed
 from .job import Case, Job, check_start, space_about
 from diffpose.cli.options import (
@@ -113,8 +114,22 @@ class Frames:
 
     images: "Tensor"  # N 1 H W line integrals
     masks: "Tensor"  # N 1 H W bool
-    camera: "Camera"  # with the angles of the first
+    cameras: "list[Camera]"  # of each frame: one, but for where it stood
     names: list[str]  # of each frame
+
+    @property
+    def camera(self) -> "Camera":
+        "With the angles of the first frame."
+        return self.cameras[0]
+
+    def arms(self, view: str | None) -> "RigidTransform | None":  # N
+        "Where the C-arm stood in each frame, if the headers say that it turned."
+        from diffpose.pose import RigidTransform
+
+        places = {(c.primary_angle, c.secondary_angle, c.sid) for c in self.cameras}
+        if len(places) == 1 or view is None or any(None in place for place in places):
+            return None
+        return RigidTransform.cat([camera.pose(view).double() for camera in self.cameras])
 
 
 @contextlib.contextmanager
@@ -176,7 +191,7 @@ def load_frames(
                     )
                 parts.append((image, camera, counts, name))
     images, cameras, masks, names = zip(*parts)
-    return Frames(torch.cat(images), torch.cat(masks), cameras[0], list(names))
+    return Frames(torch.cat(images), torch.cat(masks), list(cameras), list(names))
 
 
 def _camera_words(camera: "Camera") -> str:
@@ -188,7 +203,8 @@ def _camera_words(camera: "Camera") -> str:
 
 
 # %% ../../notebooks/api/155_cli_tracking.ipynb #59d5bd6a
-TRACK_FILES = ("track.csv", "track.json", "track.webp")
+TRACK_FILES = ("track.csv", "track.json")
+FILM = "track{}"  # with its ending
 
 
 def track_to_dict(found: "Track", about: dict) -> dict:
@@ -217,8 +233,8 @@ def track_to_dict(found: "Track", about: dict) -> dict:
 
 
 def track_film(
-    found: "Track", frames: Frames, drr: "DRR", seconds: float = 0.1
-) -> bytes:  # of a webp file
+    found: "Track", frames: Frames, drr: "DRR", kind: str = ".webp", seconds: float = 0.1
+) -> bytes:  # of a file of that kind
     "Each frame with the edges of its DRR on it, and its state."
     import torch
     from PIL import ImageDraw
@@ -232,11 +248,13 @@ def track_film(
 
     def picture(k: int) -> "Image.Image":
         _, image = reduced(drr, windowed(frames.images[k : k + 1]), FILM_PX)
-        picture = overlay(image, drrs[k : k + 1], px=min(image.shape[-2:]))
-        ImageDraw.Draw(picture).text((4, 2), f"{k} {found.states[k]}", fill=(255, 255, 0))
+        picture = overlay(image, drrs[k : k + 1], px=FILM_PX)
+        said = {"fill": (255, 255, 0), "stroke_fill": (0, 0, 0), "stroke_width": 2}
+        text = f"{k} {found.states[k]}"
+        ImageDraw.Draw(picture).text((8, 6), text, font_size=round(FILM_PX / 18), **said)
         return picture
 
-    return encode_film((picture(k) for k in range(len(poses))), ".webp", 1000 * seconds, {})
+    return encode_film((picture(k) for k in range(len(poses))), kind, 1000 * seconds, {})
 
 # %% ../../notebooks/api/155_cli_tracking.ipynb #29496c66
 Motion = Annotated[
@@ -255,6 +273,16 @@ Smooth = Annotated[
         "--smooth",
     ),
 ]
+
+
+Film = Annotated[
+    str, option("Kind of the film: webp, gif, or mp4 (with imageio-ffmpeg).", RESULT, "--film")
+]
+
+
+def film_kind(text: str) -> str:  # with its dot
+    "What --film says. Raises ValueError where that cannot be written."
+    return film_suffix(Path(FILM.format(f".{text.removeprefix('.')}")), "--film")
 
 
 def even_motion(text: str) -> "MotionPrior":
@@ -299,7 +327,14 @@ def begin_of(
     return space_about(frames.camera)
 
 
-def write_track(folder: Path, found: "Track", names: list[str], about: dict, film: bytes) -> None:
+def write_track(
+    folder: Path,
+    found: "Track",
+    names: list[str],
+    about: dict,
+    film: bytes = b"",
+    kind: str = ".webp",
+) -> None:
     "The files of a sequence, all of them or none."
     table = found.table()
     table.insert(1, "xray", names[: len(table)])
@@ -307,7 +342,7 @@ def write_track(folder: Path, found: "Track", names: list[str], about: dict, fil
         table.to_csv(inside / "track.csv", index=False)
         write_json(inside / "track.json", track_to_dict(found, about))
         if film:
-            (inside / "track.webp").write_bytes(film)
+            (inside / FILM.format(kind)).write_bytes(film)
 
 # %% ../../notebooks/api/155_cli_tracking.ipynb #faed28b6
 def track_sequence(
@@ -316,6 +351,7 @@ def track_sequence(
     out: Path,  # folder for the results
     motion: str = "1,1",  # degrees, mm
     smooth: bool = False,
+    film: str = "webp",  # its ending
     force: bool = False,  # may results be overwritten?
 ) -> tuple[list[str], int]:  # what to say on stdout and then on stderr, and the exit code
     "The work of `track`. What was done is written, too, where it is interrupted."
@@ -325,7 +361,8 @@ def track_sequence(
         _check_case(case)
         files = sequence_files(xrays)
         inputs = (*case.files, *files, case.taken.camera, case.start.file, case.counted.mask)
-        folder = check_writable(out, TRACK_FILES, force, inputs)
+        kind = film_kind(film)
+        folder = check_writable(out, (*TRACK_FILES, FILM.format(kind)), force, inputs)
         with in_options(Path(case.start.init), frame="--init-frame"):
             start = load_start(case.start.init, case.start.init_frame)
         step("loading torch")
@@ -338,12 +375,13 @@ def track_sequence(
         subject = viewed(load_ct(case.ct, case.patient), view)
         begin = begin_of(job, frames, subject, view)
         with alone(folder):
-            found, drr = _follow(step, case, frames, subject, begin, even, folder)
+            found, drr = _follow(step, case, frames, subject, begin, even, folder, view)
             found = found.smoothed() if smooth else found
             step("writing")
-            film = track_film(found, frames, drr)
-            write_track(folder, found, frames.names, _about(even, smooth, True), film)
-    return _words(found, folder)
+            shown = track_film(found, frames, drr, kind)
+            about = _about(even, smooth, True) | {"arm_as_stated": found.arms is not None}
+            write_track(folder, found, frames.names, about, shown, kind)
+    return _words(found, folder, kind)
 
 
 def _about(motion: "MotionPrior", smooth: bool, whole: bool) -> dict:
@@ -362,6 +400,7 @@ def _follow(
     begin: "RigidTransform | SearchSpace",
     even: "MotionPrior",
     folder: Path,
+    view: str | None = None,  # at zero angles
 ) -> "tuple[Track, DRR]":
     "Frame after frame; the table of those that are done, where it is interrupted."
     from diffpose.drr import DRR
@@ -370,7 +409,8 @@ def _follow(
     from diffpose.tracking.following import check_frames, followed, gathered
 
     drr = DRR.from_camera(subject, frames.camera, renderer="trilinear", persistent=False)
-    check_frames(drr, frames.images, frames.masks, even)
+    arms = frames.arms(view)
+    check_frames(drr, frames.images, frames.masks, even, arms)
     if isinstance(begin, RigidTransform):
         check_start(drr, frames.images[:1], begin)
     aimed = case.aimed(subject)
@@ -380,20 +420,20 @@ def _follow(
     by_sight = case.counted.mask is None and not case.counted.whole_image
     step("following")
     done: list = []
-    way = followed(drr, frames.images, begin, even, frames.masks, by_sight, solver, None)
+    way = followed(drr, frames.images, begin, even, frames.masks, by_sight, solver, None, arms)
     try:
         for frame in way:
             done.append(frame)
             step.note(f"frame {len(done)} of {len(frames.names)}: {frame.state}")
     except (KeyboardInterrupt, SystemExit):
         if done:
-            kept = gathered(done, points, even)
-            write_track(folder, kept, frames.names, _about(even, False, False), b"")
+            kept = gathered(done, points, even, arms)
+            write_track(folder, kept, frames.names, _about(even, False, False))
         raise
-    return gathered(done, points, even), drr
+    return gathered(done, points, even, arms), drr
 
 
-def _words(found: "Track", folder: Path) -> tuple[list[str], int]:
+def _words(found: "Track", folder: Path, kind: str) -> tuple[list[str], int]:
     "What to say of a sequence, and the exit code."
     states = found.states
     lost = [k for k, state in enumerate(states) if state == "lost"]
@@ -402,7 +442,7 @@ def _words(found: "Track", folder: Path) -> tuple[list[str], int]:
     said = (
         f"{len(states)} frames: {counts}; expected error {errors[len(errors) // 2]:.2f} mm"
         f" (median), {errors[-1]:.2f} mm at most; {found.frames_per_second:.1f} frames per second"
-        f" (median)\n{folder}: {', '.join(TRACK_FILES)}"
+        f" (median)\n{folder}: {', '.join((*TRACK_FILES, FILM.format(kind)))}"
     )
     if not lost:
         return [said], 0
@@ -433,9 +473,10 @@ def track(
     run: Run,
     motion: Motion = "1,1",
     smooth: Smooth = False,
+    film: Film = "webp",
     force: Force = False,
 ):
     "Follow a patient through a sequence of X-rays: a pose for each frame, a table and a film."
     with reported(run.debug, run.max_memory):
         case = Case(ct, patient, taken, counted, targets, start)
-        ended(*track_sequence(case, xray, out, motion, smooth, force))
+        ended(*track_sequence(case, xray, out, motion, smooth, film, force))

@@ -124,10 +124,18 @@ class Follower:
         self.near, self.again = alike(stages), alike(coarse)
         self.uneven = unevenness(self.motion)
 
-    def __call__(self, xray: Tensor, mask: Tensor | None) -> Frame:  # 1 1 H W each
+    def __call__(
+        self,
+        xray: Tensor,  # 1 1 H W
+        mask: Tensor | None,  # 1 1 H W
+        turn: Tensor | None = None,  # 4 4: how the C-arm has moved, seen from where it was
+    ) -> Frame:
         "The next frame."
         began = time.perf_counter()
         ahead = None if self.belief is None else self.belief.predicted(self.uneven)
+        if turn is not None:
+            ahead = None if ahead is None else replace(ahead, matrix=ahead.matrix @ turn)
+            self.place = None if self.place is None else self.place @ turn
         try:
             found = self._first(xray, mask) if ahead is None else self._next(xray, mask, ahead)
         except UserError as error:
@@ -236,6 +244,8 @@ class Track:
     frames: list[Frame]  # what became of each by itself
     points: Tensor  # N 3 landmarks, world [mm]
     motion: MotionPrior
+    # N 4 4: where the C-arm stood, as is said of it; the motion that is even is the patient's then
+    arms: Tensor | None = None
 
     @property
     def states(self) -> list[str]:
@@ -262,9 +272,10 @@ class Track:
         matrices = [f.matrix if r is None else r.pose.matrix[0] for f, r in zip(self.frames, seen)]
         images = [nothing if r is None else r.sources["images"] for r in seen]
         breaks = [k for k, state in enumerate(self.states) if state == "found"]
-        poses, covariances = smoothed(
-            RigidTransform(torch.stack(matrices)), torch.stack(images), self.motion, breaks
-        )
+        seen_from = torch.eye(4, dtype=torch.float64) if self.arms is None else self.arms
+        path = RigidTransform(torch.stack(matrices) @ torch.linalg.inv(seen_from))
+        path, covariances = smoothed(path, torch.stack(images), self.motion, breaks)
+        poses = RigidTransform(path.matrix @ seen_from)
         method, last = [], torch.zeros(6, 6, dtype=torch.float64)
         for result in seen:
             last = last if result is None else result.sources["method"]
@@ -304,7 +315,13 @@ class Track:
         return f"Track({len(self.frames)} frames: {said})"
 
 # %% ../../notebooks/api/112_tracking_following.ipynb #0b58a25d
-def check_frames(drr: DRR, xrays: Tensor, masks: Tensor | None, motion: MotionPrior) -> None:
+def check_frames(
+    drr: DRR,
+    xrays: Tensor,
+    masks: Tensor | None,
+    motion: MotionPrior,
+    arms: RigidTransform | None = None,
+) -> None:
     "Refuse what is no sequence for this camera, before any work."
     size = (drr.detector.height, drr.detector.width)
     shape = tuple(xrays.shape) if isinstance(xrays, Tensor) else type(xrays).__name__
@@ -319,6 +336,8 @@ def check_frames(drr: DRR, xrays: Tensor, masks: Tensor | None, motion: MotionPr
     if not fit or masks is not None and len(masks) not in (1, len(xrays)):
         given = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
         raise UserError(f"masks are one for all frames or one each, as {shape}, not {given}")
+    if arms is not None and len(check_poses(arms)) != len(xrays):
+        raise UserError(f"arms are a pose for each of {len(xrays)} frames, not {len(arms)}")
     if drr.camera.parallel:
         raise UserError(
             "a parallel beam shows no depth, so that a motion along it cannot be followed: register"
@@ -343,20 +362,31 @@ def followed(
     find_field: bool,
     solver: GaussNewton | None,
     stages: Sequence[Stage] | None,
+    arms: RigidTransform | None = None,
 ) -> Iterator[Frame]:
     "Frame after frame, each as soon as it is done."
     whole = GaussNewton(drr) if solver is None else solver
     follow = Follower(whole, motion, init, find_field, stages)
     for k in range(len(xrays)):
         mask = None if masks is None else masks[k % len(masks)][None]
-        yield follow(xrays[k : k + 1], mask)
+        turn = None
+        if arms is not None and k:
+            before, now = arms.matrix[k - 1 : k + 1].detach().double().cpu()
+            turn = torch.linalg.inv(before) @ now
+        yield follow(xrays[k : k + 1], mask, turn)
 
 
-def gathered(frames: Sequence[Frame], points: Tensor, motion: MotionPrior) -> Track:
+def gathered(
+    frames: Sequence[Frame],
+    points: Tensor,
+    motion: MotionPrior,
+    arms: RigidTransform | None = None,
+) -> Track:
     "A track of frames."
     poses = RigidTransform(torch.stack([frame.matrix for frame in frames]))
     covariances = torch.stack([frame.covariance for frame in frames])
-    return Track(poses, covariances, list(frames), points, motion)
+    said = None if arms is None else arms.matrix[: len(frames)].detach().double().cpu()
+    return Track(poses, covariances, list(frames), points, motion, said)
 
 # %% ../../notebooks/api/112_tracking_following.ipynb #e6c41f75
 @exactly
@@ -375,16 +405,19 @@ def track(
     # of the first frame; and, without restarts, of what is lost; None: `GaussNewton(drr)`
     solver: GaussNewton | None = None,
     stages: Sequence[Stage] | None = None,  # of frames that are followed; None: `near_stages`
+    # N poses of the C-arm in each frame, as encoders or headers say, whose changes are followed
+    # and what is left is even; None: it stands still, or nobody says how it moves
+    arms: RigidTransform | None = None,
 ) -> Track:
     "Follow a patient through a sequence of X-rays."
     motion = EVEN if motion is None else motion
-    check_frames(drr, xrays, masks, motion)
+    check_frames(drr, xrays, masks, motion, arms)
     check_poses(init)
     points = default_landmarks(drr) if landmarks is None else _landmarks(landmarks)
     frames = []
-    for frame in followed(drr, xrays, init, motion, masks, find_field, solver, stages):
+    for frame in followed(drr, xrays, init, motion, masks, find_field, solver, stages, arms):
         frames.append(frame)
         if callback is not None:
             callback(len(frames) - 1, len(xrays), frame)
-    found = gathered(frames, points, motion)
+    found = gathered(frames, points, motion, arms)
     return found.smoothed() if smooth else found
