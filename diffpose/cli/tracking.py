@@ -10,7 +10,7 @@ import contextlib
 import re
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -20,14 +20,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .films import film_suffix
-from .inputs import as_recorded, cut_out, load_ct, mask_as_read, viewed
+from .inputs import as_recorded, cut_out, load_bodies, load_ct, mask_as_read, viewed
 from .job import Case, Job, check_start, space_about
 from diffpose.cli.options import (
     CT,
     RESULT,
     START,
+    Bodies,
     Counted,
     Force,
+    Known,
     Patient,
     Run,
     Start,
@@ -204,6 +206,8 @@ def _camera_words(camera: "Camera") -> str:
 
 # %% ../../notebooks/api/155_cli_tracking.ipynb #59d5bd6a
 TRACK_FILES = ("track.csv", "track.json")
+BODY = "track_body_{}.csv"  # of each body that moves against the rest, from 1
+NO_BODIES: "Mapping[str, tuple[int, ...]]" = {}
 FILM = "track{}"  # with its ending
 
 
@@ -232,8 +236,23 @@ def track_to_dict(found: "Track", about: dict) -> dict:
     }
 
 
+def of_bodies(
+    found: "Track",
+    bodies: "Mapping[str, tuple[int, ...]]",  # the labels of each
+) -> "dict[str, Track]":
+    "The track of each body, by its name; none, where no frame shows them in parts."
+    if not any(frame.bodies for frame in found.frames):
+        return {}
+    return {name: found.of_body(k) for k, name in enumerate(bodies, 1)}
+
+
 def track_film(
-    found: "Track", frames: Frames, drr: "DRR", kind: str = ".webp", seconds: float = 0.1
+    found: "Track",
+    frames: Frames,
+    drr: "DRR",
+    kind: str = ".webp",
+    bodies: "Mapping[str, tuple[int, ...]]" = NO_BODIES,
+    seconds: float = 0.1,
 ) -> bytes:  # of a file of that kind
     "Each frame with the edges of its DRR on it, and its state."
     import torch
@@ -241,10 +260,15 @@ def track_film(
 
     from diffpose.visualization.films import encode_film
 
+    from diffpose.registration import scene
+
     small, _ = reduced(drr, frames.images[:1], FILM_PX)
-    poses = found.poses.float()
+    apart = of_bodies(found, bodies)
+    parts = scene.cut_out(small, list(bodies.values())) if apart else [small]
+    paths = [found.poses.float(), *(one.poses.float() for one in apart.values())]
+    shown = lambda k: sum(part(path[k : k + 16]) for part, path in zip(parts, paths))
     with torch.no_grad():
-        drrs = torch.cat([small(poses[k : k + 16]) for k in range(0, len(poses), 16)])
+        drrs = torch.cat([shown(k) for k in range(0, len(found.poses), 16)])
 
     def picture(k: int) -> "Image.Image":
         _, image = reduced(drr, windowed(frames.images[k : k + 1]), FILM_PX)
@@ -254,7 +278,7 @@ def track_film(
         ImageDraw.Draw(picture).text((8, 6), text, font_size=round(FILM_PX / 18), **said)
         return picture
 
-    return encode_film((picture(k) for k in range(len(poses))), kind, 1000 * seconds, {})
+    return encode_film((picture(k) for k in range(len(drrs))), kind, 1000 * seconds, {})
 
 # %% ../../notebooks/api/155_cli_tracking.ipynb #29496c66
 Motion = Annotated[
@@ -327,6 +351,14 @@ def begin_of(
     return space_about(frames.camera)
 
 
+NO_TRACKS: "Mapping[str, Track]" = {}
+
+
+def body_tables(bodies: "Mapping") -> tuple[str, ...]:
+    "The tables of bodies that move."
+    return tuple(BODY.format(k) for k in range(1, len(bodies) + 1))
+
+
 def write_track(
     folder: Path,
     found: "Track",
@@ -334,12 +366,15 @@ def write_track(
     about: dict,
     film: bytes = b"",
     kind: str = ".webp",
+    bodies: "Mapping[str, Track]" = NO_TRACKS,  # of those that move against the rest
 ) -> None:
     "The files of a sequence, all of them or none."
-    table = found.table()
-    table.insert(1, "xray", names[: len(table)])
     with written_together(folder) as inside:
-        table.to_csv(inside / "track.csv", index=False)
+        tables = {"track.csv": found, **dict(zip(body_tables(bodies), bodies.values()))}
+        for name, one in tables.items():
+            table = one.table()
+            table.insert(1, "xray", names[: len(table)])
+            table.to_csv(inside / name, index=False)
         write_json(inside / "track.json", track_to_dict(found, about))
         if film:
             (inside / FILM.format(kind)).write_bytes(film)
@@ -361,8 +396,10 @@ def track_sequence(
         _check_case(case)
         files = sequence_files(xrays)
         inputs = (*case.files, *files, case.taken.camera, case.start.file, case.counted.mask)
-        kind = film_kind(film)
-        folder = check_writable(out, (*TRACK_FILES, FILM.format(kind)), force, inputs)
+        kind, named = film_kind(film), case.known.bodies
+        several = body_tables(dict.fromkeys((named or "").split(";"))) if named else ()
+        written = (*TRACK_FILES, *several, FILM.format(kind))
+        folder = check_writable(out, written, force, inputs)
         with in_options(Path(case.start.init), frame="--init-frame"):
             start = load_start(case.start.init, case.start.init_frame)
         step("loading torch")
@@ -374,14 +411,22 @@ def track_sequence(
         view, _ = case.view(frames.camera, start)
         subject = viewed(load_ct(case.ct, case.patient), view)
         begin = begin_of(job, frames, subject, view)
+        bodies = {} if named is None else load_bodies(named, subject)
         with alone(folder):
-            found, drr = _follow(step, case, frames, subject, begin, even, folder, view)
-            found = found.smoothed() if smooth else found
+            found, drr = _follow(
+                step, case, frames, subject, begin, even, folder, view, list(bodies.values())
+            )
+            apart = of_bodies(found, bodies)
+            if smooth:
+                apart = {name: one.smoothed() for name, one in apart.items()}
+                found = found.smoothed()
             step("writing")
-            shown = track_film(found, frames, drr, kind)
+            shown = track_film(found, frames, drr, kind, bodies)
             about = _about(even, smooth, True) | {"arm_as_stated": found.arms is not None}
-            write_track(folder, found, frames.names, about, shown, kind)
-    return _words(found, folder, kind)
+            if apart:
+                about["bodies"] = {file: name for file, name in zip(body_tables(apart), apart)}
+            write_track(folder, found, frames.names, about, shown, kind, apart)
+    return _words(found, folder, (*TRACK_FILES, *body_tables(apart), FILM.format(kind)))
 
 
 def _about(motion: "MotionPrior", smooth: bool, whole: bool) -> dict:
@@ -401,6 +446,7 @@ def _follow(
     even: "MotionPrior",
     folder: Path,
     view: str | None = None,  # at zero angles
+    bodies: Sequence[Sequence[int]] = (),  # labels
 ) -> "tuple[Track, DRR]":
     "Frame after frame; the table of those that are done, where it is interrupted."
     from diffpose.drr import DRR
@@ -420,7 +466,8 @@ def _follow(
     by_sight = case.counted.mask is None and not case.counted.whole_image
     step("following")
     done: list = []
-    way = followed(drr, frames.images, begin, even, frames.masks, by_sight, solver, None, arms)
+    how = (frames.masks, by_sight, solver, None, arms, bodies)
+    way = followed(drr, frames.images, begin, even, *how)
     try:
         for frame in way:
             done.append(frame)
@@ -433,7 +480,7 @@ def _follow(
     return gathered(done, points, even, arms), drr
 
 
-def _words(found: "Track", folder: Path, kind: str) -> tuple[list[str], int]:
+def _words(found: "Track", folder: Path, files: Sequence[str]) -> tuple[list[str], int]:
     "What to say of a sequence, and the exit code."
     states = found.states
     lost = [k for k, state in enumerate(states) if state == "lost"]
@@ -442,7 +489,7 @@ def _words(found: "Track", folder: Path, kind: str) -> tuple[list[str], int]:
     said = (
         f"{len(states)} frames: {counts}; expected error {errors[len(errors) // 2]:.2f} mm"
         f" (median), {errors[-1]:.2f} mm at most; {found.frames_per_second:.1f} frames per second"
-        f" (median)\n{folder}: {', '.join((*TRACK_FILES, FILM.format(kind)))}"
+        f" (median)\n{folder}: {', '.join(files)}"
     )
     if not lost:
         return [said], 0
@@ -474,9 +521,10 @@ def track(
     motion: Motion = "1,1",
     smooth: Smooth = False,
     film: Film = "webp",
+    bodies: Bodies = None,
     force: Force = False,
 ):
     "Follow a patient through a sequence of X-rays: a pose for each frame, a table and a film."
     with reported(run.debug, run.max_memory):
-        case = Case(ct, patient, taken, counted, targets, start)
+        case = Case(ct, patient, taken, counted, targets, start, Known(bodies=bodies))
         ended(*track_sequence(case, xray, out, motion, smooth, film, force))
