@@ -266,16 +266,23 @@ def track_film(
     apart = of_bodies(found, bodies)
     parts = scene.cut_out(small, list(bodies.values())) if apart else [small]
     paths = [found.poses.float(), *(one.poses.float() for one in apart.values())]
-    shown = lambda k: sum(part(path[k : k + 16]) for part, path in zip(parts, paths))
+    shown = lambda k: torch.stack(
+        [part(path[k : k + 16]) for part, path in zip(parts, paths)]
+    ).sum(0)
     with torch.no_grad():
         drrs = torch.cat([shown(k) for k in range(0, len(found.poses), 16)])
 
     def picture(k: int) -> "Image.Image":
         _, image = reduced(drr, windowed(frames.images[k : k + 1]), FILM_PX)
         picture = overlay(image, drrs[k : k + 1], px=FILM_PX)
-        said = {"fill": (255, 255, 0), "stroke_fill": (0, 0, 0), "stroke_width": 2}
-        text = f"{k} {found.states[k]}"
-        ImageDraw.Draw(picture).text((8, 6), text, font_size=round(FILM_PX / 18), **said)
+        ImageDraw.Draw(picture).text(
+            (8, 6),
+            f"{k} {found.states[k]}",
+            fill=(255, 255, 0),
+            stroke_fill=(0, 0, 0),
+            stroke_width=2,
+            font_size=FILM_PX // 18,
+        )
         return picture
 
     return encode_film((picture(k) for k in range(len(drrs))), kind, 1000 * seconds, {})

@@ -182,7 +182,8 @@ class Judge:
         """
         fit, t = pool.fit, self.thresholds
         last = {len(job.levels) - 1: fit[:1]}  # was looked at there
-        looked = lambda k: last[k] if k in last else self.look(job, k, fit.matrix[:1], fit.which[:1])
+        poses = fit.matrix[:1], fit.which[:1]
+        looked = lambda k: last[k] if k in last else self.look(job, k, *poses)
         local = looked(job.local)
         stated = local if job.stated == job.local else looked(job.stated)
         curvature = curvature_of(fit, 0)

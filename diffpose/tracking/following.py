@@ -171,18 +171,18 @@ class Follower:
 
     def _register(self, solver: GaussNewton, init, xray: Tensor, mask: Tensor | None) -> Result:
         "The patient; with bodies that move, first as a whole where it is not near, then in parts."
-        how = {"find_field": self.find_field}
         if self.labels and solver is self.near:
             return self._in_parts(init, xray, mask)
-        result = solver.register(xray, init, mask, **how)
+        result = solver.register(xray, init, mask, find_field=self.find_field)
         if not self.labels or result.verdict == "stalled":
             return result
         return self._in_parts(result.pose, xray, mask)
 
     def _in_parts(self, init: RigidTransform, xray: Tensor, mask: Tensor | None) -> Result:
         "The rest, and the bodies that move against it from where they were seen last."
-        start = {"motions": self.motions, "find_field": self.find_field}
-        found = self.joint.register(xray, init, [mask], **start)
+        found = self.joint.register(
+            xray, init, [mask], motions=self.motions, find_field=self.find_field
+        )
         self.moved = found.motions
         rest, *self.bodies = [_of_body(found, k) for k in range(len(found.motions))]
         return rest
