@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .paths import written_together
-from .report_page import PAGE, PARTS, PICTURES, SCENE, folder_html
-from .report_parts import view_parts
+from .report_page import PAGE, PARTS, PICTURES, SCENE, body_files, folder_html
+from .report_parts import MovedBody, view_parts
 from diffpose.results import (
     COLUMNS,
     carm_entry,
@@ -247,6 +247,7 @@ def _write_page(
     drr: "DRR",
     images: "Mapping[str, Tensor]",  # of PICTURES: 1 1 h w
     mask: "Tensor | None",  # 1 1 h w
+    bodies: Sequence[MovedBody],
 ) -> None:
     "What a report needs, and the report."
     import io
@@ -257,7 +258,7 @@ def _write_page(
     height, width = images["xray"].shape[-2:]
     counted = None if mask is None else mask[0, 0].cpu().numpy()
     points = None if page.points is None else page.points.reshape(-1, 3)
-    parts = view_parts(result, drr, (height, width), points, page.names, counted)
+    parts = view_parts(result, drr, (height, width), points, page.names, counted, bodies)
     write_json(inside / PARTS, {"name": page.name, **parts, **page.origin})
     for role, name in PICTURES.items():
         shown = images[role] if role == "xray" else windowed(images[role], mask)
@@ -281,8 +282,11 @@ def write_results(
     mask: "Tensor | None" = None,  # 1 1 H W bool: the pixels that counted
     about: dict | None = None,  # further entries of pose.json
     page: Page | None = PLAIN,  # what the report shows beside it; None: no report
+    bodies: Sequence[MovedBody] = (),  # that moved against what the result is of
 ) -> None:
-    "Everything that a registration leaves behind: RESULT_FILES, and REPORT_FILES."
+    """Everything that a registration leaves behind: RESULT_FILES, REPORT_FILES, and a file for each
+    body that moved.
+    """
     import matplotlib.pyplot as plt
     import torch
 
@@ -294,6 +298,7 @@ def write_results(
     view, image = reduced(drr, windowed(xray, mask), OVERLAY_PX[1])
     field = None if mask is None else resize_image(mask.float(), *image.shape[-2:]) > 0.5
     with written_together(folder) as inside, torch.no_grad():
+        _write_bodies(inside, bodies, result, drr)
         write_json(
             inside / "pose.json",
             {
@@ -312,7 +317,8 @@ def write_results(
         history.rename(columns=units).to_csv(inside / "history.csv", index=False)
         images = {"xray": image}
         for name, pose in (("before", start), ("after", result.pose)):
-            images[name] = view(pose.float())
+            moved = bodies if name == "after" else ()
+            images[name] = _together(view, pose, moved)
             overlay(image, images[name], field).save(inside / f"overlay_{name}.png")
         figure = plot_convergence(history)[0].figure
         assert isinstance(figure, Figure)
@@ -320,7 +326,49 @@ def write_results(
         plt.close(figure)
         film(inside / "registration.webp", history, view, image)
         if page is not None:
-            _write_page(inside, page, result, drr, images, field)
+            _write_page(inside, page, result, drr, images, field, bodies)
+
+
+def _write_bodies(
+    inside: Path, bodies: Sequence[MovedBody], result: "Result", drr: "DRR"
+) -> None:
+    "The pose of each body, as pose.json has that of the rest, and how it moved."
+    from diffpose.pose import RigidTransform
+
+    for path, body in zip(body_files(len(bodies)), bodies):
+        own = body.result
+        motion = RigidTransform(
+            result.pose.matrix.double().cpu() @ own.pose.inverse().matrix.double().cpu()
+        )
+        write_json(
+            inside / path,
+            {
+                **pose_to_dict(own.pose, drr.subject),
+                "body": body.name,
+                "labels": [int(label) for label in body.labels],
+                "expected_tre_mm": float(own.expected_tre_mm),
+                "uncertainty": covariance_to_dict(own.covariance, float(own.expected_tre_mm)),
+                "motion_matrix": motion.matrix[0].tolist(),
+                "motion_convention": (
+                    "in the world frame, from where the CT has the body to where it is, with the"
+                    " rest of the patient where the CT has it"
+                ),
+                "camera": drr.camera.to_dict(),
+            },
+        )
+
+
+def _together(view: "DRR", pose: "RigidTransform", bodies: Sequence[MovedBody]) -> "Tensor":
+    "The DRR of a patient whose bodies have moved."
+    import torch
+
+    from diffpose.registration.scene import cut_out
+
+    if not bodies:
+        return view(pose.float())
+    parts = cut_out(view, [body.labels for body in bodies])
+    poses = [pose, *(body.result.pose for body in bodies)]
+    return torch.stack([part(at.float()) for part, at in zip(parts, poses)]).sum(0)
 
 # %% ../notebooks/api/143_report.ipynb #06bd3159
 def report(

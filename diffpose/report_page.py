@@ -32,6 +32,15 @@ PAGE = "report.html"
 PARTS = "report.json"  # what the page draws, as `diffpose.report_parts` makes it
 PICTURES = {"xray": "xray.jpg", "after": "drr_after.jpg", "before": "drr_before.jpg"}
 SCENE = "scene.glb"
+
+
+def body_files(
+    n: int,  # bodies that moved
+) -> tuple[str, ...]:
+    "The files of their poses."
+    return tuple(f"body_{k}.json" for k in range(1, n + 1))
+
+
 PAGE_BYTES = 5_000_000  # a page is at most this large; a scene that makes it larger stays a file
 VERDICTS = {  # kind, word, sentence
     "converged": ("good", "Found", "X-ray and CT agree, and no other pose was found that does."),
@@ -245,8 +254,33 @@ def _figures(data: dict, parts: dict) -> list[tuple]:  # name, value, and a note
     if agreement is not None:
         shown.append(("Agreement of X-ray and DRR", f"{agreement:.2f}", "of at most 1"))
     if "steps" in parts:
-        shown.append(("Work", f"{parts['steps']} steps", f"{parts['renders']} images"))
+        steps = parts["steps"]
+        said = f"{steps} step" + "s" * (steps != 1)
+        shown.append(("Work", said, f"{parts['renders']} images"))
     return shown
+
+
+def _bodies(folder: Path, parts: dict) -> dict:
+    "Poses of the patient and of bodies that moved against the rest, and how well they are known."
+    frames = frames_of(folder / "pose.json")
+    names = parts.get("bodies", ())
+    if not names:
+        return {"poses": [{"name": "", "frames": frames}], "bodies": []}
+    poses, rows = [{"name": "The patient without what moved", "frames": frames}], []
+    for path, name in zip(body_files(len(names)), names):
+        data = load_json(existing(folder / path, "a body's pose"), "a body's pose (JSON)")
+        poses.append({"name": name, "frames": frames_of(folder / path)})
+        turn = [row[:3] for row in data["motion_matrix"][:3]]
+        cosine = (turn[0][0] + turn[1][1] + turn[2][2] - 1) / 2
+        angle = math.degrees(math.acos(min(1.0, max(-1.0, cosine))))
+        rows.append(
+            {
+                "name": name,
+                "expected": _mm(data.get("expected_tre_mm")),
+                "turned": f"{angle:.2f} degrees",
+            }
+        )
+    return {"poses": poses, "bodies": rows}
 
 
 def _camera(camera: dict) -> dict[str, str]:
@@ -312,7 +346,7 @@ def view_of(
             if there and (folder / name).is_file()
         },
         "overlay": _uri(overlay, "png") if not there and overlay.is_file() else None,
-        "poses": [{"name": "", "frames": frames_of(folder / "pose.json")}],
+        **_bodies(folder, parts),
         "charts": _charts(folder, parts, data.get("expected_tre_mm")),
         "camera": _camera(data.get("camera", {})),
         "size": parts.get("picture_size"),

@@ -11,6 +11,7 @@ import math
 import platform
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,9 +81,48 @@ def _on_cpu(drr: "DRR"):
 
     return copy.deepcopy(drr.detector).cpu()
 
+# %% ../notebooks/api/141_report_parts.ipynb #5d0e61c3
+@dataclass(frozen=True)
+class MovedBody:
+    "A body that moved against the rest, as one X-ray shows it."
+
+    name: str
+    labels: tuple[int, ...]  # of the label map
+    result: "Result"  # its pose, and how well that is known
+
+
+def carried(drr: "DRR", points: "Tensor", body: MovedBody) -> list[int]:
+    "Which of some points N 3 lie in a body, in the CT."
+    import torch
+
+    if drr.mask is None:
+        return []
+    index = torch.linalg.inv(drr.affine.double().cpu()) @ torch.cat(
+        [points.T, torch.ones(1, len(points), dtype=points.dtype)]
+    )
+    voxel, mask = index[:3].T.round().long(), drr.mask.cpu()
+    inside = ((voxel >= 0) & (voxel < torch.tensor(mask.shape))).all(1)
+    return [
+        k
+        for k, (x, there) in enumerate(zip(voxel.tolist(), inside.tolist()))
+        if there and int(mask[tuple(x)]) in body.labels
+    ]
+
+
+def middle_of(drr: "DRR", body: MovedBody) -> "Tensor":  # 3, world [mm]
+    "The voxel of a body that is nearest to its middle."
+    import torch
+
+    voxels = torch.isin(drr.mask.cpu(), torch.tensor(body.labels)).nonzero().double()
+    voxel = voxels[(voxels - voxels.mean(0)).square().sum(1).argmin()]
+    affine = drr.affine.double().cpu()
+    return affine[:3, :3] @ voxel + affine[:3, 3]
+
+
 # %% ../notebooks/api/141_report_parts.ipynb #b68635a0
 MOST_LABELS = 1024  # each takes an image
 OUTLINE_PX = 192  # greatest size of the DRR whose borders are drawn
+SPECK = 4  # pixels of that DRR: what is narrower is no part of an outline
 FAINT = 0.02  # of a structure's greatest shadow: what is fainter lies outside of it
 
 
@@ -95,8 +135,8 @@ def border(
     import numpy as np
     from contourpy import contour_generator
 
-    lines = contour_generator(z=np.pad(shadow, 1)).lines(level)
-    kept = [scale * (np.asarray(line) - 0.5) for line in lines if len(line) > 6]
+    lines = map(np.asarray, contour_generator(z=np.pad(shadow, 1)).lines(level))
+    kept = [scale * (line - 0.5) for line in lines if np.ptp(line, 0).min() > SPECK]
     words = lambda line: " ".join(f"{x:.4g},{y:.4g}" for x, y in line.tolist())
     return "".join(f"M{words(line)}Z" for line in kept)
 
@@ -112,8 +152,11 @@ def outlines(
     drr: "DRR",
     pose: "RigidTransform",  # one
     scale: float = 1.0,  # pixels of the picture in one of the DRR's
+    bodies: "Sequence[MovedBody]" = (),
 ) -> list[dict]:
-    "The outline of every structure of the label map that is in view, with its name."
+    """The outline of every structure of the label map that is in view, with its name, and the body
+    that it moves with.
+    """
     import torch
 
     from diffpose.drr import DRR
@@ -123,8 +166,14 @@ def outlines(
     share = min(1.0, OUTLINE_PX / max(drr.camera.height, drr.camera.width))
     camera = drr.camera.rescale(share)
     small = DRR.from_camera(drr.subject, camera, renderer="siddon", persistent=False)
+    shown = lambda pose: small(pose.float().to(small.device), mask_to_channels=True)[0]
+    moved_by = {label: body for body in bodies for label in body.labels}
     with torch.no_grad():
-        shadows = small(pose.float().to(small.device), mask_to_channels=True)[0].cpu().numpy()
+        shadows = shown(pose)
+        for body in bodies:
+            ids = [label for label in body.labels if label < len(shadows)]
+            shadows[ids] = shown(body.result.pose)[ids]
+        shadows = shadows.cpu().numpy()
     names = {}
     if "structures" in drr.subject:
         table = drr.subject.structures
@@ -133,7 +182,8 @@ def outlines(
     for label, shadow in enumerate(shadows[1:], 1):
         path = border(shadow, FAINT * shadow.max(), scale / share) if shadow.max() > 0 else ""
         if path:
-            found.append({"name": names.get(label, f"label {label}"), "path": path})
+            body = moved_by[label].name if label in moved_by else ""
+            found.append({"name": names.get(label, f"label {label}"), "body": body, "path": path})
     return found
 
 # %% ../notebooks/api/141_report_parts.ipynb #01fedb5a
@@ -206,8 +256,11 @@ def view_parts(
     points: "Tensor | None" = None,  # N 3 world [mm]; None: as registration states its error
     names: Sequence[str] = (),  # of the points
     counted: "np.ndarray | None" = None,  # H W bool, of the pictures: the pixels that counted
+    bodies: "Sequence[MovedBody]" = (),
 ) -> dict:
     "What a report draws of one view, for `report.json`."
+    import torch
+
     from diffpose.registration.uncertainty import default_landmarks
 
     scale = size[1] / drr.camera.width
@@ -215,9 +268,15 @@ def view_parts(
     points = (default_landmarks(drr) if points is None else points).double().cpu().reshape(-1, 3)
     if names and len(names) != len(points):
         raise UserError(f"{len(names)} names for {len(points)} landmarks: give one for each")
-    covariance = result.covariance if result.across is None else result.across
-    rows = landmark_errors(drr, result.pose, points, covariance)
-    names = names or [f"landmark {k}" for k in range(1, len(points) + 1)]
+    names = list(names) or [f"landmark {k}" for k in range(1, len(points) + 1)]
+    if bodies and not given:  # the error of each body is shown, too
+        points = torch.cat([points, torch.stack([middle_of(drr, body) for body in bodies])])
+        names += [f"middle of {body.name}" for body in bodies]
+    rows = landmark_errors(drr, result.pose, points, _known(result))
+    for body in bodies:
+        own = landmark_errors(drr, body.result.pose, points, _known(body.result))
+        for k in carried(drr, points, body):
+            rows[k] = own[k] | {"body": body.name}
     for row, name, point in zip(rows, names, points):
         row |= {"name": name, "world_mm": point.tolist()}
         row["at"] = row["at"] and [scale * x for x in row["at"]]
@@ -229,7 +288,8 @@ def view_parts(
         "registered_size": [drr.camera.height, drr.camera.width],
         "landmarks": rows,
         "landmarks_given": given or getattr(drr.subject, "fiducials", None) is not None,
-        "outlines": outlines(drr, result.pose, scale),
+        "outlines": outlines(drr, result.pose, scale, bodies),
+        "bodies": [body.name for body in bodies],
         "label_map": labels_of(drr),
         "counted": "" if counted is None or counted.all() else _around(counted),
         "way_mm": _way(result, points),
@@ -238,6 +298,11 @@ def view_parts(
         "versions": versions() | {"device": str(drr.device)},
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _known(result: "Result") -> "Tensor":
+    "What is known of a pose; of a parallel beam at the depth as it is."
+    return result.covariance if result.across is None else result.across
 
 
 def _around(counted: "np.ndarray") -> str:

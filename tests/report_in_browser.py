@@ -14,6 +14,7 @@ from diffpose.phantom import make_phantom
 from diffpose.registration import GaussNewton
 from diffpose.report import Page, write_results, write_scene
 from diffpose.report_page import write_report
+from diffpose.report_parts import MovedBody
 from tests.site_in_browser import WIDTHS, Visit
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'`&amp;{{7*7}}</title>\u202e\u2066" + "x" * 300
@@ -49,6 +50,10 @@ def results(tmp_path_factory):
     patient.structures.loc[:, "structure"] = HOSTILE
     page = Page(HOSTILE, patient.fiducials, [HOSTILE] * patient.fiducials.shape[1], bad, patient={HOSTILE: HOSTILE})
     write_results(root / "hostile", hostile, start, DRR.from_camera(patient, camera), xray, mask, page=page)
+    ids = patient.structures["id"].astype(int)
+    moved = replace(found, pose=carm_pose(17.0, 5.0, 780.0))
+    bodies = [MovedBody(HOSTILE, (int(ids.iloc[4]),), moved), MovedBody("right femur", (int(ids.iloc[5]),), found)]
+    write_results(root / "bodies", found, start, DRR.from_camera(patient, camera), xray, mask, page=Page("ap.dcm"), bodies=bodies)
     for name in ("a", "b"):
         for parent in ("together", "each"):
             write_results(root / parent / name, found, start, model, xray, mask, page=Page(f"{name}.png"))
@@ -68,7 +73,7 @@ def opened(browser, folder, width, **options):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["one", "hostile", "together", "each"])
+@pytest.mark.parametrize("name", ["one", "hostile", "together", "each", "bodies"])
 def test_a_page_opens_from_disk(results, browser, name, width):
     with opened(browser, results / name, width) as visit:
         assert visit.page.evaluate(BROAD) <= 0
@@ -168,6 +173,33 @@ def test_hostile_names_are_text(results, browser):
     assert not visit.faults
 
 
+def test_bodies_that_moved(results, browser):
+    "A pose of each in every frame, how far it turned, an outline that is named, and a name that is text."
+    with opened(browser, results / "bodies", "desktop") as visit:
+        page = visit.page
+        assert page.locator("h4").all_text_contents() == ["The patient without what moved", HOSTILE, "right femur"]
+        assert page.locator(".bodies tbody th").all_text_contents() == [HOSTILE, "right femur"]
+        turned = [float(text.split()[0]) for text in page.locator(".bodies tbody td:nth-child(2)").all_text_contents()]
+        assert turned[0] > 1.5 > 0.1 > turned[1]
+        exact = page.locator(".poses").nth(1).locator("[data-copy]").first.get_attribute("data-copy")
+        assert json.loads(exact) == json.loads((results / "bodies" / "body_1.json").read_text())["scan_ras_from_camera"]
+        assert sum(text.endswith(", moved") for text in page.locator(".structures bdi").all_text_contents()) == 2
+    assert not visit.faults
+
+
+def test_the_page_prints_within_its_paper(results, browser):
+    "Nothing of a printed page stands out of it on the left or right, on A4 and on Letter."
+    for name in ("one", "bodies", "hostile"):
+        with opened(browser, results / name, "desktop") as visit:
+            visit.page.emulate_media(media="print")
+            for width in (680, 700):
+                visit.page.set_viewport_size({"width": width, "height": 960})
+                out = visit.page.evaluate("""() => [...document.querySelectorAll('main *, header *')].filter(x => x.getClientRects().length && !x.closest('svg, .scroll, pre'))
+                  .filter(x => { const r = x.getBoundingClientRect(); return r.left < -1 || r.right > innerWidth + 1; }).map(x => x.className || x.tagName)""")
+                assert not out, (name, width, out[:5])
+            assert visit.page.pdf(format="A4").startswith(b"%PDF")
+
+
 def test_paper_and_dark(results, browser):
     with opened(browser, results / "one", "desktop", color_scheme="dark") as visit:
         paper = "() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)"
@@ -190,6 +222,19 @@ def test_links_of_a_batch(results, browser):
         visit.page.locator("tbody a").last.click()
         visit.page.wait_for_function(READY)
         assert visit.page.locator("h1").inner_text() == "b.png"
+
+
+def test_size_of_a_large_x_ray(tmp_path):
+    "1024 x 1024 pixels, with noise, which compresses badly, and the scene."
+    patient, camera = make_phantom(0, 4.0), Camera(1020.0, 1024, 1024, 0.35, 0.35)
+    model, at = DRR.from_camera(patient, camera), carm_pose(15.0, 5.0, 780.0)
+    with torch.no_grad():
+        image = model(at)
+    image = image + 0.05 * image.std() * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    found = GaussNewton(model).assess(image, at)
+    write_results(tmp_path / "large", found, at, model, image, page=Page("large.dcm", scene=True))
+    size = (tmp_path / "large" / "report.html").stat().st_size
+    assert 200_000 < size < 5_000_000, size
 
 
 def test_size_of_a_page(results):

@@ -229,7 +229,75 @@ def test_dark_and_light(site, browser):
     assert sum(paper("dark")) < 200 < 600 < sum(paper("light"))
 
 
+ANGLES = "() => [...document.querySelectorAll('#turning input')].map(dial => +dial.value)"
+SHOWN = "() => document.querySelector('#turning canvas').toDataURL()"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_c_arm_turns(site, browser, width):
+    "By keys, pointer and finger; what is said, what is drawn and what is seen follow."
+    with Visit(browser, site + "index.html", width, has_touch=width == "phone") as visit:
+        page = visit.page
+        page.wait_for_selector("#turning .sliders", state="visible")
+        seen = {page.evaluate(SHOWN)}
+        dials = page.locator("#turning input")
+        for k, (key, words) in enumerate((("End", "LAO 60\u00b0 CRAN 0\u00b0"), ("Home", "LAO 60\u00b0 CAUD 30\u00b0"))):
+            dials.nth(k).focus()
+            page.keyboard.press(key)
+            seen.add(page.evaluate(SHOWN))
+            assert page.locator("#turning output").inner_text() == words
+        assert page.locator("[data-arm]").evaluate_all("arms => arms.map(arm => arm.getAttribute('transform'))") == ["rotate(60)", "rotate(-30)"]
+        page.locator("#turning .picture").scroll_into_view_if_needed()
+        box = page.locator("#turning .picture").bounding_box()
+        middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(*middle)
+        page.mouse.down()
+        page.mouse.move(middle[0] - box["width"] / 2, middle[1] - box["height"] / 3)
+        page.mouse.up()
+        page.mouse.move(*middle)  # with no button pressed
+        angles = page.evaluate(ANGLES)
+        seen.add(page.evaluate(SHOWN))
+        assert len(seen) == 4 and angles[0] < 0 < angles[1]
+        if width == "phone":  # a finger drawn sideways
+            touch = visit.context.new_cdp_session(page)
+            for kind, x in (("touchStart", middle[0]), ("touchMove", middle[0] + 30), ("touchMove", middle[0] + 90), ("touchEnd", None)):
+                touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [] if x is None else [{"x": x, "y": middle[1]}]})
+            assert page.evaluate(ANGLES)[0] > angles[0] and page.evaluate(ANGLES)[1] == angles[1]
+        for dial in range(2):
+            assert dials.nth(dial).get_attribute("aria-label") and dials.nth(dial).get_attribute("aria-valuetext")
+        assert "CRAN" in page.locator("#turning canvas").get_attribute("aria-label")
+    assert not visit.faults
+
+
+def test_without_a_script_the_c_arm_stands_still(site, browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(site + "index.html")
+    assert page.locator("#turning img").is_visible() and page.locator("#turning img").get_attribute("alt")
+    assert not page.locator("#turning input").first.is_visible() and not page.locator("#turning canvas").is_visible()
+    context.close()
+
+
+def test_the_c_arm_turns_the_way_that_is_said():
+    "The picture at LAO 60 is the DRR at LAO 60, and not that of another side."
+    import numpy as np
+    from PIL import Image
+
+    from diffpose.calibration import Camera, carm_pose
+    from diffpose.drr import DRR
+    from diffpose.phantom import make_phantom
+    from tools.site.turning import PRIMARY, SECONDARY, SHEET, SIDE
+
+    sheet = np.asarray(Image.open(DOCS / SHEET).convert("L"), dtype=float)
+    drr = DRR.from_camera(make_phantom(0, 4.0), Camera(1020.0, 64, 64, 4.88, 4.88))
+    seen = {(x, y): sheet[y * SIDE : (y + 1) * SIDE, x * SIDE : (x + 1) * SIDE].reshape(64, SIDE // 64, 64, SIDE // 64).mean((1, 3)) for x in (0, len(PRIMARY) - 1) for y in (0, len(SECONDARY) - 1)}
+    for x, y in seen:
+        image = drr(carm_pose(float(PRIMARY[x]), float(SECONDARY[y]), 800.0))[0, 0].numpy()
+        alike = {at: np.corrcoef(image.ravel(), other.ravel())[0, 1] for at, other in seen.items()}
+        assert max(alike, key=alike.get) == (x, y), alike
+
+
 def test_sizes():
     sizes = {p.relative_to(DOCS).as_posix(): p.stat().st_size / 1e6 for p in DOCS.rglob("*") if p.is_file()}
-    assert sum(sizes.values()) < 60
+    assert sum(sizes.values()) < 60 and sizes["media/turning.webp"] < 1.5
     assert not {page: size for page, size in sizes.items() if page.endswith(".html") and size > 3 and Path(page).parts[0] != "scenes"}

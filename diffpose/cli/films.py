@@ -49,16 +49,17 @@ _AXES = (*COLUMNS[0], *(name[:-3] for name in COLUMNS[1]))  # columns of a histo
 
 def film_suffix(
     path: Path,
+    said: str = "--out",  # the option that names it
 ) -> str:  # one of FILMS
     "The kind of film that a name asks for. Raises ValueError where it cannot be written."
     kind = path.suffix.lower()
     if kind not in FILMS:
         raise UserError(
-            f"--out {path}: the file's ending says what to write, one of {', '.join(FILMS)}"
+            f"{said} {path}: the file's ending says what to write, one of {', '.join(FILMS)}"
         )
     if kind == ".mp4" and find_spec("imageio_ffmpeg") is None:
         raise UserError(
-            f"--out {path}: MP4 is written with ffmpeg, which is not here: pip install"
+            f"{said} {path}: MP4 is written with ffmpeg, which is not here: pip install"
             " imageio-ffmpeg, or write .webp or .gif"
         )
     return kind

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 AIR_MOST = -900.0  # HU: above it is no air
 
 
+def listed(text: str) -> list[int | str]:
+    "Structures as --labels lists them: numbers and names."
+    parts = [x.strip() for x in text.split(",") if x.strip()]
+    return [int(x) if x.isdigit() else x for x in parts]
+
+
 def load_ct(
     path: Path,
     patient: Patient | None = None,  # None: as the options are by default
@@ -36,10 +42,8 @@ def load_ct(
     from diffpose.data import read
 
     patient = patient or Patient()
-    labels, wanted = patient.labels, None
-    if labels is not None:
-        parts = [x.strip() for x in labels.split(",") if x.strip()]
-        wanted = [int(x) if x.isdigit() else x for x in parts]
+    labels = patient.labels
+    wanted = None if labels is None else listed(labels)
     if wanted == []:
         raise UserError(f"--labels {labels!r} names no structure: leave it out to keep everything")
     spacing = patient.ct_spacing
@@ -67,6 +71,31 @@ def load_ct(
             outside=patient.outside,
         )
     return _within_tissue(subject) if patient.in_tissue else subject
+
+
+def load_bodies(
+    text: str,  # as --bodies has it
+    subject: "torchio.Subject",
+) -> dict[str, tuple[int, ...]]:  # by their names, the labels of each
+    "The bodies that moved, each of labels that the CT has."
+    from diffpose.data.labels import label_ids
+
+    table = subject.structures if "structures" in subject else None
+    known = {} if table is None else dict(zip(table["id"].astype(int), table["structure"]))
+    found: dict[str, tuple[int, ...]] = {}
+    for part in text.split(";"):
+        if not listed(part):
+            raise UserError(f"--bodies {text!r}: a body between semicolons names no structure")
+        with in_context("--bodies"):
+            ids = tuple(label_ids(listed(part), table))
+        present = [i for i in ids if (subject.mask.data == i).any()]
+        taken = [i for i in ids for others in found.values() if i in others]
+        if not present or taken:
+            what = f"label {taken[0]} twice" if taken else f"{part.strip()!r}, which has no voxel"
+            raise UserError(f"--bodies {text!r} names {what} in the label map")
+        name = ", ".join(str(known.get(i, f"label {i}")) for i in ids)
+        found[name] = ids
+    return found
 
 
 def _within_tissue(subject: "torchio.Subject") -> "torchio.Subject":

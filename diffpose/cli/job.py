@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../notebooks/api/149_cli_job.ipynb #80a96aa8
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +18,7 @@ from diffpose.cli.inputs import (
     as_recorded,
     cut_out,
     landmark_names,
+    load_bodies,
     load_camera,
     load_landmarks,
     mask_as_read,
@@ -28,8 +30,8 @@ from .words import in_options
 from ..errors import UserError, UserNotice
 from ..paths import beside, check_writable, existing
 from ..report import REPORT_FILES, RESULT_FILES, Page, reduced, write_results
-from ..report_page import SCENE, identity_of
-from ..report_parts import DEVICE, sha256_of, told, withheld
+from ..report_page import SCENE, body_files, identity_of
+from ..report_parts import DEVICE, MovedBody, sha256_of, told, withheld
 from ..results import MOST, in_context, numbers
 
 if TYPE_CHECKING:
@@ -144,6 +146,7 @@ class Case:
                 " either"
             )
         self.priors()
+        self._check_bodies()
         existing(self.ct, "a CT", folder=True)
 
     def priors(self) -> "tuple[CameraPrior, MotionPrior]":
@@ -159,11 +162,47 @@ class Case:
         with in_context("--views-tolerance"):
             return camera, MotionPrior(turn, shift)
 
+    def body_prior(self) -> "MotionPrior | None":
+        "How far bodies may have moved; None: anywhere."
+        from diffpose.registration import MotionPrior
+
+        if self.known.bodies_tolerance is None:
+            return None
+        said = self.known.bodies_tolerance
+        turn, shift = numbers(said, 2, "--bodies-tolerance (degrees, mm)")
+        with in_context("--bodies-tolerance"):
+            return MotionPrior(turn, shift)
+
+    def _check_bodies(self) -> None:
+        "Raises ValueError where --bodies cannot be had."
+        start, given = self.start, self.known.bodies is not None
+        if self.known.bodies_tolerance is not None and not given:
+            raise UserError("--bodies-tolerance is for --bodies, which is not given")
+        if given and self.patient.labelmap is None:
+            raise UserError("--bodies names structures of a label map: give --labelmap, too")
+        told = {
+            "--init search": start.init == "search",
+            "--model": start.model is not None,
+            "--antipodal": start.antipodal,
+            "--parallel": self.taken.parallel,
+            "--labels": self.patient.labels is not None,
+            "--in-tissue": self.patient.in_tissue,
+        }
+        unfit = [name for name, said in told.items() if said]
+        if given and unfit:
+            raise UserError(
+                f"--bodies does not go with {', '.join(unfit)}: bodies are found from one start of"
+                " the whole patient"
+            )
+        self.body_prior()
+
     @property
     def results(self) -> tuple[str, ...]:
         "The files that are written for each X-ray."
         report = REPORT_FILES if self.pages.report else ()
-        return (*RESULT_FILES, *report, *([SCENE] if self.pages.scene else []), *self.exports)
+        scene = [SCENE] if self.pages.scene else []
+        bodies = 0 if self.known.bodies is None else self.known.bodies.count(";") + 1
+        return (*RESULT_FILES, *body_files(bodies), *report, *scene, *self.exports)
 
     @property
     def files(self) -> tuple:
@@ -302,9 +341,10 @@ class Job:
                 )
         else:
             begin = start_pose(self.start, subject, camera, case.start.init)
-        if case.known.camera_tolerance is not None and isinstance(begin, RigidTransform):
+        bodies: Sequence[MovedBody] = ()
+        if case.known.registers_more and isinstance(begin, RigidTransform):
             pose = begin
-            [(result, drr)], seconds = solve_together(step, subject, [seen], [pose], case)
+            [(result, drr, bodies)], seconds = solve_together(step, subject, [seen], [pose], case)
         else:
             (result, drr, pose, view, why), seconds = self._tried(
                 step, seen, subject, case.aimed(subject), (begin, view, why), estimator
@@ -313,7 +353,7 @@ class Job:
         if tell is not None:  # the pictures take their time
             tell(result, pose, seconds, view, why)
         step("writing")
-        self.write(result, pose, drr, seen)
+        self.write(result, pose, drr, seen, bodies)
         return result, pose, seconds
 
     def _searches(self, camera: "Camera", view: str | None) -> bool:
@@ -322,7 +362,7 @@ class Job:
             raise UserError("--init search needs a camera with a source; this beam is parallel")
         if self.start is not None or view is None or camera.parallel:
             return False
-        if self.case.known.camera_tolerance is not None:
+        if self.case.known.registers_more:
             return False
         stated = (camera.sid, camera.primary_angle, camera.secondary_angle)
         return self.case.start.init == "search" or None in stated
@@ -389,6 +429,7 @@ class Job:
         pose: "RigidTransform",  # where it began
         drr: "DRR",  # with the camera as found
         seen: "tuple[Tensor, Camera, Tensor]",
+        bodies: Sequence[MovedBody] = (),
     ) -> None:
         "Everything that is left behind."
         # results are passed on, and folders may be named after patients
@@ -398,7 +439,7 @@ class Job:
         if drr.camera != seen[1]:
             about["camera_as_stated"] = seen[1].to_dict()
         page = page_of(self, drr) if self.case.pages.report else None
-        write_results(self.folder, result, pose, drr, seen[0], seen[2], about, page)
+        write_results(self.folder, result, pose, drr, seen[0], seen[2], about, page, bodies)
         if self.case.exports:
             from diffpose.exchange import XrayGeometry
 
@@ -597,8 +638,9 @@ def solve_together(
     seen: "list[tuple[Tensor, Camera, Tensor]]",  # of each X-ray, as `Job.seen` gives it
     poses: "list[RigidTransform]",  # where each begins
     case: Case,
-) -> "tuple[list[tuple[Result, DRR]], float]":  # of each X-ray, with the camera as found; seconds
-    "Register X-rays of one patient together, and their cameras."
+    # of each X-ray, with the camera as found and the bodies that moved; and seconds
+) -> "tuple[list[tuple[Result, DRR, list[MovedBody]]], float]":
+    "Register X-rays of one patient together, their cameras, and bodies that moved."
     from diffpose.drr import DRR
     from diffpose.pose import RigidTransform
     from diffpose.registration import JointRegistration
@@ -615,13 +657,26 @@ def solve_together(
     starts = RigidTransform.cat([pose.double() for pose in poses])
     images, masks = [image for image, *_ in seen], [counts for *_, counts in seen]
     known: dict[str, Any] = {"relative_prior": views_prior, "camera_prior": camera_prior}
+    named = case.known.bodies
+    bodies = {} if named is None else load_bodies(named, subject)
     if searched:
         how = cameras, starts, images, masks, case.aimed(subject)
         result = search_together(drrs[0], *how, tell=step.note, **known)
     else:
         joint = JointRegistration(
-            drrs[0], cameras, starts, **known, restarts=case.start.restarts
+            drrs[0],
+            cameras,
+            starts,
+            **known,
+            bodies=list(bodies.values()),
+            body_prior=case.body_prior(),
+            restarts=case.start.restarts,
         )
         result = joint.register(images, starts, masks, case.aimed(subject))
-    found = [(result.of_view(k), made(camera)) for k, camera in enumerate(result.cameras)]
+    moved = lambda k: [
+        MovedBody(name, ids, result.of_view(k, body))
+        for body, (name, ids) in enumerate(bodies.items(), 1)
+    ]
+    cameras = enumerate(result.cameras)
+    found = [(result.of_view(k), made(camera), moved(k)) for k, camera in cameras]
     return found, time.perf_counter() - began

@@ -470,6 +470,17 @@ class Start:
         return None if typed else self.init
 
 
+Bodies = Annotated[
+    str | None,
+    option(
+        "Structures that moved against the rest since the CT, each with a pose of its own: bodies"
+        " with semicolons between them, each as --labels has it, 'femur_left;femur_right' or"
+        " '17;18,19'.",
+        PATIENT,
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Known:
     "How well cameras are known, and how the views of several X-rays stand to each other."
@@ -491,6 +502,21 @@ class Known:
             START,
         ),
     ] = "1,5"
+    bodies: Bodies = None
+
+    @property
+    def registers_more(self) -> bool:
+        "Is more unknown than one pose?"
+        return self.camera_tolerance is not None or self.bodies is not None
+
+    bodies_tolerance: Annotated[
+        str | None,
+        option(
+            "With --bodies: how far bodies may have moved, standard deviations 'degrees,mm'."
+            " (default: anywhere)",
+            START,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -490,18 +490,18 @@ def register_together(
                 ]
             found, seconds = solve_together(step, subject, seen, poses, case)
             if case.start.init == "search":
-                poses = [began_at(result) for result, _ in found]
+                poses = [began_at(result) for result, *_ in found]
             rows: list[dict] = []
-            for name, job, (result, drr), pose, x in zip(names, jobs, found, poses, seen):
+            for name, job, (result, drr, bodies), pose, x in zip(names, jobs, found, poses, seen):
                 step(f"writing {name}")
                 with alone(job.folder):
-                    job.write(result, pose, drr, x)
+                    job.write(result, pose, drr, x, bodies)
                 shown = str(job.xray) if case.full_paths else job.xray.name
                 which = {"xray": shown, "frame": job.case.taken.frame, "folder": name}
                 rows.append({**which, **_row_of(result, seconds)})
             write_summary(out, rows, together=True)
             if case.pages.report:
-                views = [(drr, result.pose, x[0]) for (result, drr), x in zip(found, seen)]
+                views = [(drr, result.pose, x[0]) for (result, drr, _), x in zip(found, seen)]
                 _write_page_of_all(out, views if case.pages.scene else (), page_of(jobs[0], drr))
     return _summary_lines(out, rows), max(row["exit_code"] for row in rows)
 

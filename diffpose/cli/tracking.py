@@ -10,7 +10,7 @@ import contextlib
 import re
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .inputs import as_recorded, cut_out, load_ct, mask_as_read, viewed
+from .films import film_suffix
+from .inputs import as_recorded, cut_out, load_bodies, load_ct, mask_as_read, viewed
 from .job import Case, Job, check_start, space_about
 from diffpose.cli.options import (
     CT,
     RESULT,
     START,
+    Bodies,
     Counted,
     Force,
+    Known,
     Patient,
     Run,
     Start,
@@ -113,8 +116,22 @@ class Frames:
 
     images: "Tensor"  # N 1 H W line integrals
     masks: "Tensor"  # N 1 H W bool
-    camera: "Camera"  # with the angles of the first
+    cameras: "list[Camera]"  # of each frame: one, but for where it stood
     names: list[str]  # of each frame
+
+    @property
+    def camera(self) -> "Camera":
+        "With the angles of the first frame."
+        return self.cameras[0]
+
+    def arms(self, view: str | None) -> "RigidTransform | None":  # N
+        "Where the C-arm stood in each frame, if the headers say that it turned."
+        from diffpose.pose import RigidTransform
+
+        places = {(c.primary_angle, c.secondary_angle, c.sid) for c in self.cameras}
+        if len(places) == 1 or view is None or any(None in place for place in places):
+            return None
+        return RigidTransform.cat([camera.pose(view).double() for camera in self.cameras])
 
 
 @contextlib.contextmanager
@@ -177,7 +194,7 @@ def load_frames(
                     )
                 parts.append((image, camera, counts, name))
     images, cameras, masks, names = zip(*parts)
-    return Frames(torch.cat(images), torch.cat(masks), cameras[0], list(names))
+    return Frames(torch.cat(images), torch.cat(masks), list(cameras), list(names))
 
 
 def _camera_words(camera: "Camera") -> str:
@@ -189,7 +206,10 @@ def _camera_words(camera: "Camera") -> str:
 
 
 # %% ../../notebooks/api/155_cli_tracking.ipynb #59d5bd6a
-TRACK_FILES = ("track.csv", "track.json", "track.webp")
+TRACK_FILES = ("track.csv", "track.json")
+BODY = "track_body_{}.csv"  # of each body that moves against the rest, from 1
+NO_BODIES: "Mapping[str, tuple[int, ...]]" = {}
+FILM = "track{}"  # with its ending
 
 
 def track_to_dict(found: "Track", about: dict) -> dict:
@@ -217,27 +237,56 @@ def track_to_dict(found: "Track", about: dict) -> dict:
     }
 
 
+def of_bodies(
+    found: "Track",
+    bodies: "Mapping[str, tuple[int, ...]]",  # the labels of each
+) -> "dict[str, Track]":
+    "The track of each body, by its name; none, where no frame shows them in parts."
+    if not any(frame.bodies for frame in found.frames):
+        return {}
+    return {name: found.of_body(k) for k, name in enumerate(bodies, 1)}
+
+
 def track_film(
-    found: "Track", frames: Frames, drr: "DRR", seconds: float = 0.1
-) -> bytes:  # of a webp file
+    found: "Track",
+    frames: Frames,
+    drr: "DRR",
+    kind: str = ".webp",
+    bodies: "Mapping[str, tuple[int, ...]]" = NO_BODIES,
+    seconds: float = 0.1,
+) -> bytes:  # of a file of that kind
     "Each frame with the edges of its DRR on it, and its state."
     import torch
     from PIL import ImageDraw
 
     from diffpose.visualization.films import encode_film
 
+    from diffpose.registration import scene
+
     small, _ = reduced(drr, frames.images[:1], FILM_PX)
-    poses = found.poses.float()
+    apart = of_bodies(found, bodies)
+    parts = scene.cut_out(small, list(bodies.values())) if apart else [small]
+    paths = [found.poses.float(), *(one.poses.float() for one in apart.values())]
+    shown = lambda k: torch.stack(
+        [part(path[k : k + 16]) for part, path in zip(parts, paths)]
+    ).sum(0)
     with torch.no_grad():
-        drrs = torch.cat([small(poses[k : k + 16]) for k in range(0, len(poses), 16)])
+        drrs = torch.cat([shown(k) for k in range(0, len(found.poses), 16)])
 
     def picture(k: int) -> "Image.Image":
         _, image = reduced(drr, windowed(frames.images[k : k + 1]), FILM_PX)
-        picture = overlay(image, drrs[k : k + 1], px=min(image.shape[-2:]))
-        ImageDraw.Draw(picture).text((4, 2), f"{k} {found.states[k]}", fill=(255, 255, 0))
+        picture = overlay(image, drrs[k : k + 1], px=FILM_PX)
+        ImageDraw.Draw(picture).text(
+            (8, 6),
+            f"{k} {found.states[k]}",
+            fill=(255, 255, 0),
+            stroke_fill=(0, 0, 0),
+            stroke_width=2,
+            font_size=FILM_PX // 18,
+        )
         return picture
 
-    return encode_film((picture(k) for k in range(len(poses))), ".webp", 1000 * seconds, {})
+    return encode_film((picture(k) for k in range(len(drrs))), kind, 1000 * seconds, {})
 
 # %% ../../notebooks/api/155_cli_tracking.ipynb #29496c66
 Motion = Annotated[
@@ -256,6 +305,16 @@ Smooth = Annotated[
         "--smooth",
     ),
 ]
+
+
+Film = Annotated[
+    str, option("Kind of the film: webp, gif, or mp4 (with imageio-ffmpeg).", RESULT, "--film")
+]
+
+
+def film_kind(text: str) -> str:  # with its dot
+    "What --film says. Raises ValueError where that cannot be written."
+    return film_suffix(Path(FILM.format(f".{text.removeprefix('.')}")), "--film")
 
 
 def even_motion(text: str) -> "MotionPrior":
@@ -300,15 +359,33 @@ def begin_of(
     return space_about(frames.camera)
 
 
-def write_track(folder: Path, found: "Track", names: list[str], about: dict, film: bytes) -> None:
+NO_TRACKS: "Mapping[str, Track]" = {}
+
+
+def body_tables(bodies: "Mapping") -> tuple[str, ...]:
+    "The tables of bodies that move."
+    return tuple(BODY.format(k) for k in range(1, len(bodies) + 1))
+
+
+def write_track(
+    folder: Path,
+    found: "Track",
+    names: list[str],
+    about: dict,
+    film: bytes = b"",
+    kind: str = ".webp",
+    bodies: "Mapping[str, Track]" = NO_TRACKS,  # of those that move against the rest
+) -> None:
     "The files of a sequence, all of them or none."
-    table = found.table()
-    table.insert(1, "xray", names[: len(table)])
     with written_together(folder) as inside:
-        table.to_csv(inside / "track.csv", index=False)
+        tables = {"track.csv": found, **dict(zip(body_tables(bodies), bodies.values()))}
+        for name, one in tables.items():
+            table = one.table()
+            table.insert(1, "xray", names[: len(table)])
+            table.to_csv(inside / name, index=False)
         write_json(inside / "track.json", track_to_dict(found, about))
         if film:
-            (inside / "track.webp").write_bytes(film)
+            (inside / FILM.format(kind)).write_bytes(film)
 
 # %% ../../notebooks/api/155_cli_tracking.ipynb #faed28b6
 def track_sequence(
@@ -317,6 +394,7 @@ def track_sequence(
     out: Path,  # folder for the results
     motion: str = "1,1",  # degrees, mm
     smooth: bool = False,
+    film: str = "webp",  # its ending
     force: bool = False,  # may results be overwritten?
 ) -> tuple[list[str], int]:  # what to say on stdout and then on stderr, and the exit code
     "The work of `track`. What was done is written, too, where it is interrupted."
@@ -326,7 +404,10 @@ def track_sequence(
         _check_case(case)
         files = sequence_files(xrays)
         inputs = (*case.files, *files, case.taken.camera, case.start.file, case.counted.mask)
-        folder = check_writable(out, TRACK_FILES, force, inputs)
+        kind, named = film_kind(film), case.known.bodies
+        several = body_tables(dict.fromkeys((named or "").split(";"))) if named else ()
+        written = (*TRACK_FILES, *several, FILM.format(kind))
+        folder = check_writable(out, written, force, inputs)
         with in_options(Path(case.start.init), frame="--init-frame"):
             start = load_start(case.start.init, case.start.init_frame)
         step("loading torch")
@@ -338,13 +419,22 @@ def track_sequence(
         view, _ = case.view(frames.camera, start)
         subject = viewed(load_ct(case.ct, case.patient), view)
         begin = begin_of(job, frames, subject, view)
+        bodies = {} if named is None else load_bodies(named, subject)
         with alone(folder):
-            found, drr = _follow(step, case, frames, subject, begin, even, folder)
-            found = found.smoothed() if smooth else found
+            found, drr = _follow(
+                step, case, frames, subject, begin, even, folder, view, list(bodies.values())
+            )
+            apart = of_bodies(found, bodies)
+            if smooth:
+                apart = {name: one.smoothed() for name, one in apart.items()}
+                found = found.smoothed()
             step("writing")
-            film = track_film(found, frames, drr)
-            write_track(folder, found, frames.names, _about(even, smooth, True), film)
-    return _words(found, folder)
+            shown = track_film(found, frames, drr, kind, bodies)
+            about = _about(even, smooth, True) | {"arm_as_stated": found.arms is not None}
+            if apart:
+                about["bodies"] = {file: name for file, name in zip(body_tables(apart), apart)}
+            write_track(folder, found, frames.names, about, shown, kind, apart)
+    return _words(found, folder, (*TRACK_FILES, *body_tables(apart), FILM.format(kind)))
 
 
 def _about(motion: "MotionPrior", smooth: bool, whole: bool) -> dict:
@@ -363,6 +453,8 @@ def _follow(
     begin: "RigidTransform | SearchSpace",
     even: "MotionPrior",
     folder: Path,
+    view: str | None = None,  # at zero angles
+    bodies: Sequence[Sequence[int]] = (),  # labels
 ) -> "tuple[Track, DRR]":
     "Frame after frame; the table of those that are done, where it is interrupted."
     from diffpose.drr import DRR
@@ -371,7 +463,8 @@ def _follow(
     from diffpose.tracking.following import check_frames, followed, gathered
 
     drr = DRR.from_camera(subject, frames.camera, renderer="trilinear", persistent=False)
-    check_frames(drr, frames.images, frames.masks, even)
+    arms = frames.arms(view)
+    check_frames(drr, frames.images, frames.masks, even, arms)
     if isinstance(begin, RigidTransform):
         check_start(drr, frames.images[:1], begin)
     aimed = case.aimed(subject)
@@ -381,20 +474,21 @@ def _follow(
     by_sight = case.counted.mask is None and not case.counted.whole_image
     step("following")
     done: list = []
-    way = followed(drr, frames.images, begin, even, frames.masks, by_sight, solver, None)
+    how = (frames.masks, by_sight, solver, None, arms, bodies)
+    way = followed(drr, frames.images, begin, even, *how)
     try:
         for frame in way:
             done.append(frame)
             step.note(f"frame {len(done)} of {len(frames.names)}: {frame.state}")
     except (KeyboardInterrupt, SystemExit):
         if done:
-            kept = gathered(done, points, even)
-            write_track(folder, kept, frames.names, _about(even, False, False), b"")
+            kept = gathered(done, points, even, arms)
+            write_track(folder, kept, frames.names, _about(even, False, False))
         raise
-    return gathered(done, points, even), drr
+    return gathered(done, points, even, arms), drr
 
 
-def _words(found: "Track", folder: Path) -> tuple[list[str], int]:
+def _words(found: "Track", folder: Path, files: Sequence[str]) -> tuple[list[str], int]:
     "What to say of a sequence, and the exit code."
     states = found.states
     lost = [k for k, state in enumerate(states) if state == "lost"]
@@ -403,7 +497,7 @@ def _words(found: "Track", folder: Path) -> tuple[list[str], int]:
     said = (
         f"{len(states)} frames: {counts}; expected error {errors[len(errors) // 2]:.2f} mm"
         f" (median), {errors[-1]:.2f} mm at most; {found.frames_per_second:.1f} frames per second"
-        f" (median)\n{folder}: {', '.join(TRACK_FILES)}"
+        f" (median)\n{folder}: {', '.join(files)}"
     )
     if not lost:
         return [said], 0
@@ -434,9 +528,11 @@ def track(
     run: Run,
     motion: Motion = "1,1",
     smooth: Smooth = False,
+    film: Film = "webp",
+    bodies: Bodies = None,
     force: Force = False,
 ):
     "Follow a patient through a sequence of X-rays: a pose for each frame, a table and a film."
     with reported(run.debug, run.max_memory):
-        case = Case(ct, patient, taken, counted, targets, start)
-        ended(*track_sequence(case, xray, out, motion, smooth, force))
+        case = Case(ct, patient, taken, counted, targets, start, Known(bodies=bodies))
+        ended(*track_sequence(case, xray, out, motion, smooth, film, force))

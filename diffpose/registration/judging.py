@@ -69,9 +69,9 @@ class Judge:
         if len(given) and separation(agreement[0], agreement[given])[0] < margin:
             rest = torch.arange(len(pool.given))
             pool = pool[torch.cat([given, rest[rest != given]])]  # others must be clearly better
-        pool, newton, camera, aside = self._refined(job, pool, still)
+        pool, newton, seen, aside = self._refined(job, pool, still)
         evidence, sources = self._evidence(job, pool, others, aside)
-        evidence |= {"newton_mm": newton, **camera}
+        evidence |= {"newton_mm": newton, **seen}
         verdict, reasons = judge(evidence, self.thresholds)
         covariance, beam = torch.stack([*sources.values()]).sum(0), self.beam(pool.fit)
         far = job.apart(pool.fit.matrix[0], others.fit.matrix) > self.thresholds.distance_mm
@@ -140,7 +140,8 @@ class Judge:
 
     def _refined(self, job: Job, pool: Pool, still: bool) -> tuple[Pool, float, dict, Tensor]:
         """The first of the candidates at rest in the last stage, how far a Newton step would move
-        it [mm], what the image wants of the camera, and how far other physics would have moved it.
+        it [mm], what the image wants of the camera and what share of it shows anything, and how far
+        other physics would have moved it.
         """
         fit, level, x = pool.fit[:1], job.levels[-1], int(pool.fit.which[0])
         target = job.targets[-1][x : x + 1]
@@ -163,12 +164,15 @@ class Judge:
             sharp = (0.0, target, *level.drr.jacobian(pose))
             job.renders[x] += 1
         with torch.no_grad():
-            camera, aside = self._around(level, fit.matrix, *sharp)
+            seen, aside = self._around(level, fit.matrix, *sharp)
+            known = len(job.levels) == 1 and torch.equal(fit.matrix, pool.fit.matrix[:1])
+            image = sharp[2] if known else self._coarse(job, pool.fit.matrix[:1])
+            seen["contrast"] = share_shown(image)
         job.renders[x] += len(aside) - 1  # a veil needs no render
         newton = newton_step(curvature_of(fit, 0), fit.g[0], job.points, self.beam(fit))
         if not still:
             pool.settled[:1] |= newton < AT_REST_MM
-        return pool, newton, camera, aside
+        return pool, newton, seen, aside
 
     def _evidence(
         self, job: Job, pool: Pool, others: Pool, aside: Tensor
@@ -177,12 +181,11 @@ class Judge:
         source.
         """
         fit, t = pool.fit, self.thresholds
-        local = self.look(job, job.local, fit.matrix[:1], fit.which[:1])
-        stated = (
-            local
-            if job.stated == job.local
-            else self.look(job, job.stated, fit.matrix[:1], fit.which[:1])
-        )
+        last = {len(job.levels) - 1: fit[:1]}  # was looked at there
+        poses = fit.matrix[:1], fit.which[:1]
+        looked = lambda k: last[k] if k in last else self.look(job, k, *poses)
+        local = looked(job.local)
+        stated = local if job.stated == job.local else looked(job.stated)
         curvature = curvature_of(fit, 0)
         beam = self.beam(fit)
         images = t.misfit**2 * pose_covariance(curvature, fit.score[0], beam)
@@ -206,7 +209,6 @@ class Judge:
             "expected_tre_mm": math.hypot(*by.values()),
             "by_source_mm": by,
             "separation": apart.min().item(),
-            "contrast": self._contrast(job, fit.matrix[:1]),
             "cost": fit.cost[0].item(),
             "starts": job.starts,
         }
@@ -222,8 +224,7 @@ class Judge:
         with torch.no_grad():
             return evaluate(job.levels[k], job.targets[k], matrix, which)
 
-    def _contrast(self, job: Job, matrix: Tensor) -> float:
-        "Share of a DRR's pixels that show something of the patient."
-        with torch.no_grad():
-            image = job.levels[0].drr(RigidTransform(matrix.to(job.levels[0].drr.device)))
-        return share_shown(image)
+    def _coarse(self, job: Job, matrix: Tensor) -> Tensor:  # 1 1 h w
+        "The coarsest DRR from a pose."
+        drr = job.levels[0].drr
+        return drr(RigidTransform(matrix.to(drr.device)))

@@ -115,16 +115,21 @@ class JointResult:
     def of_view(
         self,
         view: int,  # number of the X-ray
+        body: int = 0,  # 0: the first, which the others have moved against
     ) -> Result:
-        "What was found for one view and the first body, as `GaussNewton` says it of one X-ray."
+        """What was found for one view and one body, as `GaussNewton` says it of one X-ray. The
+        pose is in the body's own place in the CT.
+        """
         evidence = self.evidence[view]
         others = tuple(f"view {k + 1}: " for k in range(len(self.poses)) if k != view)
+        place = torch.linalg.inv(self.motions.matrix[body])
+        pose = self.poses[view] if body == 0 else RigidTransform(place @ self.poses[view].matrix)
         return Result(
-            self.poses[view],
+            pose,
             self.verdict,
             [reason for reason in self.reasons if not reason.startswith(others)],
-            self.covariances[view, 0],
-            self.error_mm[view, 0].norm().item(),
+            self.covariances[view, body],
+            self.error_mm[view, body].norm().item(),
             evidence["similarity"],
             self.histories[view],
             len(self.histories[view]) - 1,

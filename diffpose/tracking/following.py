@@ -22,6 +22,8 @@ from ..guards import exactly
 from ..pose import RigidTransform
 from diffpose.registration import (
     GaussNewton,
+    JointRegistration,
+    JointResult,
     MotionPrior,
     PosePrior,
     Result,
@@ -57,6 +59,7 @@ class Frame:
     result: Result | None  # of its registration; None where the frame could not be registered
     seconds: float
     why: str = ""  # it could not be registered
+    bodies: Sequence[Result] = ()  # of those that move against the rest, where they were found
 
 # %% ../../notebooks/api/112_tracking_following.ipynb #16796c6d
 NEAR = 96  # pixels along the shorter side at which a frame is followed
@@ -104,6 +107,10 @@ class Follower:
     belief: Belief | None = None  # None: nothing was found yet
     place: Tensor | None = None  # 4 4, the last pose that was seen
     method: Tensor | None = None  # 6 6, what the method leaves open, as it was seen last
+    labels: Sequence[Sequence[int]] = ()  # of each body that moves against the rest
+    bodies: Sequence[Result] = ()  # as the last registration found them
+    moved: RigidTransform | None = None  # the rest and each body, as it found them
+    motions: RigidTransform | None = None  # of the rest and of each body, as they were seen last
     missed: int = 0  # frames since the image convinced
 
     def __post_init__(self):
@@ -121,12 +128,22 @@ class Follower:
         )
         coarse = default_stages(min(size, AGAIN)) if whole.stages is None else whole.stages
         self.near, self.again = alike(stages), alike(coarse)
+        if self.labels:
+            self.joint = JointRegistration(drr, bodies=self.labels, restarts=0)
         self.uneven = unevenness(self.motion)
 
-    def __call__(self, xray: Tensor, mask: Tensor | None) -> Frame:  # 1 1 H W each
+    def __call__(
+        self,
+        xray: Tensor,  # 1 1 H W
+        mask: Tensor | None,  # 1 1 H W
+        turn: Tensor | None = None,  # 4 4: how the C-arm has moved, seen from where it was
+    ) -> Frame:
         "The next frame."
         began = time.perf_counter()
         ahead = None if self.belief is None else self.belief.predicted(self.uneven)
+        if turn is not None:
+            ahead = None if ahead is None else replace(ahead, matrix=ahead.matrix @ turn)
+            self.place = None if self.place is None else self.place @ turn
         try:
             found = self._first(xray, mask) if ahead is None else self._next(xray, mask, ahead)
         except UserError as error:
@@ -152,7 +169,22 @@ class Follower:
         return n & (n - 1) == 0
 
     def _register(self, solver: GaussNewton, init, xray: Tensor, mask: Tensor | None) -> Result:
-        return solver.register(xray, init, mask, find_field=self.find_field)
+        "The patient; with bodies that move, first as a whole where it is not near, then in parts."
+        if self.labels and solver is self.near:
+            return self._in_parts(init, xray, mask)
+        result = solver.register(xray, init, mask, find_field=self.find_field)
+        if not self.labels or result.verdict == "stalled":
+            return result
+        return self._in_parts(result.pose, xray, mask)
+
+    def _in_parts(self, init: RigidTransform, xray: Tensor, mask: Tensor | None) -> Result:
+        "The rest, and the bodies that move against it from where they were seen last."
+        found = self.joint.register(
+            xray, init, [mask], motions=self.motions, find_field=self.find_field
+        )
+        self.moved = found.motions
+        rest, *self.bodies = [_of_body(found, k) for k in range(len(found.motions))]
+        return rest
 
     def _first(self, xray: Tensor, mask: Tensor | None) -> Frame:
         "A frame before which nothing was found."
@@ -195,13 +227,16 @@ class Follower:
         "A pose that was found: the path goes on from it, or begins anew where it does not fit."
         matrix, images = result.pose.matrix[0], result.sources["images"]
         surprise = _surprise(ahead, result)
+        if self.labels and not hidden:
+            self.motions = self.moved
+        bodies = () if hidden else self.bodies
         if ahead is None or surprise > GATE:
             velocity = None if ahead is None else ahead.velocity
             self.belief = Belief.of(matrix, images, self.uneven, velocity)
-            return Frame(matrix, result.covariance, "found", surprise, result, 0.0)
+            return Frame(matrix, result.covariance, "found", surprise, result, 0.0, "", bodies)
         self.belief = ahead.updated(matrix, images)
         if not hidden:
-            return Frame(matrix, result.covariance, "tracked", surprise, result, 0.0)
+            return Frame(matrix, result.covariance, "tracked", surprise, result, 0.0, "", bodies)
         covariance = self.belief.covariance[:6, :6] + result.sources["method"]
         return Frame(self.belief.matrix, covariance, "hidden", surprise, result, 0.0)
 
@@ -214,6 +249,13 @@ class Follower:
         self.belief = ahead
         covariance = ahead.covariance[:6, :6] + self.method
         return Frame(ahead.matrix, covariance, "lost", _surprise(ahead, result), result, 0.0, why)
+
+
+def _of_body(found: JointResult, body: int) -> Result:
+    "What was found of a body in the one view, with the covariance as one source."
+    result = found.of_view(0, body)
+    sources = {"images": result.covariance, "method": torch.zeros_like(result.covariance)}
+    return replace(result, sources=sources)
 
 
 def _surprise(ahead: Belief | None, result: Result | None) -> float:
@@ -235,6 +277,8 @@ class Track:
     frames: list[Frame]  # what became of each by itself
     points: Tensor  # N 3 landmarks, world [mm]
     motion: MotionPrior
+    # N 4 4: where the C-arm stood, as is said of it; the motion that is even is the patient's then
+    arms: Tensor | None = None
 
     @property
     def states(self) -> list[str]:
@@ -252,6 +296,32 @@ class Track:
         times = sorted(frame.seconds for frame in self.frames)
         return 1.0 / max(times[len(times) // 2], 1e-9)
 
+    def of_body(
+        self,
+        body: int,  # from 1, in the order in which they were given
+        points: Tensor | None = None,  # N 3 landmarks, world [mm]; None: those of the patient
+    ) -> "Track":
+        """The track of a body that moves against the rest. Where it was not found, it is stated
+        where it was seen last against the rest, with an infinite covariance.
+        """
+        most = max((len(frame.bodies) for frame in self.frames), default=0)
+        if not 1 <= body <= most:
+            raise UserError(f"bodies are numbered from 1 to {most}, and {body} is none of them")
+        frames, moved = [], torch.eye(4, dtype=torch.float64)
+        nothing = torch.full((6, 6), math.inf, dtype=torch.float64)
+        for frame in self.frames:
+            found = frame.bodies[body - 1] if frame.bodies else None
+            if found is not None:
+                matrix, covariance = found.pose.matrix[0], found.covariance
+                moved = matrix @ torch.linalg.inv(frame.matrix)
+            else:
+                matrix, covariance = moved @ frame.matrix, nothing
+            state = "lost" if found is None else frame.state
+            known = {"matrix": matrix, "covariance": covariance, "bodies": (), "state": state}
+            frames.append(replace(frame, **known, result=found))
+        arms = None if self.arms is None else RigidTransform(self.arms)
+        return gathered(frames, self.points if points is None else points, self.motion, arms)
+
     def smoothed(self) -> "Track":
         """The same with what is known by the end of the sequence. What the method leaves open is
         the same in all frames, and is not averaged.
@@ -261,9 +331,10 @@ class Track:
         matrices = [f.matrix if r is None else r.pose.matrix[0] for f, r in zip(self.frames, seen)]
         images = [nothing if r is None else r.sources["images"] for r in seen]
         breaks = [k for k, state in enumerate(self.states) if state == "found"]
-        poses, covariances = smoothed(
-            RigidTransform(torch.stack(matrices)), torch.stack(images), self.motion, breaks
-        )
+        seen_from = torch.eye(4, dtype=torch.float64) if self.arms is None else self.arms
+        path = RigidTransform(torch.stack(matrices) @ torch.linalg.inv(seen_from))
+        path, covariances = smoothed(path, torch.stack(images), self.motion, breaks)
+        poses = RigidTransform(path.matrix @ seen_from)
         method, last = [], torch.zeros(6, 6, dtype=torch.float64)
         for result in seen:
             last = last if result is None else result.sources["method"]
@@ -303,7 +374,13 @@ class Track:
         return f"Track({len(self.frames)} frames: {said})"
 
 # %% ../../notebooks/api/112_tracking_following.ipynb #0b58a25d
-def check_frames(drr: DRR, xrays: Tensor, masks: Tensor | None, motion: MotionPrior) -> None:
+def check_frames(
+    drr: DRR,
+    xrays: Tensor,
+    masks: Tensor | None,
+    motion: MotionPrior,
+    arms: RigidTransform | None = None,
+) -> None:
     "Refuse what is no sequence for this camera, before any work."
     size = (drr.detector.height, drr.detector.width)
     shape = tuple(xrays.shape) if isinstance(xrays, Tensor) else type(xrays).__name__
@@ -318,6 +395,8 @@ def check_frames(drr: DRR, xrays: Tensor, masks: Tensor | None, motion: MotionPr
     if not fit or masks is not None and len(masks) not in (1, len(xrays)):
         given = tuple(masks.shape) if isinstance(masks, Tensor) else type(masks).__name__
         raise UserError(f"masks are one for all frames or one each, as {shape}, not {given}")
+    if arms is not None and len(check_poses(arms)) != len(xrays):
+        raise UserError(f"arms are a pose for each of {len(xrays)} frames, not {len(arms)}")
     if drr.camera.parallel:
         raise UserError(
             "a parallel beam shows no depth, so that a motion along it cannot be followed: register"
@@ -342,20 +421,32 @@ def followed(
     find_field: bool,
     solver: GaussNewton | None,
     stages: Sequence[Stage] | None,
+    arms: RigidTransform | None = None,
+    bodies: Sequence[Sequence[int]] = (),
 ) -> Iterator[Frame]:
     "Frame after frame, each as soon as it is done."
     whole = GaussNewton(drr) if solver is None else solver
-    follow = Follower(whole, motion, init, find_field, stages)
+    follow = Follower(whole, motion, init, find_field, stages, labels=bodies)
     for k in range(len(xrays)):
         mask = None if masks is None else masks[k % len(masks)][None]
-        yield follow(xrays[k : k + 1], mask)
+        turn = None
+        if arms is not None and k:
+            before, now = arms.matrix[k - 1 : k + 1].detach().double().cpu()
+            turn = torch.linalg.inv(before) @ now
+        yield follow(xrays[k : k + 1], mask, turn)
 
 
-def gathered(frames: Sequence[Frame], points: Tensor, motion: MotionPrior) -> Track:
+def gathered(
+    frames: Sequence[Frame],
+    points: Tensor,
+    motion: MotionPrior,
+    arms: RigidTransform | None = None,
+) -> Track:
     "A track of frames."
     poses = RigidTransform(torch.stack([frame.matrix for frame in frames]))
     covariances = torch.stack([frame.covariance for frame in frames])
-    return Track(poses, covariances, list(frames), points, motion)
+    said = None if arms is None else arms.matrix[: len(frames)].detach().double().cpu()
+    return Track(poses, covariances, list(frames), points, motion, said)
 
 # %% ../../notebooks/api/112_tracking_following.ipynb #e6c41f75
 @exactly
@@ -374,16 +465,22 @@ def track(
     # of the first frame; and, without restarts, of what is lost; None: `GaussNewton(drr)`
     solver: GaussNewton | None = None,
     stages: Sequence[Stage] | None = None,  # of frames that are followed; None: `near_stages`
+    # N poses of the C-arm in each frame, as encoders or headers say, whose changes are followed
+    # and what is left is even; None: it stands still, or nobody says how it moves
+    arms: RigidTransform | None = None,
+    # labels of each body that moves against the rest: found in parts, see `Track.of_body`
+    bodies: Sequence[Sequence[int]] = (),
 ) -> Track:
     "Follow a patient through a sequence of X-rays."
     motion = EVEN if motion is None else motion
-    check_frames(drr, xrays, masks, motion)
+    check_frames(drr, xrays, masks, motion, arms)
     check_poses(init)
     points = landmarks_of(drr, landmarks)
     frames = []
-    for frame in followed(drr, xrays, init, motion, masks, find_field, solver, stages):
+    how = (masks, find_field, solver, stages, arms, bodies)
+    for frame in followed(drr, xrays, init, motion, *how):
         frames.append(frame)
         if callback is not None:
             callback(len(frames) - 1, len(xrays), frame)
-    found = gathered(frames, points, motion)
+    found = gathered(frames, points, motion, arms)
     return found.smoothed() if smooth else found

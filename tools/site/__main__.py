@@ -17,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from tools.notebook import ROOT, environment
-from tools.site.convert import Converter, Pages, page_of
+from tools.site.convert import HOST, MADE, Converter, Pages, page_of
 
 PROC, WORK, DOCS = ROOT / "_proc", ROOT / "_site", ROOT / "_docs"
 PAGES = WORK / "pages"
@@ -91,6 +91,17 @@ def write_example(folder):
         shutil.copy(Path(results) / "report.html", folder / "reports" / "example.html")
 
 
+def link_made(folder):
+    "Links to what the build itself makes lead there wherever the site lies."
+    for path in folder.rglob("*.html"):
+        text, up = path.read_text(encoding="utf-8"), "../" * len(path.relative_to(folder).parts[:-1])
+        here = text
+        for made in MADE:
+            here = here.replace(f'href="{HOST}/{made}"', f'href="{up}{made}"')
+        if here != text:
+            path.write_text(here, encoding="utf-8")
+
+
 def with_toctree(pages, order):
     "The order of pages, into the landing page and the sections' pages."
     for here, children in order.items():
@@ -144,6 +155,7 @@ def sphinx():
     if subprocess.run(command, env=env, cwd=ROOT, stdin=subprocess.DEVNULL).returncode:
         sys.exit("sphinx found what is said above")
     shutil.move(WORK / "html", DOCS)
+    link_made(DOCS)
     write_scenes(converter.scenes, DOCS)
     write_example(DOCS)
 
