@@ -13,6 +13,7 @@ from .benchmark import data_app
 from .demonstration import demo
 from .exchange import camera, export
 from .films import animate
+from .gui import gui
 from .options import app
 from .registration import register
 from .report import report
@@ -21,7 +22,7 @@ from .tracking import track
 from .training import train
 
 _all_ = ["app", "render", "register", "train", "animate", "demo", "data_app"]
-_more = camera, export, report, track  # on the command line
+_more = camera, export, gui, report, track  # on the command line
 
 # %% ../../notebooks/api/166_cli.ipynb #afc326be
 def main():
