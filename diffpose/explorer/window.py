@@ -127,6 +127,7 @@ def by_key(sight: Sight, key: str, shift: bool) -> "RigidTransform | None":
 # %% ../../notebooks/api/163_explorer_window.ipynb #6961bf80
 MODES = {"blend": "Blend", "wipe": "Wipe", "difference": "Difference", "edges": "Edges"}
 XRAY_PX = 1024  # greatest height and width of an X-ray on the page
+TAKE_S = 10.0  # for so long a window waits for the browser that takes it over
 REST_S = 0.25  # a hand that is still for so long gets the finer picture
 EDGES = (
     '<svg width="0" height="0" style="position:absolute"><filter id="edges" color-interpolation-filters="sRGB">'
@@ -158,7 +159,7 @@ class Window:
     marking: str | None = None  # the landmark that the next click in the X-ray marks
     tab: str | None = None  # of the browser that has it
     page: Any = None  # that it shows
-    frames: int = 0  # pictures sent
+    taken: float = 0.0  # when another browser took it over [s]
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def drr(self, kind: tuple[int, int]) -> str | None:
@@ -218,13 +219,12 @@ class Window:
             except asyncio.TimeoutError:
                 kind, finer = FINE, False
             self.changed.clear()
-            if self.page is not None:
+            page = self.page
+            if page is not None:
                 try:
-                    picture = await loop.run_in_executor(one, self.drr, kind)
-                    self.page.show(picture)
-                    self.frames += 1
+                    page.show(await loop.run_in_executor(one, self.drr, kind))
                 except Exception as error:
-                    self.page.tell(error)
+                    page.tell(error)
 
 # %% ../../notebooks/api/163_explorer_window.ipynb #f09e6b64
 CAMERA_FIELDS = {"sdd": "Source to detector [mm]", "spacing": "Pixel [mm]", "crop": "Crop: top,left,height,width"}
@@ -755,15 +755,16 @@ async def opened(window: Window, ui: Any) -> None:
     client = ui.context.client
     await client.connected()
     tab, other = client.tab_id, window.page
-    if other is not None and window.tab != tab:
+    soon = time.monotonic() - window.taken < TAKE_S  # who took it over is on the way
+    if window.tab not in (None, tab) and (other is not None or soon):
         ui.add_css((Path(diffpose.__file__).parent / "window.css").read_text(encoding="utf-8"))
 
         def take():
-            window.page, window.tab = None, tab
-            with other.client:
-                ui.navigate.reload()
-            with client:
-                ui.navigate.reload()
+            last, window.page, window.tab = window.page, None, tab
+            window.taken = time.monotonic()
+            for one in [client] if last is None else [client, last.client]:
+                with one:
+                    ui.navigate.reload()
 
         with ui.element("div").classes("refused"):
             ui.label("This window is open in another browser.")
@@ -771,7 +772,7 @@ async def opened(window: Window, ui: Any) -> None:
         return
     page = Page(window, ui, client)
     build(page)
-    window.page, window.tab = page, tab
+    window.page, window.tab, window.taken = page, tab, 0.0
 
     def left():
         if window.page is page:
@@ -795,7 +796,7 @@ def serve(
 ) -> None:
     "Serve the window on this machine until it is interrupted."
     with extra("gui", "nicegui"):
-        from nicegui import app, core, ui
+        from nicegui import app, ui
 
     port, token = port or free_port(), secrets.token_urlsafe(32)
     address = f"http://127.0.0.1:{port}/{token}/"
@@ -807,7 +808,14 @@ def serve(
     async def _() -> None:
         await opened(window, ui)
 
-    def started():
+    async def started():
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                break
+            except OSError:
+                await asyncio.sleep(0.05)
+        writer.close()
         tell(address)
         if show:
             import webbrowser
