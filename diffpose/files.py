@@ -75,8 +75,8 @@ def read_text(
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not {what}: byte {error.start} is no UTF-8 text") from None
 
-
-def _once(pairs: list) -> dict:
+# %% ../notebooks/api/006_files.ipynb #8b5be36c
+def no_key_twice(pairs: list) -> dict:
     "An object of a JSON file, whose keys differ."
     counts = collections.Counter(key for key, _ in pairs)
     twice = [key for key, n in counts.items() if n > 1]
@@ -99,7 +99,7 @@ def load_json(
     """
     text = read_text(path, what)
     try:
-        found = json.loads(text, object_pairs_hook=_once)
+        found = json.loads(text, object_pairs_hook=no_key_twice)
         stated = found.pop(SEAL, None) if isinstance(found, dict) else None
         whole = stated is None or stated == _digest(found)
     except RecursionError:
@@ -175,7 +175,7 @@ def write_error(
     )
 
 
-class _Unbroken(io.FileIO):
+class Unbroken(io.FileIO):
     """A file whose writer is not told that the disk is full: `error` has what went wrong, to be
     raised at the end. HDF5 crashes if it is told.
     """

@@ -84,9 +84,9 @@ def beside(
         return [given.with_suffix(end) for end in (".img", ".hdr", ".img.gz")]
     if given.suffix.lower() not in (".nhdr", ".mhd"):
         return []
-    from diffpose.data.containers import _data_files, _text_header
+    from diffpose.data.containers import voxel_files, read_text_header
 
-    return [given.parent / name for name in _data_files(given, _text_header(given)[0])]
+    return [given.parent / name for name in voxel_files(given, read_text_header(given)[0])]
 
 
 def _is_read(path: Path, given: Path) -> bool:

@@ -21,8 +21,8 @@ from .errors import UserError, UserTypeError
 from .guards import exactly, require, unseen, widened
 from .predecessors import asked_first, former_names, new_call
 from diffpose.rotations import (
-    _axes,
     euler_angles_to_matrix,
+    euler_axes,
     matrix_to_euler_angles,
     matrix_to_quaternion,
     matrix_to_quaternion_adjugate,
@@ -37,7 +37,7 @@ from diffpose.rotations import (
     so3_exp,
     so3_log,
 )
-from .twists import _assemble, se3_exp, se3_log
+from .twists import assemble_matrix, se3_exp, se3_log
 
 # %% ../notebooks/api/005_pose.ipynb #4adf845c
 _all_ = [
@@ -253,7 +253,7 @@ class RigidTransform:
     def inverse(self) -> "RigidTransform":
         "The way back, in closed form: exact whenever R is orthogonal, so for reflections too."
         Rt = self.rotation.mT
-        return self._of(_assemble(Rt, -(Rt @ self.matrix[:, :3, 3:])[..., 0]))
+        return self._of(assemble_matrix(Rt, -(Rt @ self.matrix[:, :3, 3:])[..., 0]))
 
     def get_se3_log(self) -> Tensor:  # b 6
         "The twists [v, omega] [mm, rad] that lead here, see `se3_log`."
@@ -307,7 +307,7 @@ def _lookup(parameterization: str, convention: str | None, degrees: bool) -> int
             f" {', '.join(PARAMETERIZATIONS)}."
         )
     if parameterization == "euler_angles":
-        _axes(convention)
+        euler_axes(convention)
     if degrees and parameterization not in _ANGLES:
         raise UserError(
             f"degrees=True has no meaning for {parameterization!r}, which holds no angles; it goes"
@@ -364,7 +364,7 @@ def convert(
         return RigidTransform._of(se3_exp(torch.cat([translation, rotation], -1)))
     build = _ROTATIONS[parameterization][1]
     R = build(rotation, convention) if parameterization == "euler_angles" else build(rotation)
-    return RigidTransform._of(_assemble(R, (R @ translation[..., None])[..., 0]))
+    return RigidTransform._of(assemble_matrix(R, (R @ translation[..., None])[..., 0]))
 
 # %% ../notebooks/api/005_pose.ipynb #90525db1
 @exactly
@@ -406,4 +406,4 @@ def random_rigid_transform(
     )
     axis, angle, t = draws.to(dtype=dtype, device=device).split([3, 1, 3], -1)
     w = max_angle * angle * torch.nn.functional.normalize(axis, dim=-1)
-    return RigidTransform._of(_assemble(so3_exp(w), max_translation * (2 * t - 1)))
+    return RigidTransform._of(assemble_matrix(so3_exp(w), max_translation * (2 * t - 1)))

@@ -17,7 +17,7 @@ from .report_page import PAGE, PARTS, PICTURES, SCENE, folder_html
 from .report_parts import view_parts
 from diffpose.results import (
     COLUMNS,
-    _arm,
+    carm_entry,
     covariance_to_dict,
     parameter_deviations,
     pose_to_dict,
@@ -366,7 +366,7 @@ def report(
         f"{name:16}{round(a, 2) + 0.0:10.2f}{round(b, 2) + 0.0:10.2f}{c:10.3f}"
         for name, a, b, c in zip(names, *columns)
     ]
-    arm = _arm(result.pose.detach().cpu().double(), orientation)
+    arm = carm_entry(result.pose.detach().cpu().double(), orientation)
     if arm:
         far = "" if camera is None or camera.parallel else f" SID {camera.sdd:.1f}"
         shown = f"{arm['carm']['display']}{far}"

@@ -146,7 +146,7 @@ def pose_to_dict(
         key: (left @ pose.matrix[0] @ right).tolist()
         for key, (left, right) in frames(subject).items()
     }
-    arm = _arm(pose, subject.orientation)
+    arm = carm_entry(pose, subject.orientation)
     return {
         "orientation": subject.orientation,
         "rotation_zxy_deg": rotation[0].tolist(),
@@ -176,8 +176,8 @@ def names_carm(
     "Does a text say how a C-arm stands, and names no file?"
     return bool(_ARM.match(text.strip())) and not Path(text.strip()).expanduser().exists()
 
-
-def _arm(pose: "RigidTransform", orientation: str | None) -> dict:
+# %% ../notebooks/api/136_results.ipynb #a9a9cc1e
+def carm_entry(pose: "RigidTransform", orientation: str | None) -> dict:
     """A pose as the display of a C-arm would show it, in words and as numbers: `{"carm": ...}`.
     Nothing for a view without angles, and for a source that is beyond the isocentre.
     """
@@ -353,7 +353,7 @@ def _matrix(data: dict, key: str, name: str) -> "Tensor":
 COLUMNS = ("alpha", "beta", "gamma"), ("bx_mm", "by_mm", "bz_mm")
 
 
-def _columns(unit: str) -> list[str]:
+def pose_columns(unit: str) -> list[str]:
     "Columns of a table of poses, with angles in deg or rad."
     return [*(f"{angle}_{unit}" for angle in COLUMNS[0]), *COLUMNS[1]]
 
@@ -384,29 +384,12 @@ def load_poses(
                 " translation_mm, or one of the 4x4 matrices"
                 f" {', '.join((*POSE_KEYS, *OPENCV_KEYS))}"
             )
-        _check_units(
+        check_units(
             path, data, ("rotation_zxy", "translation"), ("rotation_zxy_deg", "translation_mm")
         )
     if not found:
         raise UserError(f"{path} holds no pose")
     return found
-
-
-_UNITS = "deg|rad|mm|cm|m|um|in|inch"
-
-
-def _check_units(path: Path, have: Iterable[str], names: tuple, taken: tuple) -> None:
-    "Refuse a file that says the same in a second unit."
-    other = [
-        key
-        for key in have
-        if key not in taken and any(re.fullmatch(rf"{name}_({_UNITS})", key) for name in names)
-    ]
-    if other:
-        raise UserError(
-            f"{path} has {', '.join(other)}, and {', '.join(taken)} are read, which say the same"
-            " twice: keep those of one unit"
-        )
 
 
 def _poses_of_table(path: Path) -> list[dict]:
@@ -421,13 +404,13 @@ def _poses_of_table(path: Path) -> list[dict]:
             " columns of one unit"
         )
     unit = next((u for u in ("deg", "rad") if f"alpha_{u}" in have), "deg")
-    names = _columns(unit)
+    names = pose_columns(unit)
     if any(name not in have for name in names):
         raise UserError(
             f"{path} has the columns {', '.join(have) or '(none)'}; a table of poses has alpha_deg,"
             f" beta_deg, gamma_deg (or _rad) and {', '.join(COLUMNS[1])}"
         )
-    _check_units(path, have, tuple(name.rpartition("_")[0] for name in names), tuple(names))
+    check_units(path, have, tuple(name.rpartition("_")[0] for name in names), tuple(names))
     values = [
         numbers(",".join(row[name] or "?" for name in names), 6, f"row {i + 1} of {path}")
         for i, row in enumerate(rows)
@@ -437,6 +420,23 @@ def _poses_of_table(path: Path) -> list[dict]:
         {"rotation_zxy_deg": [turn(v) for v in row[:3]], "translation_mm": row[3:]}
         for row in values
     ]
+
+# %% ../notebooks/api/136_results.ipynb #4439270a
+_UNITS = "deg|rad|mm|cm|m|um|in|inch"
+
+
+def check_units(path: Path, have: Iterable[str], names: tuple, taken: tuple) -> None:
+    "Refuse a file that says the same in a second unit."
+    other = [
+        key
+        for key in have
+        if key not in taken and any(re.fullmatch(rf"{name}_({_UNITS})", key) for name in names)
+    ]
+    if other:
+        raise UserError(
+            f"{path} has {', '.join(other)}, and {', '.join(taken)} are read, which say the same"
+            " twice: keep those of one unit"
+        )
 
 # %% ../notebooks/api/136_results.ipynb #d893cd04
 TWIST = ("omega_x_rad", "omega_y_rad", "omega_z_rad", "v_x_mm", "v_y_mm", "v_z_mm")

@@ -19,12 +19,14 @@ from torch import Tensor
 from .errors import UserError
 from .guards import exactly, shaped, unseen
 
-# %% ../notebooks/api/003_rotations.ipynb #e7f37b51
+# %% ../notebooks/api/003_rotations.ipynb #a9f7b970
 _A = [(-1) ** k / math.factorial(2 * k + 1) for k in range(10)]  # sin t / t, in powers of t²
-_B = [(-1) ** k / math.factorial(2 * k + 2) for k in range(10)]  # (1 - cos t) / t²
+COSINE_SERIES = [(-1) ** k / math.factorial(2 * k + 2) for k in range(10)]  # (1 - cos t) / t²
 
 
-def _smooth(x: Tensor, *functions: tuple[list[float], Callable[[Tensor], Tensor]]) -> list[Tensor]:
+def smooth_ratios(
+    x: Tensor, *functions: tuple[list[float], Callable[[Tensor], Tensor]]
+) -> list[Tensor]:
     """Each (series in x, closed form in sqrt(x)) at x = t²: the series below t = 1, the closed form
     above.
     """
@@ -38,15 +40,15 @@ def _smooth(x: Tensor, *functions: tuple[list[float], Callable[[Tensor], Tensor]
         out.append(torch.where(near, y, closed(t)))
     return out
 
-
+# %% ../notebooks/api/003_rotations.ipynb #e7f37b51
 @shaped
 def so3_exp(
     w: Float[Tensor, "*b 3"],  # rotation vectors [rad], any length
 ) -> Float[Tensor, "*b 3 3"]:  # rotation matrices
     "Rotation by the angle |w| about the axis w: the exponential map of SO(3)."
     square = (w * w).sum(-1, keepdim=True)
-    A, B = _smooth(
-        square, (_A, lambda t: t.sin() / t), (_B, lambda t: 2 * ((t / 2).sin() / t) ** 2)
+    A, B = smooth_ratios(
+        square, (_A, lambda t: t.sin() / t), (COSINE_SERIES, lambda t: 2 * ((t / 2).sin() / t) ** 2)
     )
     x, y, z = (A * w).unbind(-1)
     cosine = (1 - B * square)[..., 0]
@@ -85,7 +87,7 @@ def _quaternion(R: Tensor) -> Tensor:  # *b 3 3 to *b 4
     return q / q.norm(dim=-1, keepdim=True)
 
 # %% ../notebooks/api/003_rotations.ipynb #28abff1d
-def _axes(convention: str | None) -> tuple[int, int, int]:
+def euler_axes(convention: str | None) -> tuple[int, int, int]:
     "Axis numbers of an Euler convention, or the reason why it is none."
     ok = isinstance(convention, str) and len(convention) == 3 and set(convention) <= set("XYZ")
     if not ok or convention[0] == convention[1] or convention[1] == convention[2]:
@@ -121,7 +123,7 @@ def euler_angles_to_matrix(
     convention: str | None,  # such as "ZXY": intrinsic, in order of application
 ) -> Float[Tensor, "*b 3 3"]:
     "Rotation R = R_i(a) R_j(b) R_k(c) about the axes i, j, k that `convention` names."
-    i, j, k = _axes(convention)
+    i, j, k = euler_axes(convention)
     (a, b, c), (sa, sb, sc) = angles.cos().unbind(-1), angles.sin().unbind(-1)
     return _turn(i, a, sa) @ _turn(j, b, sb) @ _turn(k, c, sc)
 
@@ -134,7 +136,7 @@ def matrix_to_euler_angles(
     # returns
 ) -> Float[Tensor, "*b 3"]:
     "Euler angles of a rotation. In gimbal lock the last angle is zero."
-    i, j, k = _axes(convention)
+    i, j, k = euler_axes(convention)
     returns = i == k
     k = 3 - i - j  # the remaining axis
     sign = 1 if (j - i) % 3 == 1 else -1  # is i, j, k right-handed?

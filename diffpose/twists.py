@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .guards import exactly, shaped
-from .rotations import _B, _smooth, so3_exp, so3_log
+from .rotations import COSINE_SERIES, smooth_ratios, so3_exp, so3_log
 
 # %% ../notebooks/api/004_twists.ipynb #7dc2789b
 # in powers of t²
@@ -34,17 +34,17 @@ def se3_exp(
 ) -> Float[Tensor, "*b 4 4"]:  # rigid transforms
     "Rigid motion after one unit of time at a constant twist: the exponential map of SE(3)."
     v, w = twist.split(3, -1)
-    B, C = _smooth(
+    B, C = smooth_ratios(
         (w * w).sum(-1, keepdim=True),
-        (_B, lambda t: 2 * ((t / 2).sin() / t) ** 2),
+        (COSINE_SERIES, lambda t: 2 * ((t / 2).sin() / t) ** 2),
         (_C, lambda t: (t - t.sin()) / t**3),
     )
     wv = torch.linalg.cross(w, v)
     t = v + B * wv + C * torch.linalg.cross(w, wv)
-    return _assemble(so3_exp(w), t)
+    return assemble_matrix(so3_exp(w), t)
 
-
-def _assemble(R: Tensor, t: Tensor) -> Tensor:
+# %% ../notebooks/api/004_twists.ipynb #9804ce89
+def assemble_matrix(R: Tensor, t: Tensor) -> Tensor:
     "4x4 matrices [R | t] from rotations and translations of one batch shape."
     last = torch.zeros_like(R[..., :1, :])
     top = torch.cat([R, t[..., None]], -1)
@@ -61,7 +61,7 @@ def se3_log(
     map of SE(3).
     """
     w, t = so3_log(T[..., :3, :3]), T[..., :3, 3]
-    (D,) = _smooth(
+    (D,) = smooth_ratios(
         (w * w).sum(-1, keepdim=True),
         (_D, lambda t: (1 - t / 2 * (t / 2).cos() / (t / 2).sin()) / t**2),
     )

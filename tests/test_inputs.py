@@ -35,9 +35,9 @@ from diffpose.data import containers
 from diffpose.data import max_memory, read, read_xray
 from diffpose.data.memory import bytes_of, check_memory
 from diffpose.data.dicom import _even_places
-from diffpose.data.volumes import _load
+from diffpose.data.volumes import load_volume
 from diffpose.deepfluoro import check_layout
-from diffpose.deepfluoro.checking import _open
+from diffpose.deepfluoro.checking import open_hdf5
 from diffpose.deepfluoro.datasets import _voxels
 from diffpose.drr import DRR
 from diffpose.phantom import phantom_volume
@@ -50,7 +50,7 @@ COUNTS = RNG.integers(100, 4000, (40, 50)).astype(np.uint16)
 
 
 def voxels(path, **how):
-    return _load(path, **how)[0].numpy()
+    return load_volume(path, **how)[0].numpy()
 
 
 # damage
@@ -253,10 +253,10 @@ def test_complex_numbers_are_refused(tmp_path):
         lambda: read_xray(tmp_path / "x.nii"),
         lambda: read_xray(COUNTS + 1j),
         lambda: read_xray(torch.from_numpy(COUNTS + 1j)),
-        lambda: _load(tmp_path / "v.npy", spacing=1),
-        lambda: _load(tmp_path / "v.nii"),
-        lambda: _load(BLOCK + 1j, spacing=1),
-        lambda: _load(torch.from_numpy(BLOCK + 1j), spacing=1),
+        lambda: load_volume(tmp_path / "v.npy", spacing=1),
+        lambda: load_volume(tmp_path / "v.nii"),
+        lambda: load_volume(BLOCK + 1j, spacing=1),
+        lambda: load_volume(torch.from_numpy(BLOCK + 1j), spacing=1),
     ):
         with pytest.raises(TypeError, match="complex numbers"):
             call()
@@ -287,7 +287,7 @@ def test_units_of_nifti(tmp_path, silence, unit, mm):
     image = nib.Nifti1Image(BLOCK, np.diag([1 / mm] * 3 + [1]) @ AFFINE)
     image.header.set_xyzt_units(unit)
     nib.save(image, tmp_path / "a.nii.gz")
-    affine = _load(tmp_path / "a.nii.gz")[1]
+    affine = load_volume(tmp_path / "a.nii.gz")[1]
     assert np.allclose(affine, AFFINE, atol=1e-3)
     itk = sitk.ReadImage(str(tmp_path / "a.nii.gz"))
     assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), itk.GetSpacing(), rtol=1e-4)
@@ -311,24 +311,24 @@ def test_voxel_size_zero_is_refused(tmp_path):
     path = nifti(tmp_path / "a.nii", size=(0, 2, 2.5), qform=1)
     with pytest.raises(ValueError, match=r"a\.nii gives a voxel size of \[0.0, 2.0, 2.5\]: pass spacing="):
         voxels(path)
-    assert np.allclose(np.linalg.norm(_load(path, spacing=(1.5, 2, 2.5))[1][:3, :3], axis=0), (1.5, 2, 2.5))
-    assert np.allclose(_load(path, affine=AFFINE)[1], AFFINE)
+    assert np.allclose(np.linalg.norm(load_volume(path, spacing=(1.5, 2, 2.5))[1][:3, :3], axis=0), (1.5, 2, 2.5))
+    assert np.allclose(load_volume(path, affine=AFFINE)[1], AFFINE)
 
 
 def test_nifti_without_orientation(tmp_path, silence):
     path = nifti(tmp_path / "a.nii")
     with warnings.catch_warnings():
         said(lambda: voxels(path), "orientation codes 0", "x to the left, y to the front, z to the head", "affine=")
-    assert np.allclose(_load(path, affine=AFFINE)[1], AFFINE)
+    assert np.allclose(load_volume(path, affine=AFFINE)[1], AFFINE)
     for codes in ((1, 0), (0, 1), (1, 1)):
-        assert np.allclose(_load(nifti(tmp_path / "b.nii", qform=codes[0], sform=codes[1]))[1], AFFINE, atol=1e-3)
+        assert np.allclose(load_volume(nifti(tmp_path / "b.nii", qform=codes[0], sform=codes[1]))[1], AFFINE, atol=1e-3)
 
 
 def test_two_affines_that_differ(tmp_path):
     moved = AFFINE.copy()
     moved[:3, 3] += 20
     path = nifti(tmp_path / "a.nii", qform=1, sform=2, other=moved)
-    assert np.allclose(said(lambda: _load(path), "two affines that differ", "affine=")[1], AFFINE)
+    assert np.allclose(said(lambda: load_volume(path), "two affines that differ", "affine=")[1], AFFINE)
 
 
 def nrrd(path, *lines, data=None):
@@ -344,22 +344,22 @@ DIRECTIONS = ("space directions: (1.5,0,0) (0,-2,0) (0,0,2.5)", "space origin: (
 def test_nrrd_says_its_size_and_frame(tmp_path, silence):
     lps = np.diag([-1.0, -1, 1, 1])
     path = nrrd(tmp_path / "a.nrrd", "space: left-posterior-superior", *DIRECTIONS)
-    assert np.allclose(_load(path)[1], AFFINE) and np.array_equal(voxels(path), BLOCK)
+    assert np.allclose(load_volume(path)[1], AFFINE) and np.array_equal(voxels(path), BLOCK)
     ras = nrrd(tmp_path / "b.nrrd", "space: right-anterior-superior", *DIRECTIONS)
-    assert np.allclose(_load(ras)[1], lps @ AFFINE)
+    assert np.allclose(load_volume(ras)[1], lps @ AFFINE)
     bare = nrrd(tmp_path / "c.nrrd")
     with pytest.raises(ValueError, match=r"c\.nrrd does not give the size of its voxels: pass spacing="):
         voxels(bare)
-    assert np.allclose(_load(bare, affine=AFFINE)[1], AFFINE)
+    assert np.allclose(load_volume(bare, affine=AFFINE)[1], AFFINE)
     with warnings.catch_warnings():
         for lines in (["spacings: 1.5 2 2.5"], ["space dimension: 3", *DIRECTIONS]):
-            affine = said(lambda: _load(nrrd(tmp_path / "d.nrrd", *lines)), "how its axes lie", "affine=")[1]
+            affine = said(lambda: load_volume(nrrd(tmp_path / "d.nrrd", *lines)), "how its axes lie", "affine=")[1]
             assert np.allclose(np.linalg.norm(affine[:3, :3], axis=0), (1.5, 2, 2.5))
 
 
 def test_units_of_nrrd(tmp_path, silence):
     metres = nrrd(tmp_path / "a.nrrd", "space: LPS", "space directions: (0.0015,0,0) (0,-0.002,0) (0,0,0.0025)", "space origin: (-0.03,0.08,0.4)", 'space units: "m" "m" "m"')
-    assert np.allclose(_load(metres)[1], AFFINE)
+    assert np.allclose(load_volume(metres)[1], AFFINE)
     with pytest.raises(ValueError, match="gives lengths in inch"):
         voxels(nrrd(tmp_path / "b.nrrd", "space: LPS", *DIRECTIONS, 'space units: "inch" "inch" "inch"'))
 
@@ -373,7 +373,7 @@ def meta(path, *lines):
 
 def test_metaimage_says_its_size_and_frame(tmp_path, silence):
     frame = ("TransformMatrix = 1 0 0 0 -1 0 0 0 1", "Offset = -30 80 400")
-    assert np.allclose(_load(meta(tmp_path / "a.mha", *frame, "ElementSpacing = 1.5 2 2.5"))[1], AFFINE)
+    assert np.allclose(load_volume(meta(tmp_path / "a.mha", *frame, "ElementSpacing = 1.5 2 2.5"))[1], AFFINE)
     for lines in (frame, (*frame, "ElementSpacing = 1.5 0 2.5")):
         with pytest.raises(ValueError, match="does not give the size of its voxels"):
             voxels(meta(tmp_path / "b.mha", *lines))
@@ -584,7 +584,7 @@ def test_rounded_positions_are_an_even_stack(tmp_path, silence):
     (tmp_path / "ct").mkdir()
     for k in range(8):
         ct_slice(tmp_path / "ct" / f"{k}.dcm", k, z=round(400.3 + 0.625 * k, 1))
-    volume, affine = _load(tmp_path / "ct")
+    volume, affine = load_volume(tmp_path / "ct")
     assert np.array_equal(volume.numpy(), BLOCK) and abs(affine[2, 2] - 0.625) < 0.1 / 7
     places = np.round(-61.2 + 0.625 * np.arange(500), 1)
     assert _even_places(places, "ct") is None
@@ -628,7 +628,7 @@ def test_frames_without_positions_need_an_affine(tmp_path, silence):
     path = dicom(tmp_path / "ct.dcm", stack, Modality="CT", RescaleSlope=1, RescaleIntercept=-1024)
     with pytest.raises(ValueError, match="no ImagePositionPatient.* pass affine="):
         voxels(path)
-    volume, affine = _load(path, affine=AFFINE)
+    volume, affine = load_volume(path, affine=AFFINE)
     assert np.array_equal(volume.numpy(), BLOCK) and np.array_equal(affine, AFFINE)
 
 
@@ -701,7 +701,7 @@ def test_a_lack_of_memory_is_no_fault_of_ours(tmp_path, capsys, monkeypatch, kin
     text = capsys.readouterr().err
     assert stop.value.exit_code == 2 and "not enough memory" in text and "fault of diffpose" not in text
     path = write_nifti(tmp_path / "ct.nii.gz")
-    monkeypatch.setattr("diffpose.data.volumes._stored_voxels", lambda *given: shortage(kind))
+    monkeypatch.setattr("diffpose.data.volumes.stored_voxels", lambda *given: shortage(kind))
     with pytest.raises(MemoryError, match=r"not enough memory to read .*ct\.nii\.gz"):
         voxels(path)
 
@@ -906,16 +906,16 @@ def test_hdf5_data_sets_are_looked_at_when_they_are_read(tmp_path, monkeypatch):
         file.create_virtual_dataset("by-itself", layout)
     looked = []
     monkeypatch.setattr(containers, "_check_hdf5_storage", lambda path, item, check=containers._check_hdf5_storage: looked.append(item) or check(path, item))
-    with _open(path) as file:
+    with open_hdf5(path) as file:
         assert not looked
-        assert containers._hdf5_value(file["many/7"]) == 7 and len(looked) == 1
+        assert containers.hdf5_value(file["many/7"]) == 7 and len(looked) == 1
         for name in ("deep/below", "by-another-name"):
             with pytest.raises(ValueError, match="a.h5 takes its data from .*secret.*outside its folder"):
-                containers._hdf5_value(file[name])
+                containers.hdf5_value(file[name])
         with pytest.raises(ValueError, match="a.h5: by-itself takes its data from other data sets"):
-            containers._hdf5_value(file["by-itself"])
+            containers.hdf5_value(file["by-itself"])
         with pytest.raises(ValueError, match=r"a.h5: bomb asks for 1099511627776 x 3 values, .* GB are free"):
-            containers._hdf5_value(file["bomb"])
+            containers.hdf5_value(file["bomb"])
 
 
 def test_a_pose_file_with_a_flipped_bit_is_refused(tmp_path):
@@ -1039,7 +1039,7 @@ def test_sizes_below_zero_and_axes_without_one_are_refused(tmp_path):
 
 
 def test_units_and_scales_of_text_headers(tmp_path, silence):
-    size = lambda path: np.linalg.norm(_load(path)[1][:3, :3], axis=0)
+    size = lambda path: np.linalg.norm(load_volume(path)[1][:3, :3], axis=0)
     assert np.allclose(size(meta(tmp_path / "a.mha", *FRAME, "ElementSpacing = 1500 2000 2500", "DistanceUnits = um")), (1.5, 2, 2.5))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the frame

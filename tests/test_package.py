@@ -140,14 +140,14 @@ from diffpose.data import read
 from diffpose.deepfluoro import DeepFluoroDataset, write_twin
 from diffpose.errors import MissingExtra
 from diffpose.ljubljana import write_twin as write_vessels
-from diffpose.training.tables import _Tables
+from diffpose.training.tables import TrainingTables
 
 for extra, call in (
     ("hdf5", lambda: read("a.h5")),
     ("hdf5", lambda: DeepFluoroDataset(1, "a.h5")),
     ("hdf5", lambda: write_twin("b.h5")),
     ("hdf5", lambda: write_vessels("c.h5")),
-    ("tensorboard", lambda: _Tables(Path("."), 0, tensorboard=True)),
+    ("tensorboard", lambda: TrainingTables(Path("."), 0, tensorboard=True)),
 ):
     try:
         call()
@@ -155,7 +155,7 @@ for extra, call in (
         assert f"pip install '.[{extra}]'" in str(error), error
     else:
         raise AssertionError(f"{extra} was not missed")
-assert _Tables(Path("."), 0, tensorboard=None).board is None
+assert TrainingTables(Path("."), 0, tensorboard=None).board is None
 assert sorted(path.name for path in Path(".").iterdir()) == ["a.h5"]
 sys.argv = ["diffpose", "data", "twin", "--out", "d.h5"]
 try:

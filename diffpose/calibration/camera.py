@@ -64,7 +64,7 @@ def _short(value) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _check_matrix(K: Tensor) -> None:
+def check_intrinsic_matrix(K: Tensor) -> None:
     "Refuse what is not the intrinsic matrix of a camera without skew (any batch shape)."
     if K.shape[-2:] != (3, 3):
         raise UserError(f"an intrinsic matrix is 3x3, not of shape {tuple(K.shape)}.")
@@ -159,7 +159,7 @@ class Camera:
                 ' dely_mm and "parallel": true'
             )
         K = torch.as_tensor(K, dtype=torch.float64)
-        _check_matrix(K)
+        check_intrinsic_matrix(K)
         if K.ndim != 2:
             raise UserError(
                 f"one matrix makes one camera; the shape must be (3, 3), not {tuple(K.shape)}."

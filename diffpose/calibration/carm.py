@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError, argument
 from ..pose import RigidTransform, convert
-from ..twists import _assemble
+from ..twists import assemble_matrix
 
 # %% ../../notebooks/api/008_calibration_carm.ipynb #e0fe1545
 _REORIENT = {
@@ -126,7 +126,7 @@ def antipode(
     up = pose.rotation @ reorientation(orientation, pose.dtype, pose.device)[:3, 1]
     half = 2 * up[:, :, None] * up[:, None, :] - torch.eye(3, dtype=pose.dtype, device=pose.device)
     return RigidTransform._of(
-        _assemble(half @ pose.rotation, (half @ pose.translation[..., None])[..., 0])
+        assemble_matrix(half @ pose.rotation, (half @ pose.translation[..., None])[..., 0])
     )
 
 # %% ../../notebooks/api/008_calibration_carm.ipynb #bf70370c

@@ -9,7 +9,7 @@ __all__ = ['Detector']
 import torch
 from torch import Tensor
 
-from .camera import Camera, _check_matrix
+from .camera import Camera, check_intrinsic_matrix
 from diffpose.calibration.projection import (
     inverse_projection,
     parallel_projection,
@@ -21,7 +21,7 @@ from ..pose import RigidTransform
 from ..predecessors import former_members
 
 # %% ../../notebooks/api/011_calibration_detector.ipynb #d0e7c0a1
-def _intrinsics(camera: Camera, calibration: Camera | Tensor | None) -> tuple[Tensor, Camera]:
+def intrinsics_for(camera: Camera, calibration: Camera | Tensor | None) -> tuple[Tensor, Camera]:
     "b 3 3 matrices of a calibration for a camera's image, and the camera that holds the rest."
     if isinstance(calibration, Tensor):
         if camera.parallel:
@@ -30,7 +30,7 @@ def _intrinsics(camera: Camera, calibration: Camera | Tensor | None) -> tuple[Te
                 " parallel: give a Camera(..., parallel=True)"
             )
         if not unseen(calibration):
-            _check_matrix(calibration)
+            check_intrinsic_matrix(calibration)
         return calibration.reshape(-1, 3, 3), camera
     if isinstance(calibration, Camera):
         if (calibration.height, calibration.width) != (camera.height, camera.width):
@@ -48,7 +48,7 @@ def _intrinsics(camera: Camera, calibration: Camera | Tensor | None) -> tuple[Te
     return camera.K[None], camera
 
 
-def _signed(K: Tensor, camera: Camera) -> Tensor:  # b 3 3
+def signed_intrinsics(K: Tensor, camera: Camera) -> Tensor:  # b 3 3
     "K with the signs of the camera's axes."
     right, down, ahead = K.unbind(-1)
     return torch.stack(
@@ -220,8 +220,8 @@ class Detector(torch.nn.Module):
                 and versions == (version, centres._version, distances._version)
             ):
                 return centres, distances
-        K, camera = _intrinsics(self.camera, calibration)
-        K = _signed(K.to(self._reorient.device, torch.float64), camera)
+        K, camera = intrinsics_for(self.camera, calibration)
+        K = signed_intrinsics(K.to(self._reorient.device, torch.float64), camera)
         right, up, ahead = self._exact[None, None, :3, :3].unbind(-1)  # 1 1 3 each
         x, y = _pixel_offsets(K, camera)
         centres = self._plane(right, up, camera.sdd * ahead, x, y)
@@ -354,7 +354,7 @@ class Detector(torch.nn.Module):
         """World from camera, b 3 3 intrinsics signed by the axis flags, and the camera; in the
         widest dtype, batch sizes checked.
         """
-        K, camera = _intrinsics(self.camera, calibration)
+        K, camera = intrinsics_for(self.camera, calibration)
         world = RigidTransform._of(self.world_from_camera(pose))
         sizes = [len(world), len(K)] + ([] if x is None else [len(x)])
         if len(set(sizes) - {1}) > 1:
@@ -364,7 +364,7 @@ class Detector(torch.nn.Module):
             raise UserError(f"batches do not fit: {named}; each must be the same number or 1.")
         if x is not None:
             world = world.to(torch.promote_types(world.dtype, x.dtype))
-        return world, _signed(K, camera).to(world.device, world.dtype), camera
+        return world, signed_intrinsics(K, camera).to(world.device, world.dtype), camera
 
     # b n 3
     def _plane(self, right: Tensor, up: Tensor, centre: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from .camera import Camera
 from .carm import reorientation
 from .detector import Detector
 from ..errors import UserError, UserTypeError, marked
-from ..files import _once, load_json, read_text
+from ..files import load_json, no_key_twice, read_text
 from ..pose import RigidTransform, so3_exp
 from ..predecessors import former_members
-from ..twists import _assemble
+from ..twists import assemble_matrix
 
 # %% ../../notebooks/api/012_calibration_formats.ipynb #ad67d22d
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class PinholeCamera:
     @property
     def extrinsics(self) -> Tensor:  # b 4 4
         "Camera from world, [R | t]."
-        return _assemble(self.R, self.t)
+        return assemble_matrix(self.R, self.t)
 
     @property
     def intrinsics(self) -> Tensor:  # b 4 4
         "K in the corner of a 4x4 identity."
-        return _assemble(self.K, torch.zeros_like(self.K[..., 0]))
+        return assemble_matrix(self.K, torch.zeros_like(self.K[..., 0]))
 
     @property
     def projmat(self) -> Tensor:  # b 3 4
@@ -135,7 +135,7 @@ def to_kornia(
     size = torch.tensor([[camera.height], [camera.width]], dtype=K.dtype, device=K.device).expand(
         2, len(K)
     )
-    return _assemble(K, torch.zeros_like(t)), camera.extrinsics, *size
+    return assemble_matrix(K, torch.zeros_like(t)), camera.extrinsics, *size
 
 # %% ../../notebooks/api/012_calibration_formats.ipynb #697e4f88
 def from_opencv(
@@ -155,7 +155,7 @@ def from_opencv(
     Takes what OpenCV returns, as it is.
     """
     # a mirror belongs into K
-    extrinsics = RigidTransform(_assemble(*_world_to_camera(R, t))).check_rigid()
+    extrinsics = RigidTransform(assemble_matrix(*opencv_extrinsics(R, t))).check_rigid()
     reorient = reorientation(orientation, extrinsics.dtype, extrinsics.device)
     s = round(torch.linalg.det(reorient).item())
     K = torch.as_tensor(K, dtype=torch.float64).detach().cpu().clone()
@@ -171,8 +171,8 @@ def from_opencv(
     world = RigidTransform._of(flip[:, None] * extrinsics.matrix).inverse()
     return RigidTransform._of(world.matrix @ reorient.mT), camera
 
-
-def _world_to_camera(R, t) -> tuple[Tensor, Tensor]:  # b 3 3 and b 3, of one dtype
+# %% ../../notebooks/api/012_calibration_formats.ipynb #7fa2b9a5
+def opencv_extrinsics(R, t) -> tuple[Tensor, Tensor]:  # b 3 3 and b 3, of one dtype
     "Rotations and translations in whichever of OpenCV's shapes they come."
     R, t = (
         x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x, dtype=np.float64))
@@ -241,7 +241,7 @@ def read_opencv(
             for name, rows, columns, _, data in _MATRIX.findall(text)
         ]
         try:
-            found = _once(numbers + matrices)
+            found = no_key_twice(numbers + matrices)
         except ValueError as error:
             raise UserError(f"{path}: {marked(error)}") from None
     if not any(isinstance(x, np.ndarray) for x in found.values()):

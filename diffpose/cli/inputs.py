@@ -15,7 +15,7 @@ from .options import Counted, Density, FullGeometry, Geometry, Patient, Taken
 from .words import in_options
 from ..errors import UserError, UserNotice
 from ..paths import existing
-from ..results import _check_units, in_context, numbers
+from ..results import check_units, in_context, numbers
 
 if TYPE_CHECKING:
     import torchio
@@ -392,7 +392,7 @@ def load_landmarks(
                 f" least one row and the columns {', '.join(names)} are expected, in the CT's own"
                 " frame"
             )
-        _check_units(path, have, ("x", "y", "z"), tuple(names))
+        check_units(path, have, ("x", "y", "z"), tuple(names))
         points = [
             numbers(",".join(row[name] or "?" for name in names), 3, f"row {k + 1} of {path}")
             for k, row in enumerate(rows)

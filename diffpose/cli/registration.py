@@ -42,7 +42,7 @@ from ..errors import UserError, UserNotice
 from ..paths import alone, check_writable, existing, kind_of, written_together
 from ..report import PLAIN, Page, report, write_scene
 from ..report_page import PAGE, SCENE, write_page
-from ..results import CONVENTIONS, _columns, write_json
+from ..results import CONVENTIONS, pose_columns, write_json
 
 if TYPE_CHECKING:
     import torchio
@@ -421,7 +421,7 @@ def _row_of(result: "Result", seconds: float) -> dict:
     return {
         "verdict": result.verdict,
         "expected_tre_mm": float(result.expected_tre_mm),
-        **dict(zip(_columns("deg"), numbers)),
+        **dict(zip(pose_columns("deg"), numbers)),
         "seconds": round(seconds, 2),
         "reasons": "; ".join(result.reasons),
         "exit_code": 0 if result.verdict == "converged" else NOT_CONVERGED,
@@ -531,7 +531,7 @@ def write_summary(
         "folder",
         "verdict",
         "expected_tre_mm",
-        *_columns("deg"),
+        *pose_columns("deg"),
         "seconds",
         "reasons",
         "error",

@@ -13,21 +13,21 @@ import struct
 import zlib
 from pathlib import Path
 
-from .density import _CHUNK
-from .memory import _check_memory
+from .density import CHUNK_VOXELS
+from .memory import check_volume_memory
 from ..errors import UserError, extra
 
 # %% ../../notebooks/api/026_data_containers.ipynb #a1c0d5e2
-_PIECE = 1 << 20  # bytes of a stream that are held at a time
-_SLACK = 1 << 24  # bytes that a stream may hold beyond its voxels (padding, tags)
+PIECE_BYTES = 1 << 20  # bytes of a stream that are held at a time
+SLACK_BYTES = 1 << 24  # bytes that a stream may hold beyond its voxels (padding, tags)
 
 
-def _to_the_end(stream, path, limit=_SLACK):
+def _to_the_end(stream, path, limit=SLACK_BYTES):
     """Read a stream on to its end, where its checksum is compared; an error if more than `limit`
     bytes are left.
     """
     count = 0
-    while piece := stream.read(_PIECE):
+    while piece := stream.read(PIECE_BYTES):
         count += len(piece)
         if count > limit:
             raise _too_long(path)
@@ -44,7 +44,7 @@ def _too_long(path):
 _NIFTI_STARTS = {348: ("f", 108), 540: ("q", 168)}
 
 
-def _open_nifti(path):
+def open_nifti(path):
     """A file for nibabel, which unpacks everything before the voxels and takes the lengths of
     header extensions on trust.
     """
@@ -69,7 +69,10 @@ def _open_nifti(path):
             if len(start) >= n + 8 and start[n]
             else 0
         )
-        if not (math.isfinite(offset) and 0 <= offset <= _SLACK) or not 0 <= extension <= _SLACK:
+        if (
+            not (math.isfinite(offset) and 0 <= offset <= SLACK_BYTES)
+            or not 0 <= extension <= SLACK_BYTES
+        ):
             raise UserError(
                 f"{path} is damaged: its voxels begin at byte {offset:g}, and its header is"
                 f" followed by {extension} bytes of remarks; copy or download it again"
@@ -88,12 +91,12 @@ def _open_nifti(path):
     return nib.load(str(path))
 
 
-def _stored_voxels(image, path):
+def stored_voxels(image, path):
     "Array of a nibabel image, as stored. A gzip stream is read to its end."
     from nibabel.volumeutils import array_from_file
 
     proxy, name = image.dataobj, image.file_map["image"].filename
-    _check_memory(path, proxy.shape, proxy.dtype.itemsize)
+    check_volume_memory(path, proxy.shape, proxy.dtype.itemsize)
     if not name.lower().endswith("gz"):
         # nibabel makes room before it looks
         if os.path.getsize(name) < proxy.offset + math.prod(proxy.shape) * proxy.dtype.itemsize:
@@ -107,17 +110,17 @@ def _stored_voxels(image, path):
     return raw
 
 
-def _scaled_voxels(image, path):
+def scaled_voxels(image, path):
     "Array of a nibabel image, rescaled as its header says."
     raw, slope, inter = (
-        _stored_voxels(image, path),
+        stored_voxels(image, path),
         float(image.dataobj.slope),
         float(image.dataobj.inter),
     )
     return raw if (slope, inter) == (1.0, 0.0) else raw * slope + inter
 
 
-def _text_header(path):
+def read_text_header(path):
     """Fields of a NRRD or MetaImage header (names in lower case), and where in the file the header
     ends; nothing of other files.
     """
@@ -129,7 +132,7 @@ def _text_header(path):
         file.seek(0)
         if mark is None:
             return fields, end
-        for line in iter(lambda: file.readline(_PIECE), b""):
+        for line in iter(lambda: file.readline(PIECE_BYTES), b""):
             end += len(line)
             name, found, value = (part.strip() for part in line.decode("latin-1").partition(mark))
             if mark == ":" and not name:
@@ -145,13 +148,13 @@ def _text_header(path):
                 "data file",
                 "datafile",
             ) and value.upper().split()[:1] == ["LIST"]:
-                fields["list"] = file.read(_PIECE).decode("latin-1").split("\n")
+                fields["list"] = file.read(PIECE_BYTES).decode("latin-1").split("\n")
             if name.lower() == "elementdatafile":
                 break
     return fields, end
 
 
-def _data_files(path, fields):
+def voxel_files(path, fields):
     """Names of the files that hold the voxels of a header in text; none if they follow it in the
     same file.
     """
@@ -187,7 +190,7 @@ def _check_inside(path, names):
             )
 
 
-def _check_hdf5_links(path, file):
+def check_hdf5_links(path, file):
     "The same of the external links of an open HDF5 file; they are read, not followed."
     with extra("hdf5", "h5py"):
         import h5py
@@ -223,7 +226,7 @@ def _check_hdf5_storage(path, data):
     )
 
 
-def _check_hdf5_item(item):
+def check_hdf5_item(item):
     """The same of one data set of a benchmark's file (`h5py.Dataset`), which holds its values
     itself: those of a virtual one could lead anywhere from there.
     """
@@ -237,14 +240,14 @@ def _check_hdf5_item(item):
     return path
 
 
-def _hdf5_value(item):
+def hdf5_value(item):
     """What a data set of a file whose links were checked holds: an array or a number.
 
     It is looked at when it is read, for a file has thousands.
     """
-    path = _check_hdf5_item(item)
-    if item.size and item.size > _CHUNK:
-        _check_memory(f"{path}: {item.name.strip('/')}", item.shape, item.dtype.itemsize)
+    path = check_hdf5_item(item)
+    if item.size and item.size > CHUNK_VOXELS:
+        check_volume_memory(f"{path}: {item.name.strip('/')}", item.shape, item.dtype.itemsize)
     return item[()]
 
 
@@ -253,7 +256,7 @@ def _check_hdf5(path, file):
     with extra("hdf5", "h5py"):
         import h5py
 
-    _check_hdf5_links(path, file)
+    check_hdf5_links(path, file)
     look = lambda name, info: (
         _check_hdf5_storage(path, h5py.h5d.open(file.id, name))
         # ty: ignore[missing-attribute] a compiled part of h5py
@@ -264,9 +267,9 @@ def _check_hdf5(path, file):
     h5py.h5o.visit(file.id, look, info=True)
 
 
-def _check_leads(path, fields):
+def check_leads(path, fields):
     "Do a header in text and an HDF5 file lead only to files beside them?"
-    _check_inside(path, _data_files(path, fields))
+    _check_inside(path, voxel_files(path, fields))
     if path.suffix.lower() in (".h5", ".hdf5", ".hdf", ".he5"):
         with extra("hdf5", "h5py"):
             import h5py
@@ -275,7 +278,7 @@ def _check_leads(path, fields):
             _check_hdf5(path, file)
 
 
-def _check_streams(path, fields, end, limit):
+def check_streams(path, fields, end, limit):
     """Read what ITK unpacks to its end, where the checksum stands, unless it has more than `limit`
     bytes; ITK itself stops at the last voxel.
     """
@@ -283,7 +286,7 @@ def _check_streams(path, fields, end, limit):
         "compresseddata", ""
     ).lower()[:1] in ("t", "1")
     files = (
-        [(path.parent / name, 0) for name in _data_files(path, fields)] or [(path, end)]
+        [(path.parent / name, 0) for name in voxel_files(path, fields)] or [(path, end)]
         if packed
         else []
     )
@@ -298,16 +301,16 @@ def _check_streams(path, fields, end, limit):
                 with gzip.open(file) as stream:
                     _to_the_end(stream, name, limit)
             else:
-                _check_zlib(file, name, limit)
+                check_zlib(file, name, limit)
 
 
-def _check_zlib(file, name, limit):
+def check_zlib(file, name, limit):
     "Unpack a zlib stream, as MetaImage has it, in pieces."
     stream, count = zlib.decompressobj(), 0
     while not stream.eof:
-        piece = stream.unconsumed_tail or file.read(_PIECE)
+        piece = stream.unconsumed_tail or file.read(PIECE_BYTES)
         if not piece:
             raise EOFError("the compressed stream ends too early")
-        count += len(stream.decompress(piece, _PIECE))
+        count += len(stream.decompress(piece, PIECE_BYTES))
         if count > limit:
             raise _too_long(name)

@@ -31,7 +31,7 @@ DENSITY_MODES = ("normalised", "physical")
 # voxels: metal brightens what is nearer, and some that is up to twice as far is left out with it
 _REACH = 8
 # voxels handled at a time, so that temporaries stay in the cache and off the memory bill
-_CHUNK = 1 << 21
+CHUNK_VOXELS = 1 << 21
 
 # %% ../../notebooks/api/024_data_density.ipynb #6a61c82e
 class Pieces(NamedTuple):
@@ -78,7 +78,7 @@ class Contrast:
             raise UserError(
                 f"density mode {self.mode!r} is not one of {', '.join(map(repr, DENSITY_MODES))}"
             )
-        _check_multiplier(self.multiplier)
+        check_multiplier(self.multiplier)
         if not self.hu_max > BONE_MIN_HU:
             raise UserError(
                 f"hu_max={self.hu_max} would clip away all bone; it must be above"
@@ -107,7 +107,7 @@ class Contrast:
                 float(multiplier),
                 *soft,
                 low,
-                max(_top_beside_metal(hu), DENSE_BONE_HU),
+                max(top_beside_metal(hu), DENSE_BONE_HU),
                 clip,
                 metal_max=high,
             )
@@ -119,12 +119,12 @@ class Contrast:
         multiplier: float | None = None,  # None: the multiplier as read
     ) -> Tensor:  # density in [0, 1] (metal above), or attenuation in 1/mm; same shape
         "Density of every voxel; a new tensor, made chunk by chunk."
-        m = self.multiplier if multiplier is None else _check_multiplier(multiplier)
+        m = self.multiplier if multiplier is None else check_multiplier(multiplier)
         hu = hu if hu.is_floating_point() else hu.float()
         out, flat = torch.empty_like(hu, memory_format=torch.contiguous_format), hu.reshape(-1)
-        for i in range(0, flat.numel(), _CHUNK):
-            out.view(-1)[i : i + _CHUNK] = _density(
-                self, _finite(flat[i : i + _CHUNK], self.hu_max), m
+        for i in range(0, flat.numel(), CHUNK_VOXELS):
+            out.view(-1)[i : i + CHUNK_VOXELS] = _density(
+                self, _finite(flat[i : i + CHUNK_VOXELS], self.hu_max), m
             )
         return out
 
@@ -133,7 +133,7 @@ class Contrast:
         multiplier: float,  # bone attenuation multiplier
     ) -> Pieces:
         "The map from density at multiplier 1 to density at `multiplier`."
-        m, threshold = _check_multiplier(multiplier), _bone_threshold(self)
+        m, threshold = check_multiplier(multiplier), _bone_threshold(self)
         if self.mode == "physical":
             return Pieces(threshold, 1.0, 0.0, m, 0.0)
         low, span1, _ = _levels(self, 1.0)
@@ -149,7 +149,7 @@ def _finite(hu, hu_max):
 _MULTIPLIER_MAX = 1e6  # far from where single precision overflows
 
 
-def _check_multiplier(m):
+def check_multiplier(m):
     m = float(m)
     if not 0 <= m <= _MULTIPLIER_MAX:
         raise UserError(
@@ -164,7 +164,7 @@ def _class_ranges(hu, hu_max):
     if hu.numel() == 0:
         raise UserError("the volume has no voxels")
     inf, found = torch.tensor(torch.inf), []
-    for x in hu.detach().reshape(-1).split(_CHUNK):
+    for x in hu.detach().reshape(-1).split(CHUNK_VOXELS):
         x = _finite(x.float(), hu_max)
         above, bone = x > AIR_MAX_HU, x > BONE_MIN_HU
         lo, hi = torch.where(above, x, inf).amin(), torch.where(bone, -inf, x).amax()
@@ -176,7 +176,7 @@ def _class_ranges(hu, hu_max):
     return *soft, *((bone_lo, bone_hi) if bone_lo < math.inf else (None, None))
 
 
-def _top_beside_metal(hu, above=METAL_MIN_HU):
+def top_beside_metal(hu, above=METAL_MIN_HU):
     """HU of the densest voxel that is farther than `_REACH` voxels from metal; -inf if there is
     none.
     """

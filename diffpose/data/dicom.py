@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .containers import _PIECE
+from .containers import PIECE_BYTES
 from .density import AIR_HU
-from .grids import _LPS, _three
-from .memory import _check_memory, _check_pixels, check_memory, memory_limit
+from .grids import RAS_FROM_LPS, three_positive
+from .memory import check_memory, check_pixels, check_volume_memory, memory_limit
 from ..errors import UserError, UserNotice, argument, marked, worded
 
 # %% ../../notebooks/api/028_data_dicom.ipynb #c9339dd2
@@ -373,7 +373,7 @@ def _evened(volume, even):
     return torch.lerp(volume[:, :, below], volume[:, :, below + 1], weight)
 
 # %% ../../notebooks/api/028_data_dicom.ipynb #b870a3e5
-def _stored_pixels(path):
+def stored_pixels(path):
     """Header and pixels of one DICOM file as they are stored; SimpleITK decodes what pydicom has no
     plugin for.
     """
@@ -384,7 +384,7 @@ def _stored_pixels(path):
         _check_deflated(path)
         header = pydicom.dcmread(path)
         _check_grey(path, header)
-        _check_pixels(
+        check_pixels(
             path,
             header.Rows,
             header.Columns,
@@ -452,15 +452,15 @@ def _decoded_by_itk(header):
 
 def _dicom_pixels(path):
     "Header and rescaled pixels (float32) of one DICOM file, and which of them are padding."
-    header, stored = _stored_pixels(path)
-    padded = _padding(header, stored)
+    header, stored = stored_pixels(path)
+    padded = padding_values(header, stored)
     if header.get("ModalityLUTSequence"):
-        return header, _looked_up(header, stored, path), padded
-    slope, intercept = _rescale(header, path)
+        return header, looked_up_values(header, stored, path), padded
+    slope, intercept = stated_rescale(header, path)
     return header, stored.astype(np.float32) * np.float32(slope) + np.float32(intercept), padded
 
 
-def _looked_up(header, stored, path):
+def looked_up_values(header, stored, path):
     "Stored pixels as the modality LUT of their header has them (float32)."
     from pydicom.pixels import apply_modality_lut
 
@@ -489,13 +489,13 @@ def _check_deflated(path):
         # the file's own description
         read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group > 2)
         stream, count, limit = zlib.decompressobj(-zlib.MAX_WBITS), 0, memory_limit()[0] / 3
-        while not stream.eof and (piece := stream.unconsumed_tail or file.read(_PIECE)):
-            count += len(stream.decompress(piece, _PIECE))
+        while not stream.eof and (piece := stream.unconsumed_tail or file.read(PIECE_BYTES)):
+            count += len(stream.decompress(piece, PIECE_BYTES))
             if count > limit:
                 check_memory(path, (count,), 3)
 
 
-def _rescale(header, path):
+def stated_rescale(header, path):
     "Slope and intercept that a header states, else 1 and 0."
     slope, intercept = (
         default if header.get(tag) in (None, "") else float(header.get(tag))
@@ -509,7 +509,7 @@ def _rescale(header, path):
     return slope, intercept
 
 
-def _padding(header, stored):
+def padding_values(header, stored):
     """Which stored values are none of the image's: those from PixelPaddingValue to
     PixelPaddingRangeLimit (DICOM PS3.3, C.7.5.1.1.2).
     """
@@ -584,8 +584,9 @@ def _check_scale(path, headers):
 
 def _check_grey(path, header):
     "Has a DICOM image one grey value per pixel?"
-    kind, count = str(header.get("PhotometricInterpretation") or "MONOCHROME2"), int(
-        header.get("SamplesPerPixel") or 1
+    kind, count = (
+        str(header.get("PhotometricInterpretation") or "MONOCHROME2"),
+        int(header.get("SamplesPerPixel") or 1),
     )
     if count != 1 or not kind.startswith("MONOCHROME"):
         raise UserError(
@@ -625,17 +626,21 @@ def _same_slice(path, twin):
     return placed[0] == placed[1] and np.array_equal(pixels, twins)
 
 
-def _load_dicom(folder, series, spacing, tolerance, resample=False):
+def load_dicom(folder, series, spacing, tolerance, resample=False):
     "Tensor [X Y Z] and RAS affine of a folder of slices, or of files that hold several each."
     slices = _once(_choose_series(_dicom_series(folder), series, folder))
     if any(_frames(header) > 1 for _, header in slices):
         paths = [path for path, _ in slices]
-        return _load_multiframe(paths, folder, spacing, None, tolerance, resample)
+        return load_multiframe(paths, folder, spacing, None, tolerance, resample)
     paths, affine, even = _slice_geometry(
-        slices, folder, None if spacing is None else _three(spacing, "spacing"), tolerance, resample
+        slices,
+        folder,
+        None if spacing is None else three_positive(spacing, "spacing"),
+        tolerance,
+        resample,
     )
     count = len(paths) if even is None else len(paths) + 2 * len(even)
-    _check_memory(folder, (slices[0][1].Columns, slices[0][1].Rows, count), 0)
+    check_volume_memory(folder, (slices[0][1].Columns, slices[0][1].Rows, count), 0)
     volume = torch.empty(slices[0][1].Columns, slices[0][1].Rows, len(paths))
     doubtful, removed = None, set()
     for k, path in enumerate(paths):
@@ -645,10 +650,10 @@ def _load_dicom(folder, series, spacing, tolerance, resample=False):
         doubtful = doubtful or (header if _scale_doubt(header) else None)
     _say_padding(removed, folder)
     _check_scale(folder, [doubtful or header])
-    return _evened(volume, even), _LPS @ affine
+    return _evened(volume, even), RAS_FROM_LPS @ affine
 
 # %% ../../notebooks/api/028_data_dicom.ipynb #c31ac887
-def _is_dicom(path):
+def looks_like_dicom(path):
     from pydicom.misc import is_dicom
 
     return path.suffix.lower() in (".dcm", ".dicom", ".ima") or is_dicom(path)
@@ -664,7 +669,7 @@ _PLACE_TAGS = (
 )
 
 
-def _frame_headers(header, n, path, wanted=_PLACE_TAGS):
+def frame_headers(header, n, path, wanted=_PLACE_TAGS):
     "What the functional groups say of each of n frames, as one header per frame."
     from pydicom import Dataset
 
@@ -692,7 +697,7 @@ def _frame_headers(header, n, path, wanted=_PLACE_TAGS):
     return found
 
 
-def _load_multiframe(paths, name, spacing, affine, tolerance, resample=False):
+def load_multiframe(paths, name, spacing, affine, tolerance, resample=False):
     """Tensor [X Y Z] and RAS affine of an enhanced (multi-frame) DICOM file, or of the several that
     a scanner cut one scan into; frames without a position are in order if the caller knows the
     affine. Messages call it by `name`.
@@ -705,10 +710,10 @@ def _load_multiframe(paths, name, spacing, affine, tolerance, resample=False):
                 f"{path} is a single slice: pass the folder that holds all slices of the scan"
             )
         stack, padded = (x if x.ndim == 3 else x[None] for x in (stack, padded))
-        _check_memory(name, (stack[0].size, len(images) + 2 * len(stack)), 0)
-        said = _frame_headers(header, len(stack), path)
+        check_volume_memory(name, (stack[0].size, len(images) + 2 * len(stack)), 0)
+        said = frame_headers(header, len(stack), path)
         for image, empty, frame in zip(stack, padded, said):
-            slope, intercept = _rescale(frame, path)
+            slope, intercept = stated_rescale(frame, path)
             images.append(image * np.float32(slope) + np.float32(intercept))
             removed |= _remove_padding(images[-1], empty)
         _check_scale(path, said if header.get("RescaleSlope") in (None, "") else [header])
@@ -720,7 +725,7 @@ def _load_multiframe(paths, name, spacing, affine, tolerance, resample=False):
         order, affine, even = _slice_geometry(
             list(enumerate(frames)),
             name,
-            None if spacing is None else _three(spacing, "spacing"),
+            None if spacing is None else three_positive(spacing, "spacing"),
             tolerance,
             resample,
         )
@@ -728,4 +733,4 @@ def _load_multiframe(paths, name, spacing, affine, tolerance, resample=False):
     volume = torch.empty(*images[0].shape[::-1], len(order))
     for k, i in enumerate(order):
         volume[:, :, k] = torch.from_numpy(images[i]).T
-    return _evened(volume, even), _LPS @ affine
+    return _evened(volume, even), RAS_FROM_LPS @ affine

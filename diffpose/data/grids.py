@@ -35,21 +35,21 @@ def lps_from_ras(
 ras_from_lps = lps_from_ras
 
 # %% ../../notebooks/api/025_data_grids.ipynb #3365f3f7
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
-def _affine_of(spacing, affine):
+def affine_from_spacing(spacing, affine):
     """Affine [4 4] of an array from what the caller said of it (voxel 0 at the origin); None if
     nothing was said.
     """
     if affine is not None:
         affine = np.asarray(affine, dtype=np.float64)
     elif spacing is not None:
-        affine = np.diag([*_three(spacing, "spacing"), 1.0])
+        affine = np.diag([*three_positive(spacing, "spacing"), 1.0])
     return affine
 
 
-def _three(value, name):
+def three_positive(value, name):
     "One positive number, or three, as three floats."
     value = np.asarray(value, dtype=np.float64).reshape(-1)
     if value.size not in (1, 3) or not np.isfinite(value).all() or (value <= 0).any():
@@ -62,7 +62,7 @@ def _three(value, name):
 _VOXEL_MM = (1e-4, 1e3)  # from a microscope's to a metre
 
 
-def _check_affine(affine, origin):
+def check_affine(affine, origin):
     if (
         affine.shape != (4, 4)
         or not np.isfinite(affine).all()
@@ -86,7 +86,7 @@ def _check_affine(affine, origin):
     return affine
 
 # %% ../../notebooks/api/025_data_grids.ipynb #055f6fe5
-def _check_real(array):
+def holds_real_numbers(array):
     "Is this an array of real numbers?"
     if array.dtype.kind == "c":
         raise UserTypeError(
@@ -100,11 +100,11 @@ def _check_real(array):
         )
 
 
-def _to_tensor(array, floating=False, slope=1.0, intercept=0.0):
+def voxel_tensor(array, floating=False, slope=1.0, intercept=0.0):
     """Copy an array into a contiguous tensor: float32 if asked for or rescaled, else a type that
     torch computes with.
     """
-    _check_real(array)
+    holds_real_numbers(array)
     if floating or (slope, intercept) != (1.0, 0.0):
         dtype = np.dtype(np.float32)
     else:

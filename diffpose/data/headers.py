@@ -16,10 +16,10 @@ from ..errors import UserError, UserNotice, argument, worded
 
 # %% ../../notebooks/api/027_data_headers.ipynb #d40e11a1
 # units of length in mm
-_MM = {"m": 1e3, "meter": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3}
+UNIT_MM = {"m": 1e3, "meter": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3, "µm": 1e-3, "micron": 1e-3}
 
 
-def _nifti_header(image):
+def nifti_header(image):
     "The header as it stands in the file: nibabel turns a voxel size of 0 into 1."
     holder = image.file_map.get("header") or image.file_map["image"]
     holder = holder if holder.filename or holder.fileobj else image.file_map["image"]
@@ -27,12 +27,12 @@ def _nifti_header(image):
         return type(image.header).from_fileobj(file, check=False)
 
 
-def _nifti_affine(image, path, sized):
+def nifti_affine(image, path, sized):
     "RAS affine in mm of an image that nibabel has opened; says what the header leaves open."
     affine = image.affine.astype(np.float64)
     if "pixdim" not in image.header:  # MGH says it all
         return affine
-    header = _nifti_header(image)
+    header = nifti_header(image)
     size, codes = header["pixdim"][1:4], [
         int(header[c]) for c in ("qform_code", "sform_code") if c in header
     ]
@@ -67,7 +67,7 @@ def _nifti_affine(image, path, sized):
 
 def _in_mm(affine, unit):
     "An affine [4 4] whose lengths are in `unit` (an unknown one is mm)."
-    return np.diag([*[_MM.get(unit, 1.0)] * 3, 1.0]) @ affine
+    return np.diag([*[UNIT_MM.get(unit, 1.0)] * 3, 1.0]) @ affine
 
 
 def _axes(affine):
@@ -93,7 +93,7 @@ _NRRD_SPACES = (
 _PICTURES = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".lsm")  # know no patient
 
 
-def _text_lengths(path, fields):
+def text_lengths(path, fields):
     "Is the size of a voxel given in a file for ITK, and how many mm is its unit of length?"
     kind, unit, positive = path.suffix.lower(), 1.0, True
     if kind in (".nrrd", ".nhdr"):
@@ -105,17 +105,17 @@ def _text_lengths(path, fields):
         units = set(
             re.findall(r'"([^"]*)"', fields.get("space units") or fields.get("units") or "")
         ) - {""}
-        if len(units) > 1 or not units <= _MM.keys():
+        if len(units) > 1 or not units <= UNIT_MM.keys():
             raise UserError(
-                f"{path} gives lengths in {' and '.join(sorted(units))}; {', '.join(_MM)} are"
+                f"{path} gives lengths in {' and '.join(sorted(units))}; {', '.join(UNIT_MM)} are"
                 " known: write it again in mm"
             )
-        unit = _MM[units.pop()] if units else 1.0
+        unit = UNIT_MM[units.pop()] if units else 1.0
     elif kind in (".mha", ".mhd"):
         size = (fields.get("elementspacing") or fields.get("elementsize") or "").split()
         positive = not any(s.startswith("-") for s in size)
         size = size if all(s.strip("0.") for s in size) else []  # ITK would turn 0 into 1
-        unit = _MM.get(fields.get("distanceunits", "mm").lower(), 1.0)
+        unit = UNIT_MM.get(fields.get("distanceunits", "mm").lower(), 1.0)
     else:
         # the rest is ITK's to know
         size = [] if kind in _PICTURES else ["1"]
@@ -127,7 +127,7 @@ def _text_lengths(path, fields):
     return bool(size) and "nan" not in map(str.lower, size), unit
 
 
-def _text_scale(path, fields):
+def text_scale(path, fields):
     "Slope and intercept of a MetaImage, which ITK leaves alone, else 1 and 0."
     try:
         slope, intercept = (
@@ -144,9 +144,9 @@ def _text_scale(path, fields):
     return slope, intercept
 
 
-def _text_geometry(path, fields, sized):
+def text_mm_per_unit(path, fields, sized):
     "Millimetres per unit of length of a file for ITK; says what its header leaves open."
-    given, unit = _text_lengths(path, fields)
+    given, unit = text_lengths(path, fields)
     if not (given or sized):
         raise UserError(
             f"{path} does not give the size of its voxels: pass"

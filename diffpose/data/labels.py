@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .grids import resample
-from .volumes import _load
+from .volumes import load_volume
 from ..errors import UserError, argument, marked
 from ..files import load_table
 
@@ -23,7 +23,7 @@ from ..files import load_table
 _TABLE_MAX = 1 << 20  # labels up to here are looked up in a table
 
 
-def _label_ids(labels, structures):
+def label_ids(labels, structures):
     "Numbers of the labels asked for by number, structure or group."
     ids = set()
     for label in labels:
@@ -55,7 +55,7 @@ def _label_ids(labels, structures):
     return sorted(ids)
 
 
-def _select(mask, ids, structures):
+def selected_voxels(mask, ids, structures):
     "Boolean [X Y Z]: voxels of the union of the labels."
     top, keep = int(mask.max()), torch.empty(mask.shape, dtype=torch.bool)
     wanted = torch.tensor([i for i in ids if 0 <= i <= top], dtype=torch.long)
@@ -79,7 +79,7 @@ _LABEL_MAX = 2**31 - 1  # of int32
 
 
 @contextlib.contextmanager
-def _named(source):
+def named_source(source):
     "What is wrong inside is said with the name of the file, if it is one."
     try:
         yield
@@ -89,9 +89,9 @@ def _named(source):
         raise UserError(f"{source}: {marked(error)}") from error
 
 
-def _load_labels(labelmap, data, affine):
+def load_labels(labelmap, data, affine):
     "Label map on the grid of the volume, as the smallest integer type."
-    labels, own = _load(labelmap, floating=False, like=affine)
+    labels, own = load_volume(labelmap, floating=False, like=affine)
     if isinstance(labelmap, (np.ndarray, Tensor)) and labels.shape != data.shape:
         raise UserError(
             f"the label array has shape {tuple(labels.shape)}, the volume {tuple(data.shape)}; pass"
@@ -123,7 +123,7 @@ def _load_labels(labelmap, data, affine):
     return labels
 
 
-def _load_structures(structures):
+def load_structures(structures):
     """Table of structures: a DataFrame, or a CSV file, with at least the columns `structure` and
     `id`.
     """

@@ -19,7 +19,7 @@ import torch
 from ..errors import UserError, argument
 
 # %% ../../notebooks/api/023_data_memory.ipynb #b7a10c21
-class _Refused(UserError):
+class Refused(UserError):
     """The file is sound, and what it shows is no X-ray or CT.
 
     Whoever knows the file's name puts it before the message.
@@ -141,24 +141,24 @@ def _in_bytes(size):
     return f"{size / each:.1f} {unit}"
 
 
-def _check_memory(path, shape, itemsize):
+def check_volume_memory(path, shape, itemsize):
     """Is there room for an image of this shape, as stored and as float32, and for its density
     afterwards?
     """
     check_memory(path, shape, max(itemsize, 4) + 4)
 
 
-_PIXELS_MAX = 1 << 27  # of one X-ray; detectors have up to 2**25
+PIXELS_MAX = 1 << 27  # of one X-ray; detectors have up to 2**25
 
 
-def _check_pixels(path, height, width, frames=1, itemsize=4):
+def check_pixels(path, height, width, frames=1, itemsize=4):
     "Has an X-ray the size of an X-ray, and is there room for all of its frames?"
-    if int(height) * int(width) > _PIXELS_MAX:
+    if int(height) * int(width) > PIXELS_MAX:
         raise UserError(
             f"{path} is an image of {height} x {width} pixels (height x width): at most"
-            f" {_PIXELS_MAX} are read as an X-ray; if its header is right, resize or crop it"
+            f" {PIXELS_MAX} are read as an X-ray; if its header is right, resize or crop it"
         )
-    _check_memory(path, (frames, height, width), itemsize)
+    check_volume_memory(path, (frames, height, width), itemsize)
 
 
 _SHORTAGE = (

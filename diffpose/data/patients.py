@@ -20,20 +20,26 @@ from torch import Tensor
 
 from ..calibration.carm import reorientation
 from diffpose.data.density import (
-    _CHUNK,
     AIR_HU,
+    CHUNK_VOXELS,
     DENSITY_MODES,
     DOUBT_HU,
     HU_MAX,
     METAL_MIN_HU,
     Contrast,
-    _check_multiplier,
-    _top_beside_metal,
+    check_multiplier,
+    top_beside_metal,
 )
-from .grids import _check_affine, _three, resample
-from .labels import _label_ids, _load_labels, _load_structures, _named, _select
+from .grids import check_affine, resample, three_positive
+from diffpose.data.labels import (
+    label_ids,
+    load_labels,
+    load_structures,
+    named_source,
+    selected_voxels,
+)
 from .memory import check_memory
-from .volumes import _load
+from .volumes import load_volume
 from ..errors import UserError, UserNotice, UserTypeError, argument
 from ..pose import RigidTransform
 
@@ -41,7 +47,7 @@ from ..pose import RigidTransform
 def _target_grid(target, shape, affine):
     "Shape and affine that `resample_target` asks for."
     if isinstance(target, (str, os.PathLike)):
-        target, grid = _load(target)
+        target, grid = load_volume(target)
         return tuple(target.shape), grid
     if isinstance(target, tio.Image):
         return target.spatial_shape, target.affine
@@ -51,10 +57,10 @@ def _target_grid(target, shape, affine):
                 f"resample_target= has the shape {tuple(target[0])}: three positive whole numbers"
                 " are expected"
             )
-        return tuple(int(n) for n in target[0]), _check_affine(
+        return tuple(int(n) for n in target[0]), check_affine(
             np.asarray(target[1], dtype=np.float64), "resample_target"
         )
-    new = _three(target, "resample_target")
+    new = three_positive(target, "resample_target")
     old = np.linalg.norm(affine[:3, :3], axis=0)
     shape, scaled = np.array(shape), affine.copy()
     count = np.maximum(np.ceil(shape * old / new - 1e-3), 1).astype(int)
@@ -114,7 +120,7 @@ def _in_hu(hu: Tensor, offset: float, outside: float | None) -> tuple[Tensor, Te
 
 def _hu_of(volume, reading: dict, offset: float, outside: float | None, target):
     "Hounsfield units [X Y Z] and RAS affine of a volume of any kind, on the grid that is wanted."
-    hu, scan = _load(volume, **reading)
+    hu, scan = load_volume(volume, **reading)
     hu, known = _in_hu(_as_hu(hu), offset, outside)
     # a bone alone need not hold fat or air, and whoever says an offset has looked
     if known is None:
@@ -131,7 +137,7 @@ def _doubt_hu(hu: Tensor, cut_out: bool = False) -> None:
     elif cut_out:
         return
     # air, lung, fat; padding may be far below
-    elif not any(((x > -1200) & (x < -50)).any() for x in hu.view(-1).split(_CHUNK)):
+    elif not any(((x > -1200) & (x < -50)).any() for x in hu.view(-1).split(CHUNK_VOXELS)):
         what = "has -1200 to -50 HU, as air, lung and fat have"
     else:
         return
@@ -151,7 +157,7 @@ def _doubt_bone(hu: Tensor, contrast: Contrast, hu_max: float | None) -> None:
         return
     if not DOUBT_HU < top <= METAL_MIN_HU:
         return
-    beside = _top_beside_metal(hu, DOUBT_HU)
+    beside = top_beside_metal(hu, DOUBT_HU)
     if beside < 0.8 * top:
         warnings.warn(
             UserNotice(
@@ -200,24 +206,24 @@ def read(
     _check_read(orientation, density, bone_attenuation_multiplier, labels, labelmap, extra)
     _check_numbers(slice_tolerance, hu_offset, outside)
     transform = _rigid(transform)
-    with _named(structures):
-        structures = None if structures is None else _load_structures(structures)
-    ids = None if labels is None else _label_ids(labels, structures)
+    with named_source(structures):
+        structures = None if structures is None else load_structures(structures)
+    ids = None if labels is None else label_ids(labels, structures)
     points = _points(fiducials)
 
     reading = {"spacing": spacing, "affine": affine, "series": series}
     reading |= {"tolerance": slice_tolerance, "resample": resample_slices}
     hu, scan = _hu_of(volume, reading, hu_offset, outside, resample_target)
-    with _named(labelmap):
-        mask = None if labelmap is None else _load_labels(labelmap, hu, scan)
+    with named_source(labelmap):
+        mask = None if labelmap is None else load_labels(labelmap, hu, scan)
     contrast = Contrast.measure(hu, bone_attenuation_multiplier, density, hu_max)
     _doubt_bone(hu, contrast, hu_max)
     rho = contrast.density(hu)
     if ids is not None and mask is not None:  # labels are refused without a label map
-        outside = ~_select(mask, ids, structures)
+        outside = ~selected_voxels(mask, ids, structures)
         hu, mask = hu.masked_fill(outside, AIR_HU), mask.masked_fill(outside, 0)
         rho.masked_fill_(outside, 0)
-    world_from_scan = _world_from_scan(transform, center_volume, hu.shape, scan)
+    world_from_scan = scan_to_world(transform, center_volume, hu.shape, scan)
     content = _images(hu, rho, mask, world_from_scan.matrix[0].numpy() @ scan)
     content |= {} if structures is None else {"structures": structures}
     content |= {} if points is None else {"fiducials": world_from_scan(points).float()}
@@ -260,7 +266,7 @@ def _check_read(orientation, density, multiplier, labels, labelmap, extra):
             f"{argument('density', repr(density), density)} is not one of"
             f" {', '.join(map(repr, DENSITY_MODES))}"
         )
-    _check_multiplier(multiplier)
+    check_multiplier(multiplier)
     if labels is not None and labelmap is None:
         raise UserError(
             f"{argument('labels')} selects from a label map, but there is none: pass"
@@ -322,7 +328,7 @@ def _as_hu(hu):
     return hu
 
 
-def _world_from_scan(transform, center, shape, affine):
+def scan_to_world(transform, center, shape, affine):
     "Move the patient, then bring the centre of the volume to the origin."
     matrix = torch.eye(4, dtype=torch.float64) if transform is None else transform.matrix[0].clone()
     if center:

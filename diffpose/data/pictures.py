@@ -24,26 +24,26 @@ from scipy import ndimage
 from torch import Tensor
 
 from diffpose.data.containers import (
-    _SLACK,
-    _check_leads,
-    _check_streams,
-    _check_zlib,
-    _open_nifti,
-    _scaled_voxels,
-    _text_header,
+    SLACK_BYTES,
+    check_leads,
+    check_streams,
+    check_zlib,
+    open_nifti,
+    read_text_header,
+    scaled_voxels,
 )
 from diffpose.data.dicom import (
-    _frame_headers,
-    _is_dicom,
-    _looked_up,
-    _padding,
-    _rescale,
-    _stored_pixels,
+    frame_headers,
+    looked_up_values,
+    looks_like_dicom,
+    padding_values,
+    stated_rescale,
+    stored_pixels,
 )
-from .grids import _check_real
-from .headers import _MM, _nifti_header, _text_lengths, _text_scale
-from .memory import _PIXELS_MAX, _check_pixels, _Refused
-from .volumes import _NIFTI, _itk_reader, _unreadable
+from .grids import holds_real_numbers
+from .headers import UNIT_MM, nifti_header, text_lengths, text_scale
+from .memory import PIXELS_MAX, Refused, check_pixels
+from .volumes import NIFTI_ENDINGS, itk_reader, say_unreadable
 from ..errors import UserError, UserNotice, UserTypeError, argument, marked, worded
 from ..field import find_field
 from ..guards import shaped
@@ -76,10 +76,10 @@ def to_line_integrals(
     )
 
 # %% ../../notebooks/api/032_data_pictures.ipynb #bb1fa1e1
-_FLUOROSCOPY = "XA", "RF"  # modalities that show bone dark
+FLUOROSCOPY = "XA", "RF"  # modalities that show bone dark
 
 
-class _Meaning(NamedTuple):
+class PixelMeaning(NamedTuple):
     "What the values are that `_modality_values` gives."
 
     polarity: str
@@ -104,15 +104,15 @@ def _modality_values(header, stored, name):
     "Values (float32) of stored ones, as the modality LUT has them; see above."
     relation, table = _relation(header), header.get("ModalityLUTSequence")
     if table and relation is None:
-        return _looked_up(header, stored, name)
-    slope, intercept = (1.0, 0.0) if table else _rescale(header, name)
+        return looked_up_values(header, stored, name)
+    slope, intercept = (1.0, 0.0) if table else stated_rescale(header, name)
     counts = relation == "LIN" and header.get("PixelIntensityRelationshipSign") != -1
     return np.float32(abs(slope)) * stored.astype(np.float32) + np.float32(
         0.0 if counts or slope < 0 else intercept
     )
 
 
-def _pixel_meaning(header, name="the header"):
+def pixel_meaning(header, name="the header"):
     "What a DICOM header states or implies of the values that `_modality_values` gives."
     sign, relation = header.get("PixelIntensityRelationshipSign"), _relation(header)
     table = header.get("ModalityLUTSequence")
@@ -123,9 +123,9 @@ def _pixel_meaning(header, name="the header"):
     )
     turned = inverted ^ (not header.get("WindowCenter") and _falls(header.get("VOILUTSequence")))
     if not applied:
-        turned ^= _falls(table) if table else _rescale(header, name)[0] < 0
+        turned ^= _falls(table) if table else stated_rescale(header, name)[0] < 0
     modality = header.get("Modality")
-    fluoroscopy = modality in _FLUOROSCOPY
+    fluoroscopy = modality in FLUOROSCOPY
     shown, doubt = fluoroscopy ^ turned, None
     stated = None if sign not in (1, -1) else (sign == 1) ^ (applied and _falls(table))
     final = header.get("PresentationIntentType") == "FOR PRESENTATION" and not fluoroscopy
@@ -146,7 +146,7 @@ def _pixel_meaning(header, name="the header"):
         doubt = "does not say how its pixels are related to the beam: bone is taken to be bright"
     usual = not dark if modality == "RTIMAGE" else not fluoroscopy or sign == -1
     log = relation == "LOG" if relation else usual
-    return _Meaning(polarity, log, doubt)
+    return PixelMeaning(polarity, log, doubt)
 
 # %% ../../notebooks/api/032_data_pictures.ipynb #5d0c0a02
 # what was decoded last, by what was asked for; None: nothing is kept
@@ -227,8 +227,8 @@ def surrounding(
 # %% ../../notebooks/api/032_data_pictures.ipynb #2722677b
 def count_frames(path):
     "How many images a file holds, that are there."
-    if _is_dicom(path):
-        header, stored = kept_once(path, lambda: _bare(*_stored_pixels(path)))
+    if looks_like_dicom(path):
+        header, stored = kept_once(path, lambda: _bare(*stored_pixels(path)))
         return stored.size // (int(header.Rows) * int(header.Columns))
     stack = kept_once((path, False), lambda: picture_of(path, False))[0]
     return math.prod(np.shape(stack)[:-2])
@@ -267,7 +267,7 @@ def _plain_picture(image, calibrated):
         return image
     try:
         return _grey(image, calibrated)
-    except _Refused as error:
+    except Refused as error:
         raise UserError(f"the picture: {marked(error)}") from error
 
 
@@ -284,7 +284,7 @@ def _inside(values, top):
     return None if top is None else (values < top) & (values > 0)
 
 
-def _xray_pixels(image, frame, calibrated):
+def xray_pixels(image, frame, calibrated):
     "An image with what its file says."
     name = "the image"
     if isinstance(image, (str, os.PathLike)):
@@ -293,7 +293,7 @@ def _xray_pixels(image, frame, calibrated):
             raise FileNotFoundError(
                 f"{path} is no file; an X-ray is one DICOM, PNG, TIFF, NPY or NIfTI file"
             )
-        if _is_dicom(path):
+        if looks_like_dicom(path):
             return _dicom_xray(path, frame, name)
         stack, pitch, top = kept_once((path, calibrated), lambda: picture_of(path, calibrated))
     else:
@@ -305,7 +305,7 @@ def _xray_pixels(image, frame, calibrated):
             raise UserTypeError(
                 f"a path or an array of numbers is expected, not {type(image).__name__}"
             )
-        _check_real(stack)
+        holds_real_numbers(stack)
         top = float(np.iinfo(stack.dtype).max) if stack.dtype in (np.uint8, np.uint16) else None
     while stack.ndim > 3 and stack.shape[0] == 1:
         stack = stack[0]
@@ -328,7 +328,7 @@ _RECONSTRUCTED = (
 
 def _dicom_xray(path, frame, name):
     "One frame, or the mean, of a DICOM file; its header becomes that of the frame."
-    header, stored = kept_once(path, lambda: _bare(*_stored_pixels(path)))
+    header, stored = kept_once(path, lambda: _bare(*stored_pixels(path)))
     header = copy.deepcopy(header)  # it becomes that of the frame
     if header.get("SOPClassUID") in _RECONSTRUCTED:
         raise UserError(
@@ -346,7 +346,7 @@ def _dicom_xray(path, frame, name):
     shown = _frame_of(stack[chosen] if frame == "mean" else stack, frame, name)
     signed = header.get("PixelRepresentation", 0) != 0
     inside = _inside(shown, None if signed else 2 ** int(header.BitsStored) - 1)
-    values[_padding(header, shown)] = np.nan
+    values[padding_values(header, shown)] = np.nan
     return _Pixels(values, header, None, inside)
 
 # %% ../../notebooks/api/032_data_pictures.ipynb #e3f90c11
@@ -407,7 +407,7 @@ _FRAME_TAGS = (
 
 def _settle_frame(header, n, frame, name):
     "What a header says of each of n frames, to be put at its top."
-    said = _frame_headers(header, n, name, _FRAME_TAGS)
+    said = frame_headers(header, n, name, _FRAME_TAGS)
     for angle in ("PositionerPrimaryAngle", "PositionerSecondaryAngle"):
         for s, value in zip(said, _frame_angles(header, angle, n, name)):
             if value is not None:
@@ -469,7 +469,7 @@ def picture_of(path, calibrated=False):
     try:
         if kind == ".npy":
             stack = np.load(path, mmap_mode="r")
-            _check_pixels(
+            check_pixels(
                 path,
                 *(stack.shape[-2:] if stack.ndim > 1 else (1, stack.size)),
                 math.prod(stack.shape[:-2]),
@@ -477,40 +477,40 @@ def picture_of(path, calibrated=False):
             )
         elif kind in (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp"):
             stack = _pillow_frames(path, calibrated)
-        elif path.name.lower().endswith(_NIFTI):
-            file = _open_nifti(path)
-            _check_pixels(path, *file.shape[1::-1], math.prod(file.shape[2:]))
-            stack, pitch = _scaled_voxels(file, path).T, _nifti_pitch(file)
+        elif path.name.lower().endswith(NIFTI_ENDINGS):
+            file = open_nifti(path)
+            check_pixels(path, *file.shape[1::-1], math.prod(file.shape[2:]))
+            stack, pitch = scaled_voxels(file, path).T, _nifti_pitch(file)
         else:
             from SimpleITK import GetArrayFromImage
 
-            fields, end = _text_header(path)
-            _check_leads(path, fields)
-            reader = _itk_reader(path)
+            fields, end = read_text_header(path)
+            check_leads(path, fields)
+            reader = itk_reader(path)
             if reader.GetNumberOfComponents() != 1:
-                raise _Refused(
+                raise Refused(
                     f"a colour image ({reader.GetNumberOfComponents()} values per pixel); {_GREY}"
                 )
-            _check_pixels(path, *reader.GetSize()[1::-1], math.prod(reader.GetSize()[2:]))
-            given, unit = _text_lengths(path, fields)
-            _check_streams(path, fields, end, 8 * math.prod(reader.GetSize()) + _SLACK)
+            check_pixels(path, *reader.GetSize()[1::-1], math.prod(reader.GetSize()[2:]))
+            given, unit = text_lengths(path, fields)
+            check_streams(path, fields, end, 8 * math.prod(reader.GetSize()) + SLACK_BYTES)
             file = reader.Execute()
-            slope, intercept = _text_scale(path, fields)
+            slope, intercept = text_scale(path, fields)
             stack = (
                 GetArrayFromImage(file)
                 if (slope, intercept) == (1.0, 0.0)
                 else GetArrayFromImage(file) * slope + intercept
             )
             pitch = tuple(s * unit for s in file.GetSpacing()[1::-1]) if given else None
-        _check_real(stack)
+        holds_real_numbers(stack)
     except UserTypeError as error:
         raise UserTypeError(f"{path}: {marked(error)}") from error
-    except _Refused as error:
+    except Refused as error:
         raise UserError(f"{path}: {marked(error)}") from error
     except Exception as error:
         if isinstance(error, ValueError) and str(path) in str(error):
             raise
-        raise _unreadable(path, error) from error
+        raise say_unreadable(path, error) from error
     return (
         stack,
         pitch,
@@ -524,10 +524,10 @@ def picture_of(path, calibrated=False):
 # %% ../../notebooks/api/032_data_pictures.ipynb #d40e11a2
 def _nifti_pitch(image):
     "Pixel pitch (row, column) of a NIfTI file in mm, None if it gives none."
-    header = _nifti_header(image)
+    header = nifti_header(image)
     if "pixdim" not in header:
         return tuple(float(p) for p in image.header.get_zooms()[1::-1])
-    pitch = header["pixdim"][2:0:-1] * _MM.get(
+    pitch = header["pixdim"][2:0:-1] * UNIT_MM.get(
         header.get_xyzt_units()[0] if "xyzt_units" in header else "mm", 1.0
     )
     return tuple(pitch.tolist()) if (np.isfinite(pitch) & (pitch > 0)).all() else None
@@ -548,12 +548,12 @@ def _pillow_frames(path, calibrated=False):
 
     try:
         with Image.open(path, formats=_PICTURES) as picture:
-            _check_pixels(path, *picture.size[::-1], getattr(picture, "n_frames", 1))
+            check_pixels(path, *picture.size[::-1], getattr(picture, "n_frames", 1))
             picture.verify()  # the checksums of a PNG
         _check_strips(path)
     except Image.DecompressionBombError as error:
         raise UserError(
-            f"{path} is an image too large for an X-ray ({error}): at most {_PIXELS_MAX} pixels are"
+            f"{path} is an image too large for an X-ray ({error}): at most {PIXELS_MAX} pixels are"
             " read; if its header is right, resize or crop it"
         ) from error
     # given a path, Pillow maps a raw TIFF with the rows and columns of the turned one
@@ -561,7 +561,7 @@ def _pillow_frames(path, calibrated=False):
         size, frames = picture.size, []
         for frame in ImageSequence.Iterator(picture):
             if frame.size != size:
-                raise _Refused(
+                raise Refused(
                     f"frames of different sizes ({size[1]} x {size[0]} and {frame.size[1]} x"
                     f" {frame.size[0]} pixels); save the one that is the X-ray as a file of its own"
                 )
@@ -582,7 +582,7 @@ def _check_strips(path):
             if tags.get(259) in (8, 32946):  # deflate, by either number
                 for offset in tags.get(273) or tags.get(324) or ():
                     file.seek(offset)
-                    _check_zlib(file, path, 16 * math.prod(frame.size) + _SLACK)
+                    check_zlib(file, path, 16 * math.prod(frame.size) + SLACK_BYTES)
 
 
 def _grey(frame, calibrated):
@@ -601,20 +601,20 @@ def _grey(frame, calibrated):
     ):
         frame = frame.convert("RGBA")
     elif mode not in ("1", "L", "RGB", "RGBX", "I", "F") and not mode.startswith("I;16"):
-        raise _Refused(f"a picture of mode {mode}; {_GREY}")
+        raise Refused(f"a picture of mode {mode}; {_GREY}")
     values = np.asarray(frame)
     if values.ndim == 3:
         if frame.mode == "RGBA" and (values[..., 3] < 255).any():
-            raise _Refused(
+            raise Refused(
                 "a picture with transparent pixels, whose grey depends on what is behind them;"
                 f" {_GREY}, without an alpha channel"
             )
         if (values[..., 1:3] != values[..., :1]).any():
-            raise _Refused(f"a colour image; {_GREY}")
+            raise Refused(f"a colour image; {_GREY}")
         values = values[..., 0]
     hidden = frame.info.get("transparency") if mode.startswith("I;16") else None
     if isinstance(hidden, int) and (values == hidden).any():
-        raise _Refused(
+        raise Refused(
             "a picture with transparent pixels, whose grey depends on what is behind them;"
             f" {_GREY}, without an alpha channel"
         )
@@ -637,7 +637,7 @@ def _upright(frame, calibrated):
     if turn in (0, 1):
         return frame
     if calibrated:
-        raise _Refused(
+        raise Refused(
             f"its orientation tag ({turn}) says that it is shown turned or mirrored, and it is not"
             f" said whether {argument('camera')}, {argument('sdd')} and {argument('spacing')}"
             " belong to the pixels as stored or as shown: save the picture without the tag, the"
@@ -662,7 +662,7 @@ def _check_bits(frame):
         ]
     )
     if bits > 8 and frame.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK"):
-        raise _Refused(
+        raise Refused(
             f"a picture of {bits} bits in each of several channels, of which only 8 would be read;"
             f" {_GREY}"
         )

@@ -19,21 +19,27 @@ import torchio as tio
 from torch import Tensor
 
 from diffpose.data.containers import (
-    _SLACK,
-    _check_leads,
-    _check_streams,
-    _open_nifti,
-    _stored_voxels,
-    _text_header,
+    SLACK_BYTES,
+    check_leads,
+    check_streams,
+    open_nifti,
+    read_text_header,
+    stored_voxels,
 )
-from .dicom import _is_dicom, _load_dicom, _load_multiframe
-from .grids import _LPS, _affine_of, _check_affine, _three, _to_tensor
-from .headers import _nifti_affine, _text_geometry, _text_scale
-from .memory import _check_memory, out_of_memory
+from .dicom import load_dicom, load_multiframe, looks_like_dicom
+from diffpose.data.grids import (
+    RAS_FROM_LPS,
+    affine_from_spacing,
+    check_affine,
+    three_positive,
+    voxel_tensor,
+)
+from .headers import nifti_affine, text_mm_per_unit, text_scale
+from .memory import check_volume_memory, out_of_memory
 from ..errors import MissingExtra, UserError, UserTypeError, argument, marked, worded
 
 # %% ../../notebooks/api/029_data_volumes.ipynb #2f9c31a2
-_NIFTI = (".nii", ".nii.gz", ".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
+NIFTI_ENDINGS = (".nii", ".nii.gz", ".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
 
 
 def _load_file(path, floating, sized=False, placed=False):
@@ -41,7 +47,7 @@ def _load_file(path, floating, sized=False, placed=False):
     the whole affine (`placed`).
     """
     try:
-        return (_load_nibabel if path.name.lower().endswith(_NIFTI) else _load_sitk)(
+        return (_load_nibabel if path.name.lower().endswith(NIFTI_ENDINGS) else _load_sitk)(
             path, floating, sized or placed, placed
         )
     except UserTypeError as error:
@@ -49,12 +55,12 @@ def _load_file(path, floating, sized=False, placed=False):
     except ValueError as error:
         if str(path) in str(error):
             raise
-        raise _unreadable(path, error) from error
+        raise say_unreadable(path, error) from error
     except Exception as error:
-        raise _unreadable(path, error) from error
+        raise say_unreadable(path, error) from error
 
 
-def _unreadable(path, error):
+def say_unreadable(path, error):
     "What to say of a file that no reader understands."
     if isinstance(error, MissingExtra):
         return MissingExtra(f"{path}: {marked(error)}")
@@ -71,29 +77,31 @@ def _unreadable(path, error):
 def _load_npy(path):
     try:
         array = np.load(path, mmap_mode="r")
-        _check_memory(path, array.shape, array.itemsize)
+        check_volume_memory(path, array.shape, array.itemsize)
         return array
     except Exception as error:
         if str(path) in str(error):
             raise
-        raise _unreadable(path, error) from error
+        raise say_unreadable(path, error) from error
 
 
 def _load_nibabel(path, floating, sized, placed):
-    image = _open_nifti(path)
+    image = open_nifti(path)
     if len(image.shape) - (image.shape[3:] == (1,)) != 3:
         raise UserError(f"{path} has shape {image.shape}: one 3D volume is expected")
-    affine = np.eye(4) if placed else _nifti_affine(image, path, sized)
-    raw = _stored_voxels(image, path)
+    affine = np.eye(4) if placed else nifti_affine(image, path, sized)
+    raw = stored_voxels(image, path)
     raw = raw[..., 0] if raw.ndim == 4 else raw
-    return _to_tensor(raw, floating, float(image.dataobj.slope), float(image.dataobj.inter)), affine
+    return voxel_tensor(
+        raw, floating, float(image.dataobj.slope), float(image.dataobj.inter)
+    ), affine
 
 
 # which know their files by endings in small letters
 _ITK_READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".gipl": "GiplImageIO"}
 
 
-def _itk_reader(path):
+def itk_reader(path):
     "A reader of SimpleITK that has read the header of a file, whose name may be in capitals."
     import SimpleITK as sitk
 
@@ -112,7 +120,7 @@ def _pages(folder):
     "Pictures of a folder without DICOM files, in the order of the numbers in their names."
     files = [p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")]
     pages = [p for p in files if p.suffix.lower() in _PAGES]
-    if len(pages) < 2 or any(_is_dicom(p) for p in files if p not in pages):
+    if len(pages) < 2 or any(looks_like_dicom(p) for p in files if p not in pages):
         return []
     numbers = {p: [int(n) for n in re.findall(r"\d+", p.stem)] for p in pages}
     pages.sort(key=lambda p: (numbers[p], p.name))
@@ -131,10 +139,10 @@ def _load_pages(folder, pages, floating, sized, placed):
     import SimpleITK as sitk
 
     if not placed:
-        _text_geometry(folder / pages[0].name, {}, sized)
+        text_mm_per_unit(folder / pages[0].name, {}, sized)
     sizes = {}
     for path in pages:
-        reader = _itk_reader(path)
+        reader = itk_reader(path)
         sizes.setdefault((reader.GetSize(), reader.GetNumberOfComponents()), path.name)
     (size, count), *others = sizes
     if others or count != 1 or len(size) != 2:
@@ -142,17 +150,17 @@ def _load_pages(folder, pages, floating, sized, placed):
         raise UserError(
             f"{folder}: the pages of a volume have one size, and one value per pixel ({said})"
         )
-    _check_memory(folder, (*size, len(pages)), 4)
+    check_volume_memory(folder, (*size, len(pages)), 4)
     image = sitk.ReadImage([str(p) for p in pages], *[sitk.sitkFloat32] * floating)
-    return _to_tensor(sitk.GetArrayViewFromImage(image).T, floating), _LPS @ np.eye(4)
+    return voxel_tensor(sitk.GetArrayViewFromImage(image).T, floating), RAS_FROM_LPS @ np.eye(4)
 
 
 def _load_sitk(path, floating, sized, placed):
     import SimpleITK as sitk
 
-    fields, end = _text_header(path)
-    _check_leads(path, fields)
-    reader = _itk_reader(path)
+    fields, end = read_text_header(path)
+    check_leads(path, fields)
+    reader = itk_reader(path)
     size, count = reader.GetSize(), reader.GetNumberOfComponents()
     if len(size) == 2:
         raise UserError(
@@ -163,9 +171,9 @@ def _load_sitk(path, floating, sized, placed):
         raise UserError(
             f"{path} has shape {size} with {count} values per voxel: one 3D volume is expected"
         )
-    unit = 1.0 if placed else _text_geometry(path, fields, sized)
-    _check_memory(path, size, 4)
-    _check_streams(path, fields, end, 8 * math.prod(size) + _SLACK)
+    unit = 1.0 if placed else text_mm_per_unit(path, fields, sized)
+    check_volume_memory(path, size, 4)
+    check_streams(path, fields, end, 8 * math.prod(size) + SLACK_BYTES)
     if floating:
         reader.SetOutputPixelType(sitk.sitkFloat32)
     image = reader.Execute()
@@ -175,8 +183,8 @@ def _load_sitk(path, floating, sized, placed):
     affine[:3, 3] = image.GetOrigin()
     affine[:3] *= unit
     return (
-        _to_tensor(sitk.GetArrayViewFromImage(image).T, floating, *_text_scale(path, fields)),
-        _LPS @ affine,
+        voxel_tensor(sitk.GetArrayViewFromImage(image).T, floating, *text_scale(path, fields)),
+        RAS_FROM_LPS @ affine,
     )
 
 # %% ../../notebooks/api/029_data_volumes.ipynb #6c3364be
@@ -190,7 +198,7 @@ def _array(source):
             f"complex numbers ({source.dtype}) are given, one real number per voxel is"
             " expected: pass tensor.abs() or tensor.real"
         )
-    data = source.detach().cpu() if isinstance(source, Tensor) else _to_tensor(source)
+    data = source.detach().cpu() if isinstance(source, Tensor) else voxel_tensor(source)
     data = data[0] if data.ndim == 4 and len(data) == 1 else data
     if data.ndim != 3:
         raise UserError(f"an array [x, y, z] is expected, not one of shape {tuple(source.shape)}")
@@ -205,17 +213,17 @@ def _load_path(path, floating, spacing, affine, series, tolerance, resample):
     if path.is_dir() and (pages := _pages(path)):
         data, found = _load_pages(path, pages, floating, sized, placed)
     elif path.is_dir():
-        data, found = _load_dicom(path, series, spacing, tolerance, resample)
-    elif _is_dicom(path):
-        data, found = _load_multiframe([path], path, spacing, affine, tolerance, resample)
+        data, found = load_dicom(path, series, spacing, tolerance, resample)
+    elif looks_like_dicom(path):
+        data, found = load_multiframe([path], path, spacing, affine, tolerance, resample)
     else:
         data, found = _load_file(path, floating, sized, placed)
     if sized and not placed:
-        found[:3, :3] *= _three(spacing, "spacing") / np.linalg.norm(found[:3, :3], axis=0)
+        found[:3, :3] *= three_positive(spacing, "spacing") / np.linalg.norm(found[:3, :3], axis=0)
     return data, found
 
 
-def _load(
+def load_volume(
     source,
     floating=True,
     spacing=None,
@@ -230,7 +238,7 @@ def _load(
     if isinstance(source, (str, os.PathLike)):
         name, path = f"{source}", Path(source).expanduser()
         if path.suffix.lower() == ".npy" and path.exists():
-            return _load(_load_npy(path), *options)
+            return load_volume(_load_npy(path), *options)
         data, found = _load_path(path, floating, spacing, affine, series, tolerance, resample)
     elif isinstance(source, tio.Image):
         if (
@@ -239,7 +247,7 @@ def _load(
             and source.reader is _TORCHIO_READER
         ):
             # torchio would not notice a missing slice, nor a flipped bit
-            return _load(source.path, *options)
+            return load_volume(source.path, *options)
         name, data, found = "the torchio image", source.data, source.affine.copy()
         if len(data) != 1:
             raise UserError(
@@ -249,7 +257,7 @@ def _load(
     elif isinstance(source, (np.ndarray, Tensor)):
         name, data = "the array", _array(source)
         found = None if affine is not None or spacing is not None else like
-        found = _affine_of(spacing, affine) if found is None else found
+        found = affine_from_spacing(spacing, affine) if found is None else found
         if found is None:
             raise UserError(
                 "an array does not know the size of its voxels: pass"
@@ -265,4 +273,4 @@ def _load(
         found = np.asarray(affine, dtype=np.float64)
     if 0 in data.shape:
         raise UserError(f"{name} has no voxels: shape {tuple(data.shape)}")
-    return data, _check_affine(found, name)
+    return data, check_affine(found, name)

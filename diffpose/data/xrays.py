@@ -19,11 +19,11 @@ from torch import Tensor
 from ..calibration.camera import Camera
 from ..calibration.carm import carm_pose, reorientation
 from diffpose.data.pictures import (
-    _FLUOROSCOPY,
-    _Meaning,
-    _pixel_meaning,
+    FLUOROSCOPY,
+    PixelMeaning,
+    pixel_meaning,
     surrounding,
-    _xray_pixels,
+    xray_pixels,
     to_line_integrals,
 )
 from ..errors import UserError, UserNotice, UserTypeError, argument
@@ -80,7 +80,7 @@ def _dicom_view(header, name):
         "secondary_angle": _number(header, "PositionerSecondaryAngle"),
     }
     named = _view_position(header)
-    arm = header.get("Modality") in _FLUOROSCOPY or header.get("PositionerType") == "CARM"
+    arm = header.get("Modality") in FLUOROSCOPY or header.get("PositionerType") == "CARM"
     if None not in said.values() and (arm or named is None):
         if named == ("AP", 0.0) and abs(said["primary_angle"]) < 30:
             _notice(
@@ -585,7 +585,7 @@ def read_xray(
     """
     _check_arguments(camera, polarity, sdd, parallel)
     _check_turn(flip, rotate)
-    pixels, header, pitch, inside = _xray_pixels(
+    pixels, header, pitch, inside = xray_pixels(
         image, frame, not (camera is None and sdd is None and spacing is None and not parallel)
     )
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
@@ -594,7 +594,7 @@ def read_xray(
         camera = _hung(_camera_of(pixels.shape, *how), header, flip, rotate, name)
     else:
         _check_size(camera, pixels.shape[::-1] if rotate % 180 else pixels.shape, name)
-    stated = _Meaning("bone_dark", False) if header is None else _pixel_meaning(header, name)
+    stated = PixelMeaning("bone_dark", False) if header is None else pixel_meaning(header, name)
     if stated.doubt and polarity is None:
         warnings.warn(
             UserNotice(f"{name} {stated.doubt}; pass {argument('polarity')} if that is wrong"),

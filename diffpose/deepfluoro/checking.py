@@ -15,15 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.containers import _check_hdf5_item, _check_hdf5_links
+from ..data.containers import check_hdf5_item, check_hdf5_links
 from .layout import BONES, LANDMARKS, SPECIMENS, camera_of_file, find_file
 from ..errors import UserError, extra
 
 # %% ../../notebooks/api/081_deepfluoro_checking.ipynb #c224fe63
-_FIX = "fetch it again with `diffpose data deepfluoro`, or write it again with `diffpose data twin`"
+FETCH_AGAIN = (
+    "fetch it again with `diffpose data deepfluoro`, or write it again with `diffpose data twin`"
+)
 
 
-def _open(path: Path, fix: str = _FIX):  # h5py.File
+def open_hdf5(path: Path, fix: str = FETCH_AGAIN):  # h5py.File
     """Open for reading, beside any other reader; or say what is wrong with the file, and how to get
     a better one.
     """
@@ -36,7 +38,7 @@ def _open(path: Path, fix: str = _FIX):  # h5py.File
             file = h5py.File(path, "r", **how)
             try:
                 # data sets when they are met: there are thousands
-                _check_hdf5_links(Path(path), file)
+                check_hdf5_links(Path(path), file)
             except ValueError:
                 file.close()
                 raise
@@ -60,7 +62,7 @@ def _open(path: Path, fix: str = _FIX):  # h5py.File
     raise UserError(f"{path} is {what}, {path.stat().st_size} bytes are there: {fix}") from problem
 
 # %% ../../notebooks/api/081_deepfluoro_checking.ipynb #fd2c6884
-class _Findings(list):
+class Findings(list):
     "What is wrong with a file: sentences that begin with the place."
 
     def find(self, group, name: str, kind: str):  # Group, Dataset or None
@@ -70,7 +72,7 @@ class _Findings(list):
             self.append(f"{group.name.strip('/')}/{name}".lstrip("/") + f": this {kind} is missing")
             return None
         if kind == "data set" and item is not None:
-            _check_hdf5_item(item)
+            check_hdf5_item(item)
         return item
 
     def array(self, group, name: str, shape: tuple) -> np.ndarray | None:
@@ -123,7 +125,7 @@ class _Findings(list):
 
 # %% ../../notebooks/api/081_deepfluoro_checking.ipynb #782f8e69
 def _check_image(
-    found: _Findings, group, name: str, n: int, shape: tuple | None = None
+    found: Findings, group, name: str, n: int, shape: tuple | None = None
 ) -> tuple | None:
     "An image group of n dimensions, its pixels unread; returns their shape."
     image = found.find(group, name, "group")
@@ -150,7 +152,7 @@ def _check_image(
     return pixels.shape
 
 # %% ../../notebooks/api/081_deepfluoro_checking.ipynb #9b56451e
-_PARAMS = (
+PROJECTION_PARAMS = (
     "intrinsic",
     "extrinsic",
     "num-rows",
@@ -160,12 +162,12 @@ _PARAMS = (
 )
 
 
-def _check_params(found: _Findings, file) -> tuple | None:
+def _check_params(found: Findings, file) -> tuple | None:
     "`proj-params`; returns (rows, columns)."
     params = found.find(file, "proj-params", "group")
     found.rigid(params, "extrinsic")
     K = found.array(params, "intrinsic", (3, 3))
-    rows, cols, dely, delx = (found.array(params, name, ()) for name in _PARAMS[2:])
+    rows, cols, dely, delx = (found.array(params, name, ()) for name in PROJECTION_PARAMS[2:])
     if K is None or rows is None or cols is None or dely is None or delx is None:
         return None
     try:
@@ -175,7 +177,7 @@ def _check_params(found: _Findings, file) -> tuple | None:
     return int(rows), int(cols)
 
 # %% ../../notebooks/api/081_deepfluoro_checking.ipynb #8ff38102
-def _check_patient(found: _Findings, specimen) -> None:
+def _check_patient(found: Findings, specimen) -> None:
     "CT, segmentation, landmarks."
     shape = _check_image(found, specimen, "vol", 3)
     _check_image(found, found.find(specimen, "vol-seg", "group"), "image", 3, shape)
@@ -184,7 +186,7 @@ def _check_patient(found: _Findings, specimen) -> None:
         found.array(points, name, (3,))
 
 
-def _check_frame(found: _Findings, frame, size: tuple | None) -> None:
+def _check_frame(found: Findings, frame, size: tuple | None) -> None:
     "One X-ray."
     for name in ("image", "gt-seg"):
         _check_image(found, frame, name, 2, size)
@@ -210,7 +212,7 @@ def _check_frame(found: _Findings, frame, size: tuple | None) -> None:
 
 # %% ../../notebooks/api/081_deepfluoro_checking.ipynb #f08951a2
 def _check_specimen(
-    found: _Findings, file, number: int, size: tuple | None, xrays: int | None
+    found: Findings, file, number: int, size: tuple | None, xrays: int | None
 ) -> int:
     "One specimen; returns how many X-rays it has."
     specimen = found.find(file, SPECIMENS[number], "group")
@@ -241,9 +243,9 @@ def check_layout(
 ) -> dict:  # number of the specimen: how many X-rays
     "See that a file has the benchmark's layout; a ValueError lists what is missing or wrong."
     if isinstance(file, (str, os.PathLike)):
-        with _open(find_file(file)) as opened:
+        with open_hdf5(find_file(file)) as opened:
             return check_layout(opened, specimens, xrays)
-    found = _Findings()
+    found = Findings()
     size = _check_params(found, file)
     numbers = (
         [n for n, name in SPECIMENS.items() if name in file] if specimens is None else specimens

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..calibration import Camera, Detector, reorientation
 from ..data import read
-from ..data.containers import _hdf5_value
-from .checking import _FIX, _PARAMS, _open, check_layout
+from ..data.containers import hdf5_value
+from .checking import FETCH_AGAIN, PROJECTION_PARAMS, check_layout, open_hdf5
 from .images import preprocess
 from diffpose.deepfluoro.layout import (
     BAD_FRAMES,
@@ -45,10 +45,10 @@ from ..pose import RigidTransform
 from ..predecessors import former_members
 
 # %% ../../notebooks/api/083_deepfluoro_datasets.ipynb #10604b81
-class _Stored(torch.utils.data.Dataset):
+class StoredDataset(torch.utils.data.Dataset):
     "What stands in an HDF5 file, which every process opens for itself."
 
-    def __init__(self, filename: Path, fix: str = _FIX):
+    def __init__(self, filename: Path, fix: str = FETCH_AGAIN):
         self.filename, self._fix = filename, fix
         self._handle, self._process = None, None
 
@@ -56,7 +56,7 @@ class _Stored(torch.utils.data.Dataset):
     def file(self):  # h5py.File
         "The file, opened for reading by this process."
         if not self._handle or self._process != os.getpid():
-            self._handle, self._process = _open(self.filename, self._fix), os.getpid()
+            self._handle, self._process = open_hdf5(self.filename, self._fix), os.getpid()
         return self._handle
 
     def close(self) -> None:
@@ -75,7 +75,7 @@ class _Stored(torch.utils.data.Dataset):
         return {**{k: v for k, v in self.__dict__.items() if k != "subject"}, "_handle": None}
 
 # %% ../../notebooks/api/083_deepfluoro_datasets.ipynb #1f0bff87
-def _one_of(idx: int, n: int, whose: str) -> int:
+def index_among(idx: int, n: int, whose: str) -> int:
     "The number of one X-ray out of n, counted from the end if negative."
     if isinstance(idx, (bool, slice)) or not hasattr(idx, "__index__"):
         raise UserTypeError(
@@ -93,7 +93,7 @@ def _grid(image) -> tuple[tuple, np.ndarray]:
     shape = image["pixels"].shape[::-1]
     affine = np.eye(4)
     direction, spacing, origin = (
-        np.asarray(_hdf5_value(image[name]), float) for name in ("dir-mat", "spacing", "origin")
+        np.asarray(hdf5_value(image[name]), float) for name in ("dir-mat", "spacing", "origin")
     )
     affine[:3, :3], affine[:3, 3] = direction * spacing.reshape(-1), origin.reshape(-1)
     affine[:3, 3] += affine[:3, :2] @ (np.array(shape[:2]) - 1)
@@ -112,7 +112,7 @@ def _scan_frame(specimen) -> tuple[RigidTransform, np.ndarray]:
     matrix[:3, 3] = torch.from_numpy(centre[:3])
     lps = np.stack(
         [
-            np.asarray(_hdf5_value(specimen["vol-landmarks"][name]), float).reshape(3)
+            np.asarray(hdf5_value(specimen["vol-landmarks"][name]), float).reshape(3)
             for name in LANDMARKS
         ]
     )
@@ -121,11 +121,11 @@ def _scan_frame(specimen) -> tuple[RigidTransform, np.ndarray]:
 
 def _voxels(image) -> np.ndarray:  # x y z
     "Pixels (slice, row, column) of LPS, as RAS."
-    return _hdf5_value(image["pixels"]).transpose(2, 1, 0)[::-1, ::-1]
+    return hdf5_value(image["pixels"]).transpose(2, 1, 0)[::-1, ::-1]
 
 # %% ../../notebooks/api/083_deepfluoro_datasets.ipynb #79aefc25
 # 1 N 2, B N 2
-def _projections(
+def landmark_projections(
     detector: Detector, points: Tensor, true: RigidTransform, other: RigidTransform
 ) -> tuple[Tensor, Tensor]:
     "Where points fall under a true pose, and under others."
@@ -136,7 +136,7 @@ def _projections(
     )
 
 # %% ../../notebooks/api/083_deepfluoro_datasets.ipynb #93dee763
-class DeepFluoroDataset(_Stored):
+class DeepFluoroDataset(StoredDataset):
     """X-rays of one specimen with their poses: `[idx]` is (image 1 1 H W, RigidTransform). Loaders
     take it with batch_size=None.
     """
@@ -174,7 +174,7 @@ class DeepFluoroDataset(_Stored):
             crop
             if crop is not None
             else (
-                crop_px(int(np.asarray(_hdf5_value(self.file["proj-params/num-rows"])).item()))
+                crop_px(int(np.asarray(hdf5_value(self.file["proj-params/num-rows"])).item()))
                 if preprocess
                 else 0
             )
@@ -187,8 +187,8 @@ class DeepFluoroDataset(_Stored):
         "Read what does not change from X-ray to X-ray."
         file, specimen = self.file, self.file[self.specimen]
         params = {
-            name: np.asarray(_hdf5_value(file["proj-params"][name]), dtype=np.float64)
-            for name in _PARAMS
+            name: np.asarray(hdf5_value(file["proj-params"][name]), dtype=np.float64)
+            for name in PROJECTION_PARAMS
         }
         number = {name: value.item() for name, value in params.items() if value.size == 1}
         bad = (
@@ -280,7 +280,7 @@ class DeepFluoroDataset(_Stored):
         if bone not in BONES:
             raise UserError(f"bone is one of {', '.join(BONES)}, not {bone!r}")
         to_volume = torch.from_numpy(
-            np.asarray(_hdf5_value(group["gt-poses"][BONES[bone]]), dtype=np.float64)
+            np.asarray(hdf5_value(group["gt-poses"][BONES[bone]]), dtype=np.float64)
         )
         return pose_from_file(
             to_volume, self.extrinsic, self.scan_from_world, self.rotated(idx)
@@ -302,7 +302,7 @@ class DeepFluoroDataset(_Stored):
 
     def rotated(self, idx: int) -> bool:
         "Is the X-ray stored upside down? It is turned when read."
-        return bool(np.any(_hdf5_value(self._group(idx)["rot-180-for-up"])))
+        return bool(np.any(hdf5_value(self._group(idx)["rot-180-for-up"])))
 
     def good_fov(self, idx: int, bone: str = "pelvis") -> bool:
         """Does the X-ray show enough of the bone for its pose to be trusted?
@@ -312,7 +312,7 @@ class DeepFluoroDataset(_Stored):
         if bone not in BONES:
             raise UserError(f"bone is one of {', '.join(BONES)}, not {bone!r}")
         return bone == "pelvis" or bool(
-            np.any(_hdf5_value(self._group(idx)[f"gt-poses/{bone.replace('_', '-')}-good-fov"]))
+            np.any(hdf5_value(self._group(idx)[f"gt-poses/{bone.replace('_', '-')}-good-fov"]))
         )
 
     def segmentation(self, idx: int) -> UInt8[Tensor, "h w"]:
@@ -331,7 +331,7 @@ class DeepFluoroDataset(_Stored):
             torch.from_numpy(
                 np.stack(
                     [
-                        np.asarray(_hdf5_value(group[name]), dtype=np.float64).reshape(2)
+                        np.asarray(hdf5_value(group[name]), dtype=np.float64).reshape(2)
                         for name in LANDMARKS
                     ]
                 )
@@ -351,20 +351,20 @@ class DeepFluoroDataset(_Stored):
         """Landmarks (column, row) under the true pose and under another, in pixels of the image
         that `[idx]` gives.
         """
-        return _projections(
+        return landmark_projections(
             self.detector_of(idx), self.fiducials, self.pose(idx, dtype=torch.float64), pose
         )
 
     def _group(self, idx: int):  # h5py.Group
         "The group of an X-ray."
-        k = _one_of(idx, len(self), f"specimen {self.id_number}")
+        k = index_among(idx, len(self), f"specimen {self.id_number}")
         return self.file[f"{self.specimen}/projections/{self.frames[k]:03d}"]
 
     __getattr__ = former_members
 
     def _upright(self, idx: int, name: str) -> Tensor:  # H W, in the file's type
         "An image of the file with the patient's head up."
-        pixels = _hdf5_value(self._group(idx)[name]["pixels"])
+        pixels = hdf5_value(self._group(idx)[name]["pixels"])
         return torch.from_numpy(pixels[::-1, ::-1].copy() if self.rotated(idx) else pixels)
 
     def _cut(self, image: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..data import cache_dir
-from .checking import _open, check_layout
+from .checking import check_layout, open_hdf5
 from .layout import ARCHIVE, DOI, FILE_NAME, FILE_VARIABLE, XRAYS_PER_SPECIMEN
 from ..errors import UserError
 from ..files import keep_out
@@ -165,7 +165,7 @@ def _fetched(
             f"what arrived from {url} has another {archived.kind} checksum than the archive states,"
             " and was removed: fetch it again"
         )
-    with _open(part) as file:
+    with open_hdf5(part) as file:
         check_layout(file, None if xrays is None else tuple(xrays), xrays)
     os.replace(part, path)
     return path

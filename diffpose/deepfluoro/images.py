@@ -29,7 +29,7 @@ def _smooth(image: Tensor) -> Tensor:  # B 1 H W
     )
 
 
-def _size(image: Tensor, size: int | tuple | None) -> tuple[int, int]:
+def size_of(image: Tensor, size: int | tuple | None) -> tuple[int, int]:
     "Rows and columns; an int is the number of rows, and columns follow in proportion."
     h, w = image.shape[-2:]
     return (
@@ -62,11 +62,11 @@ def preprocess(
             " it is no image of intensities"
         )
     dimmest = torch.where(lit, image, torch.inf).amin((1, 2, 3), keepdim=True)
-    image = resize_image(_smooth(torch.where(lit, image, dimmest)), *_size(image, size))
-    return _stretch(math.log(float(initial_energy)) - image.log())
+    image = resize_image(_smooth(torch.where(lit, image, dimmest)), *size_of(image, size))
+    return stretched(math.log(float(initial_energy)) - image.log())
 
 # %% ../../notebooks/api/082_deepfluoro_images.ipynb #45e1e356
-def _stretch(image: Tensor, eps: float = 0.0) -> Tensor:
+def stretched(image: Tensor, eps: float = 0.0) -> Tensor:
     "Each image of a batch to [0, 1]; one without contrast becomes 0."
     low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
     span = high - low + eps
@@ -90,6 +90,6 @@ class Transforms(torch.nn.Module):
         "Standardised images."
         # as such networks were trained
         resized = torch.nn.functional.interpolate(
-            _stretch(image, self.eps), _size(image, self.size), mode="bilinear", antialias=True
+            stretched(image, self.eps), size_of(image, self.size), mode="bilinear", antialias=True
         )
         return (resized - self.mean) / self.std

@@ -65,12 +65,12 @@ def find_file(
         "`diffpose data deepfluoro` says where it comes from and fetches it; `diffpose data twin`"
         " writes a synthetic one"
     )
-    return _find_file(
+    return find_one_file(
         filename, FILE_VARIABLE, cache_dir() / "deepfluoro" / FILE_NAME, "DeepFluoro", fix
     )
 
 
-def _find_file(
+def find_one_file(
     filename: str | os.PathLike | None, variable: str, usual: Path, whose: str, fix: str
 ) -> Path:
     """The file of a benchmark: the argument, else the environment variable, else the usual place; a

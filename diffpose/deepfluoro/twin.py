@@ -37,7 +37,7 @@ from diffpose.deepfluoro.layout import (
 from .sampling import get_random_offset, isocenter_pose
 from ..drr import DRR
 from ..errors import UserError, argument, extra, worded
-from ..files import _Unbroken, save_atomically
+from ..files import Unbroken, save_atomically
 from ..phantom import LABELS, phantom_volume
 from ..phantom.flesh import soft_tissue
 from ..phantom.people import specimen
@@ -351,7 +351,7 @@ def write_twin(
     made_of = camera, spacing, finer, physics
 
     def write(part: Path) -> None:
-        with _Unbroken(part, "w+") as disk, h5py.File(disk, "w") as file, tqdm(
+        with Unbroken(part, "w+") as disk, h5py.File(disk, "w") as file, tqdm(
             total=xrays * len(specimens), unit="X-ray", disable=not progress
         ) as bar:
             file.attrs["synthetic"] = (

@@ -26,7 +26,7 @@ _READ_FIRST = (
     "DRR(read(volume, spacing=spacing, orientation=...), sdd=2 * sdr, height=..., delx=...), with"
     " diffpose.data.read"
 )
-_SINGLE_ANGLES = {"theta", "phi", "gamma", "bx", "by", "bz", "sdr"}
+SINGLE_ANGLES = {"theta", "phi", "gamma", "bx", "by", "bz", "sdr"}
 # transforms of torchio that leave everything where it is in the world
 _STAYING = {
     "Crop",
@@ -108,7 +108,7 @@ def _check_subject(subject, sdd, options: dict) -> None:
         )
 
 
-def _refuse_old(args: tuple, options: dict) -> None:
+def refuse_old_arguments(args: tuple, options: dict) -> None:
     "Refuse the arguments of an earlier package's constructor, by place or by name."
     if {"volume", "spacing"} & set(options):
         raise UserTypeError(new_call("DRR(volume=..., spacing=...)", _READ_FIRST))
@@ -120,7 +120,7 @@ def _refuse_old(args: tuple, options: dict) -> None:
         )
 
 
-def _as_pose(
+def as_pose(
     args: tuple, parameterization: str | None, convention: str | None, degrees: bool
 ) -> RigidTransform:
     "The pose that a DRR was called with, checked."
@@ -147,7 +147,7 @@ def _as_pose(
     return pose
 
 
-def _parameters(*functions: Callable) -> set[str]:
+def parameters_of(*functions: Callable) -> set[str]:
     "Names of what functions take by keyword."
     return {
         p.name
@@ -157,7 +157,7 @@ def _parameters(*functions: Callable) -> set[str]:
     }
 
 
-def _check_options(owner: str, options: Iterable[str], known: set[str]) -> None:
+def check_options(owner: str, options: Iterable[str], known: set[str]) -> None:
     "Refuse what is no option of something, by name."
     wrong = sorted(set(options) - known)
     if wrong:
@@ -168,7 +168,7 @@ def _check_options(owner: str, options: Iterable[str], known: set[str]) -> None:
         )
 
 # %% ../../notebooks/api/069_drr_calls.ipynb #c0de7e02
-class _Calls(Protocol):
+class Calls(Protocol):
     "The two ways to call a DRR, for editors: with a pose, or with what makes one."
 
     @overload
@@ -205,6 +205,6 @@ class _Calls(Protocol):
     ) -> Tensor: ...
 
 
-def _called(forward: Callable) -> _Calls:
+def with_calls(forward: Callable) -> Calls:
     "Decorator of `DRR.forward`: says how it is called, and changes nothing."
-    return cast(_Calls, forward)
+    return cast(Calls, forward)

@@ -27,8 +27,8 @@ def beer_lambert(
     "Intensity behind the patient."
     return i0 * torch.exp(-mu * integral)
 
-
-def _light(out: Tensor, mu: bool | float, contrast: Contrast | None) -> Tensor:
+# %% ../../notebooks/api/067_drr_contrast.ipynb #c731164d
+def transmitted(out: Tensor, mu: bool | float, contrast: Contrast | None) -> Tensor:
     "Line integrals as they are (mu is False), or as transmitted intensities."
     if mu is False:
         return out
@@ -40,7 +40,7 @@ def _light(out: Tensor, mu: bool | float, contrast: Contrast | None) -> Tensor:
     return beer_lambert(out, 1.0 if mu is True else mu)
 
 # %% ../../notebooks/api/067_drr_contrast.ipynb #a1e00004
-def _contrast_map(
+def contrast_map(
     contrast: Contrast | None,  # of the subject, as the DRR holds it now
     # one, or one per image; None: as the subject was read
     multiplier: float | Sequence[float] | Tensor | None,
@@ -65,10 +65,12 @@ def _contrast_map(
             f"bone_attenuation_multiplier has {len(factors)} values for {batch} images; give one,"
             " or one per image"
         )
-    return _maps(contrast, factors.tolist(), device).expand(batch, 5)
+    return contrast_maps(contrast, factors.tolist(), device).expand(batch, 5)
 
 
-def _maps(contrast: Contrast, factors: Sequence[float], device: torch.device) -> Tensor:  # n 5
+def contrast_maps(
+    contrast: Contrast, factors: Sequence[float], device: torch.device
+) -> Tensor:  # n 5
     "Maps to several bone attenuations."
     return torch.tensor(
         [tuple(contrast.pieces(m)) for m in factors], dtype=torch.float64, device=device
@@ -79,4 +81,4 @@ def _maps(contrast: Contrast, factors: Sequence[float], device: torch.device) ->
 def _own_map(contrast: Contrast, device: torch.device) -> Tensor:  # 1 5
     "The map to a contrast's own multiplier: kept, so that a GPU need not wait for it at each call."
     with torch.inference_mode(False):  # it serves calls of every kind
-        return _maps(contrast, [contrast.multiplier], device)
+        return contrast_maps(contrast, [contrast.multiplier], device)

@@ -15,35 +15,35 @@ import torchio
 from torch import Tensor
 
 from ..calibration import Camera, Detector
-from ..calibration.detector import _intrinsics
+from ..calibration.detector import intrinsics_for
 from ..data import Contrast
 from diffpose.drr.calls import (
-    _SINGLE_ANGLES,
-    _as_pose,
-    _called,
-    _Calls,
-    _check_options,
-    _parameters,
-    _refuse_old,
+    SINGLE_ANGLES,
+    Calls,
+    as_pose,
+    check_options,
+    parameters_of,
+    refuse_old_arguments,
+    with_calls,
 )
-from .contrast import _contrast_map, _light
+from .contrast import contrast_map, transmitted
 from diffpose.drr.rays import (
-    _beam,
-    _by_intrinsics,
-    _by_twist,
-    _check_intrinsics,
-    _held,
-    _reach,
-    _to_index,
+    apply_affine,
+    beam_of,
+    camera_derivative,
+    check_intrinsics,
+    held_along,
+    parallel_reach,
+    twist_derivative,
 )
 from diffpose.drr.volume import (
-    _LABELS_MAX,
-    _Air,
-    _alone,
-    _density_of,
-    _in_order,
-    _labels_of,
-    _upright,
+    LABELS_MAX,
+    Air,
+    density_of,
+    held_alone,
+    in_memory_order,
+    labels_of,
+    upright_axis,
 )
 from ..errors import UserError, UserTypeError
 from ..guards import exactly
@@ -63,7 +63,7 @@ def _check_call(args: tuple, options: dict) -> None:
     "Refuse the arguments that an earlier package took in the place of a pose."
     if "pose" in options:
         raise UserTypeError(new_call("drr(None, None, None, pose=pose)", "drr(pose)"))
-    old = sorted(_SINGLE_ANGLES & set(options))
+    old = sorted(SINGLE_ANGLES & set(options))
     if old:
         raise UserTypeError(
             new_call(
@@ -73,7 +73,7 @@ def _check_call(args: tuple, options: dict) -> None:
             )
         )
     if options.keys() - _ONE_CALL:
-        _check_options("a call of a DRR", options, _parameters(DRR.forward) - {"self"} | _ONE_CALL)
+        check_options("a call of a DRR", options, parameters_of(DRR.forward) - {"self"} | _ONE_CALL)
 
 # %% ../../notebooks/api/070_drr_module.ipynb #1d49e075
 class DRR(torch.nn.Module):
@@ -81,9 +81,9 @@ class DRR(torch.nn.Module):
     differentiable. Units: mm, and mm x density for pixels.
     """
 
-    __call__: _Calls
+    __call__: Calls
 
-    @asked_first(_refuse_old)
+    @asked_first(refuse_old_arguments)
     def __init__(
         self,
         subject: torchio.Subject,  # from `diffpose.data.read`
@@ -170,7 +170,7 @@ class DRR(torch.nn.Module):
         subject's. Nobody is to write into it.
         """
         self = cls.__new__(cls)
-        density = _in_order(density, _upright(subject))
+        density = in_memory_order(density, upright_axis(subject))
         self._assemble(
             subject,
             camera,
@@ -205,22 +205,22 @@ class DRR(torch.nn.Module):
             raise UserError(f"patch_size must be a positive number of pixels, not {patch_size}")
         if renderer not in _RENDERERS:
             raise UserError(f"renderer must be 'siddon' or 'trilinear', not {renderer!r}")
-        _check_options("DRR", renderer_kwargs, _parameters(DRR, _RENDERERS[renderer]))
+        check_options("DRR", renderer_kwargs, parameters_of(DRR, _RENDERERS[renderer]))
         super().__init__()
         n = None if p_subsample is None else max(1, int(p_subsample * camera.height * camera.width))
         self.subject, self.reshape, self.patch_size = subject, reshape, patch_size
         self.detector = Detector.from_camera(camera, subject.reorient, n, generator)
         self.renderer = _RENDERERS[renderer](voxel_shift=voxel_shift, **renderer_kwargs)
         self.contrast = getattr(subject, "contrast", None)
-        density = _density_of(subject) if density is None else density
+        density = density_of(subject) if density is None else density
         self.register_buffer("density", density, persistent=persistent)
-        self.register_buffer("mask", _labels_of(subject), persistent=persistent)
+        self.register_buffer("mask", labels_of(subject), persistent=persistent)
         self.n_channels = None if self.mask is None else int(self.mask.max()) + 1
-        self._upright = _upright(subject)
+        self._upright = upright_axis(subject)
         # float64 whatever `.to(dtype)` says: kept outside the buffers and moved with the volume
         self._world_from_index = torch.as_tensor(subject.density.affine, dtype=torch.float64)
         self._index_from_world = torch.linalg.inv(self._world_from_index)
-        self._air, self._said = _Air(density), False
+        self._air, self._said = Air(density), False
 
     affine = property(
         lambda self: self._world_from_index.to(self.device),
@@ -241,7 +241,7 @@ class DRR(torch.nn.Module):
         size = self.detector.height * self.detector.width
         return 1 if self.patch_size is None else max(1, size // self.patch_size**2)
 
-    @_called
+    @with_calls
     @exactly
     def forward(
         self,
@@ -261,7 +261,7 @@ class DRR(torch.nn.Module):
         "Render the volume from a batch of poses."
         self._begin()
         _check_call(args, options)
-        pose = _as_pose(args, parameterization, convention, degrees)
+        pose = as_pose(args, parameterization, convention, degrees)
         view = self._view(pose, calibration)
         rest = self._rest(
             self._volume, len(view.pose), mask_to_channels, bone_attenuation_multiplier
@@ -270,7 +270,7 @@ class DRR(torch.nn.Module):
         out = [self.renderer.project(self._volume, part, *rest, **options) for part in parts]
         out = out[0] if len(out) == 1 else torch.cat(out, -1)
         self._warn_if_empty(out)
-        return self.reshape_transform(_light(out, beer_lambert, self.contrast))
+        return self.reshape_transform(transmitted(out, beer_lambert, self.contrast))
 
     @exactly
     def jacobian(
@@ -293,23 +293,23 @@ class DRR(torch.nn.Module):
         self._begin()
         camera, names = self.camera, tuple(intrinsics)
         if names:
-            camera = _intrinsics(camera, calibration)[1]
-            _check_intrinsics(names, camera)
+            camera = intrinsics_for(camera, calibration)[1]
+            check_intrinsics(names, camera)
         if names and isinstance(calibration, Tensor):
             raise UserError(
                 "derivatives by intrinsics are of a Camera: calibration=Camera.from_matrix(...)"
             )
-        pose = _as_pose(args, parameterization, convention, degrees)
+        pose = as_pose(args, parameterization, convention, degrees)
         with torch.no_grad():
             view = self._view(pose, calibration)
             rest = self._rest(self._volume, len(view.pose), False, bone_attenuation_multiplier)
             out, by_ends = self.renderer.project(
                 self._volume.detach(), view, *rest, with_ends=True, **options
             )
-            jacobian = _by_twist(by_ends, view, _beam(self.detector))
+            jacobian = twist_derivative(by_ends, view, beam_of(self.detector))
             if names:
                 axes = self.detector._exact[:3, :3]
-                more = _by_intrinsics(by_ends, out[:, 0], view, axes, camera, names)
+                more = camera_derivative(by_ends, out[:, 0], view, axes, camera, names)
                 jacobian = torch.cat([jacobian, more], -1)
             jacobian = self.reshape_transform(jacobian.mT.to(self.dtype))
         return self.reshape_transform(out), jacobian.movedim(1, -1)
@@ -328,7 +328,7 @@ class DRR(torch.nn.Module):
         self._begin()
         source, target = source.to(density.device), target.to(density.device)
         length = (target - source).norm(dim=-1)
-        source, target = _to_index(self.affine_inverse, source), _to_index(
+        source, target = apply_affine(self.affine_inverse, source), apply_affine(
             self.affine_inverse, target
         )
         rest = self._rest(density, len(target), mask_to_channels, bone_attenuation_multiplier)
@@ -350,12 +350,12 @@ class DRR(torch.nn.Module):
         parallel beam, through the whole volume.
         """
         self._check_place(pose)
-        camera, beam = _intrinsics(self.camera, calibration)[1], _beam(self.detector)
+        camera, beam = intrinsics_for(self.camera, calibration)[1], beam_of(self.detector)
         if not camera.parallel:
             return self.detector.rays(pose.double(), calibration)
-        pose = RigidTransform._of(_held(pose.matrix.double(), beam))
+        pose = RigidTransform._of(held_along(pose.matrix.double(), beam))
         source, target = self.detector.rays(pose, calibration)
-        near, far = _reach(pose.matrix, beam, self.affine, self._volume.shape).unbind(-1)
+        near, far = parallel_reach(pose.matrix, beam, self.affine, self._volume.shape).unbind(-1)
         ahead = (pose.matrix[:, :3, :3].double() @ beam)[:, None]
         return (
             source + near[:, None, None] * ahead,
@@ -447,7 +447,7 @@ class DRR(torch.nn.Module):
         if (
             self._air.lent
             and not torch.compiler.is_compiling()
-            and _alone(self._buffers, "density")
+            and held_alone(self._buffers, "density")
         ):
             self._air.forget()
             self._air.lent = False
@@ -519,7 +519,7 @@ class DRR(torch.nn.Module):
         for voxels, kind in zip((self._volume, self.mask), before):
             moved = voxels is not None and voxels.device.type != kind
             if moved and not voxels.is_inference():  # a copy of its own, on another device
-                voxels.data = _in_order(voxels.data, self._upright)
+                voxels.data = in_memory_order(voxels.data, self._upright)
         # beside the volume, so that no call has to bring them there
         self._world_from_index, self._index_from_world = self.affine, self.affine_inverse
         self.volume_changed_()
@@ -541,12 +541,12 @@ class DRR(torch.nn.Module):
                 " the same number or 1"
             )
         camera, beam, matrix = (
-            _intrinsics(self.camera, calibration)[1],
-            _beam(self.detector),
+            intrinsics_for(self.camera, calibration)[1],
+            beam_of(self.detector),
             pose.matrix,
         )
         if camera.parallel:
-            matrix = _held(matrix, beam)
+            matrix = held_along(matrix, beam)
         view = View(
             matrix.expand(max(len(pose), len(centres)), 4, 4),
             self.affine_inverse,
@@ -557,7 +557,7 @@ class DRR(torch.nn.Module):
         if not camera.parallel:
             return view
         # B 1 1 each
-        near, far = _reach(pose.matrix, beam, self.affine, self._volume.shape)[
+        near, far = parallel_reach(pose.matrix, beam, self.affine, self._volume.shape)[
             :, None, :, None
         ].unbind(2)
         through = (far - near)[..., 0].expand(-1, centres.shape[1])
@@ -578,12 +578,12 @@ class DRR(torch.nn.Module):
                 "mask_to_channels needs a label map, and this subject has none: read(...,"
                 " labelmap=...)"
             )
-        if mask_to_channels and self.n_channels is not None and self.n_channels > _LABELS_MAX:
+        if mask_to_channels and self.n_channels is not None and self.n_channels > LABELS_MAX:
             raise UserError(
                 "mask_to_channels makes a channel of every number up to the largest label, which"
                 f" is {self.n_channels - 1}: number the structures anew, 1, 2, 3, ..."
             )
-        pieces = _contrast_map(self.contrast, multiplier, batch, self.device)
+        pieces = contrast_map(self.contrast, multiplier, batch, self.device)
         return (
             self.mask if mask_to_channels else None,
             self.n_channels if mask_to_channels else None,

@@ -17,7 +17,7 @@ from ..renderers.backends import load_kernels
 from ..renderers.requests import View
 
 # %% ../../notebooks/api/068_drr_rays.ipynb #5c1e1a30
-def _to_index(
+def apply_affine(
     matrix: Tensor,  # 4 4 index from world
     points: Tensor,  # B N 3 [mm]
 ) -> Tensor:  # B N 3, same dtype as the matrix
@@ -26,12 +26,12 @@ def _to_index(
     return torch.stack([x * row[0] + y * row[1] + z * row[2] + row[3] for row in matrix[:3]], -1)
 
 # %% ../../notebooks/api/068_drr_rays.ipynb #a1e00007
-def _beam(detector: Detector) -> Tensor:  # 3, float64, of length one
+def beam_of(detector: Detector) -> Tensor:  # 3, float64, of length one
     "Direction of the viewing axis in the frame that a pose takes to the world."
     return detector._exact[:3, 2]
 
 
-def _held(matrix: Tensor, beam: Tensor) -> Tensor:  # B 4 4
+def held_along(matrix: Tensor, beam: Tensor) -> Tensor:  # B 4 4
     """Poses as they are, without a derivative along a parallel beam (3, in their frame): an
     optimiser would follow its rounding.
     """
@@ -48,7 +48,7 @@ def _held(matrix: Tensor, beam: Tensor) -> Tensor:  # B 4 4
     )
 
 
-def _reach(
+def parallel_reach(
     matrix: Tensor,  # B 4 4, poses
     beam: Tensor,  # 3
     affine: Tensor,  # 4 4 world from index, float64
@@ -59,12 +59,12 @@ def _reach(
     """
     matrix = matrix.detach().double()
     ends = [torch.arange(2, dtype=torch.float64, device=affine.device) * (n + 3) - 2 for n in shape]
-    corners = _to_index(affine, torch.cartesian_prod(*ends))  # 8 3, a voxel outside
+    corners = apply_affine(affine, torch.cartesian_prod(*ends))  # 8 3, a voxel outside
     depth = ((corners - matrix[:, None, :3, 3]) * (matrix[:, :3, :3] @ beam)[:, None]).sum(-1)
     return torch.stack([depth.amin(1), depth.amax(1)], -1)
 
 # %% ../../notebooks/api/068_drr_rays.ipynb #a1e00009
-def _by_twist(
+def twist_derivative(
     # B N 6, derivatives by both ends of each ray in index coordinates: [source, target]
     by_ends: Tensor,
     view: View,
@@ -102,7 +102,7 @@ def _by_twist(
 INTRINSICS = ("sdd", "x0", "y0", "delx", "dely")  # of a Camera, by which an image has a derivative
 
 
-def _check_intrinsics(names: tuple[str, ...], camera: Camera) -> None:
+def check_intrinsics(names: tuple[str, ...], camera: Camera) -> None:
     "Refuse what an image has no derivative by."
     unknown = [name for name in names if name not in INTRINSICS]
     if unknown:
@@ -119,8 +119,8 @@ def _signs(camera: Camera) -> tuple[int, int]:
     return 1 if camera.reverse_x_axis else -1, -1 if camera.reverse_y_axis else 1
 
 
-def _by_intrinsics(
-    by_ends: Tensor,  # B N 6, as for `_by_twist`
+def camera_derivative(
+    by_ends: Tensor,  # B N 6, as for `twist_derivative`
     image: Tensor,  # B N, the values
     view: View,
     axes: Tensor,  # 3 3, columns right, up and ahead in the frame that a pose takes to the world
@@ -155,11 +155,11 @@ def _by_intrinsics(
     return torch.stack(parts, -1)
 
 # %% ../../notebooks/api/068_drr_rays.ipynb #308617dc
-def _camera_from_twist(
+def camera_from_twist(
     jacobian: Tensor,  # B N 6, by a left twist [omega, v]
     pose: Tensor,  # B 4 4
     pixels: Tensor,  # 1|B N 3, in the frame that a pose takes to the world
-    axes: Tensor,  # 3 3, as for `_by_intrinsics`
+    axes: Tensor,  # 3 3, as for `camera_derivative`
     camera: Camera,
 ) -> Tensor:  # B N 3, by sdd, x0 and y0
     "Derivatives by the camera, of rays that end beyond the volume."

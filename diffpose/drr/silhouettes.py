@@ -9,7 +9,7 @@ __all__ = ['silhouette']
 import torch
 from torch import Tensor
 
-from .calls import _as_pose
+from .calls import as_pose
 from .module import DRR
 from ..errors import UserError
 from ..pose import RigidTransform
@@ -31,7 +31,7 @@ def silhouette(
         )
     with torch.no_grad():
         solid, view = (drr._volume != 0).to(drr.dtype), drr._view(
-            _as_pose((pose,), None, None, False)
+            as_pose((pose,), None, None, False)
         )
         seen = (
             drr.reshape_transform(

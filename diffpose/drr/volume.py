@@ -20,17 +20,17 @@ from ..kernels.reference import bounding_box
 from ..renderers.backends import load_kernels
 
 # %% ../../notebooks/api/066_drr_volume.ipynb #ae1ae256
-_LABELS_MAX = 2**15 - 1  # of int16, as which the kernels take labels
+LABELS_MAX = 2**15 - 1  # of int16, as which the kernels take labels
 
 
-def _upright(subject: torchio.Subject) -> int:
+def upright_axis(subject: torchio.Subject) -> int:
     "The axis of voxels along which an image's columns run, however the C-arm is turned."
     up = torch.as_tensor(subject.reorient, dtype=torch.float64)[:3, 1]
     axes = torch.as_tensor(subject.density.affine, dtype=torch.float64)[:3, :3]
     return int((up @ (axes / axes.norm(dim=0))).abs().argmax())
 
 
-def _in_order(voxels: Tensor, upright: int) -> Tensor:  # X Y Z
+def in_memory_order(voxels: Tensor, upright: int) -> Tensor:  # X Y Z
     "Voxels in the order in memory that kernels of their device read best; perhaps as they are."
     others = [axis for axis in (2, 1, 0) if axis != upright]
     order = [upright, *others] if voxels.device.type == "cpu" else [*others, upright]
@@ -38,7 +38,7 @@ def _in_order(voxels: Tensor, upright: int) -> Tensor:  # X Y Z
 
 
 # X Y Z, at bone multiplier 1 if the subject knows its contrast
-def _density_of(subject: torchio.Subject) -> Tensor:
+def density_of(subject: torchio.Subject) -> Tensor:
     "The volume that is rendered. Contrast other than 1 is applied to samples, not to voxels."
     contrast = getattr(subject, "contrast", None)
     if isinstance(contrast, Contrast) and contrast.multiplier != 1.0:
@@ -50,11 +50,11 @@ def _density_of(subject: torchio.Subject) -> Tensor:
 
 def _copied(voxels: Tensor, subject: torchio.Subject) -> Tensor:
     "A copy of a subject's voxels in the order that kernels read best."
-    copy = _in_order(voxels, _upright(subject))
+    copy = in_memory_order(voxels, upright_axis(subject))
     return copy.clone() if copy.data_ptr() == voxels.data_ptr() else copy
 
 
-def _labels_of(subject: torchio.Subject) -> Tensor | None:  # X Y Z
+def labels_of(subject: torchio.Subject) -> Tensor | None:  # X Y Z
     "The label map, in int16 if that holds its largest label; None if the subject has none."
     if getattr(subject, "mask", None) is None:
         return None
@@ -64,11 +64,11 @@ def _labels_of(subject: torchio.Subject) -> Tensor | None:  # X Y Z
             "labels are 0 (background) and above, and the label map goes down to"
             f" {int(labels.min())}"
         )
-    small = not labels.numel() or labels.max() <= _LABELS_MAX
+    small = not labels.numel() or labels.max() <= LABELS_MAX
     return _copied(labels.to(torch.int16 if small else torch.int32), subject)
 
 # %% ../../notebooks/api/066_drr_volume.ipynb #a1e00002
-def _alone(tensors: dict[str, Tensor | None], name: str) -> bool:
+def held_alone(tensors: dict[str, Tensor | None], name: str) -> bool:
     "Does nobody but this dict hold a tensor, a view of it, or its memory?"
     if tensors.get(name) is None:
         return False
@@ -84,7 +84,7 @@ def _alone(tensors: dict[str, Tensor | None], name: str) -> bool:
     return holders[0] == holders[1] and owners[0] == owners[1]
 
 
-class _Air:
+class Air:
     """What of a volume is not empty, as a kernel wants to know it: found once, and again whenever
     the volume may have changed.
     """
@@ -97,7 +97,7 @@ class _Air:
         self.lent = False  # may somebody else hold the volume, and write into it unseen?
 
     def __reduce__(self):
-        return _Air, ()  # the volume of a copy counts its changes anew
+        return Air, ()  # the volume of a copy counts its changes anew
 
     def of(self, volume: Tensor, backend: str) -> Tensor | None:
         "Of a volume as it is now; None where no kernel asks, or where it cannot be looked at now."

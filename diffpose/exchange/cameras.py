@@ -209,7 +209,7 @@ def _as_opencv(path: Path, found: dict[str, Any]) -> XrayGeometry | None:
 
 def _extrinsics(path: Path, said: dict[str, Any]) -> np.ndarray:  # n 4 4
     "Matrices of rotations, or rotation vectors, and translations, in OpenCV's shapes."
-    from diffpose.calibration.formats import _world_to_camera
+    from diffpose.calibration.formats import opencv_extrinsics
 
     if "R" in said and "t" in said:
         R, t = (np.array(said[name], dtype=np.float64) for name in ("R", "t"))
@@ -220,7 +220,7 @@ def _extrinsics(path: Path, said: dict[str, Any]) -> np.ndarray:  # n 4 4
         if t.shape == (1, 3):
             t = t.reshape(3)
         try:
-            R, t = (x.numpy() for x in _world_to_camera(R, t))
+            R, t = (x.numpy() for x in opencv_extrinsics(R, t))
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None
         both = np.tile(np.eye(4), (len(R), 1, 1))

@@ -18,16 +18,16 @@ from torch import Tensor
 
 from .. import deepfluoro
 from ..calibration import Camera, Detector, reorientation
-from ..data.containers import _hdf5_value
-from ..data.patients import _world_from_scan
-from ..deepfluoro.datasets import _one_of, _projections, _Stored
+from ..data.containers import hdf5_value
+from ..data.patients import scan_to_world
+from ..deepfluoro.datasets import StoredDataset, index_among, landmark_projections
 from ..errors import UserError
 from ..images import resize_image
 from .images import angiogram, preprocess
 from diffpose.ljubljana.layout import (
-    _FIX,
     ALL_VIEWS,
     FIRST_PIXEL,
+    GET_AGAIN,
     PIXEL_MM,
     SUBJECTS,
     THRESHOLD,
@@ -50,7 +50,7 @@ class _View(NamedTuple):
     extrinsic: np.ndarray  # 4 4, of the file
 
 
-class LjubljanaDataset(_Stored):
+class LjubljanaDataset(StoredDataset):
     """Angiograms of one patient with their poses: `[idx]` is (image 1 1 H W, RigidTransform).
     Loaders take it with batch_size=None. Raises ValueError for a file that is not what it should
     be.
@@ -83,14 +83,14 @@ class LjubljanaDataset(_Stored):
             raise UserError(
                 f"views are some of {', '.join(ALL_VIEWS)}, such as views=('ap',), not {views!r}"
             )
-        super().__init__(find_file(filename), _FIX)
+        super().__init__(find_file(filename), GET_AGAIN)
         check_layout(self.file, (id_number,), views)
         self.id_number, self.name, self.views = id_number, f"subject{id_number:02d}", tuple(views)
         self.preprocess, self.threshold, self.vessels = preprocess, threshold, vessels
         group = self.file[self.name]
         self._affine = self._grid(group["volume"])
-        self._points = np.asarray(_hdf5_value(group["points"]), np.float64)
-        world_from_scan = _world_from_scan(None, True, group["volume/pixels"].shape, self._affine)
+        self._points = np.asarray(hdf5_value(group["points"]), np.float64)
+        world_from_scan = scan_to_world(None, True, group["volume/pixels"].shape, self._affine)
         self.scan_from_world = world_from_scan.inverse()
         self.fiducials = world_from_scan(torch.from_numpy(self._points)[None]).float()
         self._taken = [
@@ -101,14 +101,14 @@ class LjubljanaDataset(_Stored):
     def _grid(volume) -> np.ndarray:
         "Affine of the stored voxels, of which x runs backwards, once they are turned round."
         affine = np.eye(4)
-        affine[:3, :3] *= np.asarray(_hdf5_value(volume["spacing"]), np.float64).reshape(-1)
-        affine[:3, 3] = np.asarray(_hdf5_value(volume["origin"]), np.float64).reshape(-1)
+        affine[:3, :3] *= np.asarray(hdf5_value(volume["spacing"]), np.float64).reshape(-1)
+        affine[:3, 3] = np.asarray(hdf5_value(volume["origin"]), np.float64).reshape(-1)
         return affine
 
     def _view(self, group, height: int | None, first_pixel: float) -> _View:
         "Read how an image was taken."
         K, extrinsic, delx, dely = (
-            np.asarray(_hdf5_value(group[name]), np.float64)
+            np.asarray(hdf5_value(group[name]), np.float64)
             for name in ("intrinsic", "extrinsic", "col-spacing", "row-spacing")
         )
         stored, pose = view_of_file(
@@ -128,7 +128,7 @@ class LjubljanaDataset(_Stored):
         return _View(stored, camera, pose, K, extrinsic)
 
     def _of(self, idx: int) -> int:
-        return _one_of(idx, len(self), self.name)
+        return index_among(idx, len(self), self.name)
 
     def __len__(self) -> int:
         return len(self.views)
@@ -153,7 +153,7 @@ class LjubljanaDataset(_Stored):
     def subject(self) -> torchio.Subject:
         "Vessels and points; orientation AP. See `angiogram`."
         values = torch.from_numpy(
-            _hdf5_value(self.file[f"{self.name}/volume/pixels"])[::-1].astype(np.float32)
+            hdf5_value(self.file[f"{self.name}/volume/pixels"])[::-1].astype(np.float32)
         )
         return angiogram(values, self._affine, self._points, self.threshold)
 
@@ -162,13 +162,13 @@ class LjubljanaDataset(_Stored):
         """Points (column, row) under the true pose and under another, in pixels of the image that
         `[idx]` gives.
         """
-        return _projections(
+        return landmark_projections(
             self.detector_of(idx), self.fiducials, self.pose(idx, torch.float64), pose
         )
 
     def __getitem__(self, index: int) -> tuple[Tensor, RigidTransform]:
         k = self._of(index)
-        pixels = _hdf5_value(self.file[f"{self.name}/proj-{self.views[k]}/pixels"])
+        pixels = hdf5_value(self.file[f"{self.name}/proj-{self.views[k]}/pixels"])
         image, camera = (
             torch.from_numpy(pixels.astype(np.float32))[None, None],
             self._taken[k].camera,

@@ -15,8 +15,8 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from ..calibration import reorientation
-from ..data.patients import _world_from_scan
-from ..deepfluoro.images import _size, _stretch
+from ..data.patients import scan_to_world
+from ..deepfluoro.images import size_of, stretched
 from ..errors import UserError
 from ..guards import shaped
 from ..images import resize_image
@@ -43,7 +43,7 @@ def angiogram(
             f" {values.max():g}"
         )
     world = (
-        _world_from_scan(None, True, values.shape, affine)
+        scan_to_world(None, True, values.shape, affine)
         if world_from_scan is None
         else world_from_scan.double()
     )
@@ -94,4 +94,4 @@ def preprocess(
         )
     elif vessels == "bright":
         signal = -signal
-    return _stretch(resize_image(signal, *_size(image, size)).clamp(min=0))
+    return stretched(resize_image(signal, *size_of(image, size)).clamp(min=0))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..calibration import Camera, from_opencv, reorientation
 from ..data import cache_dir
-from ..deepfluoro.layout import _find_file
+from ..deepfluoro.layout import find_one_file
 from ..errors import UserError
 from ..guards import shaped
 from ..pose import RigidTransform, convert
@@ -39,11 +39,11 @@ HOME = "https://lit.fe.uni-lj.si/en/research/resources/3D-2D-GS-CA/"  # of the i
 # says where the HDF5 file made of them is
 READER = "https://github.com/eigenvivek/DiffDRR-Datasets"
 FILE_VARIABLE = "DIFFPOSE_LJUBLJANA"  # environment variable: the file, or the folder that holds it
-_FIX = (
+GET_AGAIN = (
     f"get it again (the authors' images are at {HOME}, the file made of them is named at {READER};"
     f" {LICENCE}), or write a synthetic one with `diffpose.ljubljana.write_twin`"
 )
-_GET = _FIX.replace("get it again", "Get it", 1)
+GET_IT = GET_AGAIN.replace("get it again", "Get it", 1)
 
 # %% ../../notebooks/api/086_ljubljana_layout.ipynb #95fa7b6c
 def find_file(
@@ -53,12 +53,12 @@ def find_file(
     """The data set's file: the argument, else the environment variable DIFFPOSE_LJUBLJANA, else the
     cache folder. Raises FileNotFoundError that says where to get it.
     """
-    return _find_file(
+    return find_one_file(
         filename,
         FILE_VARIABLE,
         cache_dir() / "ljubljana" / FILE_NAME,
         "the Ljubljana data set",
-        _GET,
+        GET_IT,
     )
 
 # %% ../../notebooks/api/086_ljubljana_layout.ipynb #dbfa024d

@@ -16,15 +16,15 @@ import torch
 import torchio
 
 from ..calibration import Camera, Detector
-from ..deepfluoro.checking import _Findings, _open
+from ..deepfluoro.checking import Findings, open_hdf5
 from ..drr import DRR
 from ..errors import UserError, extra
-from ..files import _Unbroken, save_atomically
+from ..files import Unbroken, save_atomically
 from .images import angiogram
 from diffpose.ljubljana.layout import (
-    _FIX,
-    _GET,
     ALL_VIEWS,
+    GET_AGAIN,
+    GET_IT,
     PIXEL_MM,
     SIZE_PX,
     SUBJECTS,
@@ -293,7 +293,7 @@ def write_twin(
         )
 
     def write(part: Path) -> None:
-        with _Unbroken(part, "w+") as disk, h5py.File(disk, "w") as file, tqdm(
+        with Unbroken(part, "w+") as disk, h5py.File(disk, "w") as file, tqdm(
             total=len(ALL_VIEWS) * len(subjects), unit="image", disable=not progress
         ) as bar:
             file.attrs["synthetic"] = (
@@ -318,7 +318,7 @@ def write_twin(
     return path
 
 # %% ../../notebooks/api/088_ljubljana_twin.ipynb #ca922aba
-def _check_volume(found: _Findings, subject) -> None:
+def _check_volume(found: Findings, subject) -> None:
     "3D-DSA and points."
     volume = found.find(subject, "volume", "group")
     spacing = found.array(volume, "spacing", (3,))
@@ -341,7 +341,7 @@ def _check_volume(found: _Findings, subject) -> None:
             )
 
 
-def _check_view(found: _Findings, subject, view: str) -> None:
+def _check_view(found: Findings, subject, view: str) -> None:
     "One image with its camera."
     group = found.find(subject, f"proj-{view}", "group")
     found.rigid(group, "extrinsic", mirrored=True)
@@ -379,9 +379,9 @@ def check_layout(
 ) -> tuple:  # numbers of the subjects
     "See that a file has the data set's layout; a ValueError lists what is missing or wrong."
     if isinstance(file, (str, os.PathLike)):
-        with _open(find_file(file), _FIX) as opened:
+        with open_hdf5(find_file(file), GET_AGAIN) as opened:
             return check_layout(opened, subjects, views)
-    found = _Findings()
+    found = Findings()
     numbers = (
         tuple(n for n in SUBJECTS if f"subject{n:02d}" in file)
         if subjects is None
@@ -395,5 +395,5 @@ def check_layout(
             _check_volume(found, subject)
             for view in views:
                 _check_view(found, subject, view)
-    found.refuse(file, "the Ljubljana data set", "Patients", iter(file), _GET)
+    found.refuse(file, "the Ljubljana data set", "Patients", iter(file), GET_IT)
     return numbers

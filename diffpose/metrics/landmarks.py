@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError, UserTypeError
 from ..guards import exactly, shaped
-from .poses import _batch, _pair, double_geodesic_se3
+from .poses import check_pair, double_geodesic_se3, joint_batch
 from ..pose import RigidTransform
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _targets(
     name: str, pose_true: RigidTransform, pose_pred: RigidTransform, points: Tensor
 ) -> tuple[RigidTransform, RigidTransform, Tensor]:
     "Poses and points in the widest dtype; refuses points that do not fit the poses."
-    pose_true, pose_pred = _pair(name, pose_true, pose_pred)
+    pose_true, pose_pred = check_pair(name, pose_true, pose_pred)
     sizes = {len(pose_true), len(pose_pred), len(points)} - {1}
     if len(sizes) > 1 or not points.shape[1]:
         raise UserError(
@@ -81,7 +81,7 @@ def _image_shift(
 ) -> Tensor:
     "Difference of the points' pixels (column, row) under the two poses, B N 2."
     project = _projection(camera)
-    n = _batch(pose_true, pose_pred, points)
+    n = joint_batch(pose_true, pose_pred, points)
     true, pred = (
         project(p.expand(n) if len(p) != n else p, points.expand(n, -1, -1))
         for p in (pose_true, pose_pred)

@@ -40,8 +40,8 @@ def geodesic_translation(
     "Length of the difference of two translations."
     return (t1 - t2).norm(dim=-1)
 
-# %% ../../notebooks/api/075_metrics_poses.ipynb #e0caf176
-def _pair(
+# %% ../../notebooks/api/075_metrics_poses.ipynb #4aabe86c
+def check_pair(
     name: str, pose_1: RigidTransform, pose_2: RigidTransform
 ) -> tuple[RigidTransform, RigidTransform]:
     "Both in the wider dtype; refuses batches that cannot be paired."
@@ -59,11 +59,11 @@ def _pair(
     return pose_1.to(dtype), pose_2.to(dtype)
 
 
-def _batch(*batched) -> int:
+def joint_batch(*batched) -> int:
     "Size of the batch that batches of one join: it may be empty."
     return next((len(x) for x in batched if len(x) != 1), 1)
 
-
+# %% ../../notebooks/api/075_metrics_poses.ipynb #e0caf176
 @exactly
 @shaped
 def geodesic_se3(
@@ -71,7 +71,7 @@ def geodesic_se3(
     pose_2: RigidTransform,  # B poses, or 1
 ) -> Float[Tensor, "_"]:  # mm and rad mixed
     "Length of the twist between two poses, in the logarithm of SE(3)."
-    pose_1, pose_2 = _pair("geodesic_se3", pose_1, pose_2)
+    pose_1, pose_2 = check_pair("geodesic_se3", pose_1, pose_2)
     return pose_2.compose(pose_1.inverse()).get_se3_log().norm(dim=-1)
 
 # %% ../../notebooks/api/075_metrics_poses.ipynb #22ae3a0d
@@ -92,14 +92,14 @@ def double_geodesic_se3(
     eps: float | int = 0.0,  # added under the root [mm²]; 1e-6 is what the predecessor did
 ) -> DoubleGeodesicErrors:
     "Rotation and translation error between two poses, both as lengths, and both together."
-    pose_1, pose_2 = _pair("double_geodesic_se3", pose_1, pose_2)
+    pose_1, pose_2 = check_pair("double_geodesic_se3", pose_1, pose_2)
     if not (sdd > 0 and math.isfinite(sdd) and eps >= 0):
         raise UserError(
             "sdd is a distance in mm and must be positive, eps must not be negative, got"
             f" sdd={sdd}, eps={eps}"
         )
     (R1, t1), (R2, t2) = ((pose.rotation, pose.convert("matrix")[1]) for pose in (pose_1, pose_2))
-    n = _batch(pose_1, pose_2)
+    n = joint_batch(pose_1, pose_2)
     angular = sdd / 2 * geodesic_so3(R1.expand(n, 3, 3), R2.expand(n, 3, 3))
     translational = geodesic_translation(t1.expand(n, 3), t2.expand(n, 3))
     both = torch.stack([angular, translational, torch.full_like(angular, math.sqrt(eps))], -1)

@@ -203,7 +203,7 @@ SACRAL_CENTRES = np.array(
 S1_UP = np.array([0, 0.62, 0.78])  # normal of the endplate of S1
 
 
-def _mirrored(elements: np.ndarray) -> np.ndarray:
+def mirrored(elements: np.ndarray) -> np.ndarray:
     "The elements and their mirror images."
     return np.concatenate([elements, placed(elements, lambda p: p * [-1.0, 1, 1])])
 
@@ -272,12 +272,12 @@ def sacrum() -> Shape:
     bone = (
         Shape()
         .add(*bodies)
-        .add(_mirrored(plate(ala, cortex=1.0, core=130.0, refine=3)), blend=4)
+        .add(mirrored(plate(ala, cortex=1.0, core=130.0, refine=3)), blend=4)
         .add(plate(roof, cortex=0.7, core=160.0), blend=4)
     )
-    for part in (crest, _mirrored(flanks), _mirrored(facets)):
+    for part in (crest, mirrored(flanks), mirrored(facets)):
         bone = bone.add(part, blend=4)
-    return bone.cut(canal, blend=2).cut(_mirrored(_foramina()), blend=2)
+    return bone.cut(canal, blend=2).cut(mirrored(_foramina()), blend=2)
 
 # %% ../../notebooks/api/038_phantom_bones.ipynb #4e12f95b
 def coccyx() -> Shape:
@@ -330,7 +330,7 @@ def vertebra() -> Shape:
     )
     bone = Shape().add(body)
     for part in (pedicle, lamina, spinous, transverse, upper, lower):
-        bone = bone.add(_mirrored(part), blend=3)
+        bone = bone.add(mirrored(part), blend=3)
     # vertebral canal
     return bone.cut(
         tube([(0, -26, -40, 9.0), (0, -25.5, 0, 8.2), (0, -26, 40, 9.0)], cortex=1.0), blend=2

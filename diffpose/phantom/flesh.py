@@ -8,23 +8,25 @@ __all__ = []
 # %% ../../notebooks/api/040_phantom_flesh.ipynb #baec1562
 import numpy as np
 
-from .bones import _mirrored
+from .bones import mirrored
 from .painting import Tissue
-from .people import Specimen, _cores, _place
-from .solids import Shape, _spline, ball, grown, placed, plate, tube
+from .people import Specimen, bone_cores, placed_in
+from .solids import Shape, spline_weights, ball, grown, placed, plate, tube
 from ..guards import shaped
 
 # %% ../../notebooks/api/040_phantom_flesh.ipynb #cd0ac940
 def _flesh(shape: Shape, core: float, skin: float = 0.0, **kwargs) -> Tissue:
     "A soft tissue of one density (HU), perhaps under a skin or wall (mm)."
-    return Tissue(shape.each(lambda e: _cores(e, lambda c: np.full_like(c, core), skin)), **kwargs)
+    return Tissue(
+        shape.each(lambda e: bone_cores(e, lambda c: np.full_like(c, core), skin)), **kwargs
+    )
 
 
 def _trunk(who: Specimen) -> list[Tissue]:
     "Skin over fat over muscle, and the abdominal cavity."
     core = [ball((0, -2, 140), (150, 98, 260)), ball((0, -8, 15), (163, 100, 130))]
-    seat = [_mirrored(ball((62, -62, -5), (66, 55, 72)))]
-    legs = [_mirrored(tube([(92, -2, -30, 70), (90, 8, -330, 58)], refine=2))]
+    seat = [mirrored(ball((62, -62, -5), (66, 55, 72)))]
+    legs = [mirrored(tube([(92, -2, -30, 70), (90, 8, -330, 58)], refine=2))]
 
     def outline(by):
         shape = Shape()
@@ -65,7 +67,7 @@ def _hip_flexors() -> Tissue:
         ]
     )
     return _flesh(
-        Shape().add(_mirrored(psoas)).add(_mirrored(iliacus), blend=6),
+        Shape().add(mirrored(psoas)).add(mirrored(iliacus), blend=6),
         55,
         texture=0.14,
         grain=(1, 1, 3),
@@ -79,7 +81,7 @@ def _gut(points, rng, bumps: int) -> np.ndarray:
     points = np.array(
         [(*(np.array(p[:3]) + rng.normal(0, 5, 3)), p[3] * rng.uniform(0.85, 1.15)) for p in points]
     )
-    path = _spline(len(points), 2 * bumps) @ points
+    path = spline_weights(len(points), 2 * bumps) @ points
     path[:, 3] *= 1 + 0.16 * (-1.0) ** np.arange(len(path)) + rng.normal(0, 0.05, len(path))
     return path
 
@@ -121,12 +123,12 @@ def _bowel(who: Specimen) -> list[Tissue]:
         walk = np.cumsum(rng.normal(0, 1, (9, 3)) * (26, 14, 20), 0)
         middle = rng.uniform(-1, 1, 3) * (55, 26, 55) + (0, 30, 120)
         loops.append(
-            _spline(9, 3)
+            spline_weights(9, 3)
             @ np.concatenate([middle + walk - walk.mean(0), rng.uniform(8, 12, (9, 1))], 1)
         )
     bladder = ball((rng.normal(0, 4), 34, 14), (36 + rng.normal(0, 4), 28, 24 + rng.normal(0, 5)))
     organs = Shape().add(
-        bladder, ball((0, 2, 20), (24, 18, 22)), _mirrored(ball((62, -34, 222), (27, 22, 48)))
+        bladder, ball((0, 2, 20), (24, 18, 22)), mirrored(ball((62, -34, 222), (27, 22, 48)))
     )
     gas = [b for path in colon for b in _bubbles(path, rng, who.gas)] + [
         b for path in loops for b in _bubbles(path, rng, 0.35 * who.gas)
@@ -151,7 +153,7 @@ def soft_tissue(who: Specimen) -> list:
     """Everything around the bones as `Tissue`, in the order it is painted; the skin comes first and
     tilts less than the pelvis.
     """
-    flat, tilted = _place(who, tilt=0.3), _place(who)
+    flat, tilted = placed_in(who, tilt=0.3), placed_in(who)
     return [
         t.each(lambda e, to=to: placed(e, to))
         for parts, to in ((_trunk(who), flat), ([_hip_flexors(), *_bowel(who)], tilted))

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from .solids import Shape, _jit, _slice, bounds
+from .solids import Shape, compiled_solid, solid_slice, bounds
 from ..guards import shaped
 
 # %% ../../notebooks/api/037_phantom_painting.ipynb #b737fc10
@@ -34,7 +34,7 @@ class Tissue(NamedTuple):
         return self._replace(shape=self.shape.each(change))
 
 # %% ../../notebooks/api/037_phantom_painting.ipynb #339c61cb
-@_jit
+@compiled_solid
 def _noise(lattice, u, v, w):
     "Trilinear interpolation of a periodic lattice of normal deviates."
     n = lattice.shape[0] - 1  # one less than a power of two: `& n` wraps
@@ -51,14 +51,14 @@ def _noise(lattice, u, v, w):
     return low * (1 - u) + high * u
 
 
-@_jit
+@compiled_solid
 def _inside(depth, width):
     "Share of a voxel behind a surface that lies `depth` mm in front of its centre."
     s = min(max(0.5 + 0.5 * depth / width, 0.0), 1.0)
     return s * s * (3.0 - 2.0 * s)
 
 # %% ../../notebooks/api/037_phantom_painting.ipynb #3d8c4c76
-@_jit
+@compiled_solid
 def _paint(start, stop, hu, labels, grid, shape, grains, look):
     """Paint one tissue over what is there, on the slices start <= i < stop: cortex and core,
     weighted by the share of each voxel they fill.
@@ -75,7 +75,7 @@ def _paint(start, stop, hu, labels, grid, shape, grains, look):
     )
     for i in range(start, stop):
         x = origin[0] + i * h[0]
-        _slice(elements, reach, joins, x, oy, oz, h[1], h[2], d, t, c)
+        solid_slice(elements, reach, joins, x, oy, oz, h[1], h[2], d, t, c)
         for j in range(ny):
             for k in range(nz):
                 if d[j, k] > width + 4.0 * rough:
@@ -105,7 +105,7 @@ def _paint(start, stop, hu, labels, grid, shape, grains, look):
                     labels[I, J, K] = label
 
 # %% ../../notebooks/api/037_phantom_painting.ipynb #8e3d72bc
-def _rotation(x=0.0, y=0.0, z=0.0) -> np.ndarray:
+def rotation_of(x=0.0, y=0.0, z=0.0) -> np.ndarray:
     "Rotation by angles in degrees about x, then y, then z."
     (cx, cy, cz), (sx, sy, sz) = np.cos(np.radians([x, y, z])), np.sin(np.radians([x, y, z]))
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -139,7 +139,7 @@ def paint(
                 ]
             )
             box = np.clip(box, 0, hu.shape).astype(np.int64)
-            grain = _rotation(31, 17, 43) / (2.4 * np.array(tissue.grain))
+            grain = rotation_of(31, 17, 43) / (2.4 * np.array(tissue.grain))
             look = (
                 tissue.shell,
                 tissue.texture,

@@ -23,7 +23,7 @@ from diffpose.phantom.bones import (
     sacrum,
     vertebra,
 )
-from .painting import Tissue, _rotation
+from .painting import Tissue, rotation_of
 from .solids import SWEPT, Shape, barrel, grown, placed
 
 # %% ../../notebooks/api/039_phantom_people.ipynb #f8fe2040
@@ -69,7 +69,7 @@ def specimen(seed: int) -> Specimen:
     )
 
 # %% ../../notebooks/api/039_phantom_people.ipynb #8513b87d
-def _place(who: Specimen, left: bool = False, tilt: float = 1.0) -> Callable:
+def placed_in(who: Specimen, left: bool = False, tilt: float = 1.0) -> Callable:
     """The map from the atlas to this person's pelvis; `tilt` is the share of the pelvic tilt that
     is applied.
     """
@@ -77,7 +77,7 @@ def _place(who: Specimen, left: bool = False, tilt: float = 1.0) -> Callable:
     waves = rng.normal(size=(6, 3))
     waves *= 2 * np.pi / rng.uniform(90, 220, (6, 1)) / np.linalg.norm(waves, axis=1, keepdims=True)
     phase, push = rng.uniform(0, 2 * np.pi, 6), rng.normal(size=(6, 3)) * who.asymmetry / 6**0.5
-    R, sex = _rotation(x=tilt * who.tilt, z=who.roll), who.female - 0.5
+    R, sex = rotation_of(x=tilt * who.tilt, z=who.roll), who.female - 0.5
 
     def place(p):
         p = p * np.array([1 + 0.06 * sex, 1.0, 1 - 0.08 * sex])
@@ -97,13 +97,13 @@ def _leg(who: Specimen, left: bool = False) -> Callable:
     however the pelvis tilts.
     """
     internal, abduction, flexion = who.femora[int(left)]
-    R, place = _rotation(z=internal) @ _rotation(y=-abduction) @ _rotation(
+    R, place = rotation_of(z=internal) @ rotation_of(y=-abduction) @ rotation_of(
         x=flexion - 0.7 * who.tilt
-    ), _place(who, left)
+    ), placed_in(who, left)
     return lambda p: place((p - FEMORAL_HEAD) @ R.T + FEMORAL_HEAD)
 
 # %% ../../notebooks/api/039_phantom_people.ipynb #ce43e34c
-def _cores(elements: np.ndarray, change: Callable, cortex: float | None = None) -> np.ndarray:
+def bone_cores(elements: np.ndarray, change: Callable, cortex: float | None = None) -> np.ndarray:
     "The elements with `change` applied to their cores, and if given another cortex."
     out, swept = elements.copy(), elements[:, 0] == SWEPT
     out[np.ix_(swept, (6, 12))], out[:, 18] = change(out[np.ix_(swept, (6, 12))]), change(
@@ -123,7 +123,7 @@ def _lumbar(who: Specimen) -> list[tuple[Shape, Shape]]:
         [(1.04, 9.5), (1.03, 10.5), (1.0, 10.0), (0.97, 9.0), (0.94, 8.5)]
     ):
         sway = who.scoliosis * np.cos(np.pi * n / 4)
-        between, R = _rotation(x=-bends[n : n + 2].mean(), y=sway), _rotation(
+        between, R = rotation_of(x=-bends[n : n + 2].mean(), y=sway), rotation_of(
             x=-bends[n + 1], y=sway, z=-sway / 2
         )
         disc = Shape().add(
@@ -157,11 +157,11 @@ def skeleton(who: Specimen) -> list:
     """Discs and bones of one person as `Tissue`, in the order they are painted; the upper sacrum
     ends between S2 and S3.
     """
-    middle = _place(who)
+    middle = placed_in(who)
 
     def bone(shape, place, **kwargs):
         dense = shape.each(
-            lambda e: _cores(
+            lambda e: bone_cores(
                 placed(e, place), lambda core: np.where(core > 0, core * who.mineral, core)
             )
         )
@@ -177,7 +177,7 @@ def skeleton(who: Specimen) -> list:
     tissues += [bone(shape, middle, label=3, grain=(1, 1, 2.5)) for shape, _ in lumbar]
     gap = grown(placed(sacrum().elements, middle), 2.2)  # the sacroiliac joint
     for left in (False, True):
-        hip = bone(hip_bone(), _place(who, left), label=1 if left else 2)
+        hip = bone(hip_bone(), placed_in(who, left), label=1 if left else 2)
         tissues += [
             hip._replace(shape=hip.shape.cut(gap, blend=1)),
             bone(femur(), _leg(who, left), label=5 if left else 6, grain=(1, 1, 3)),

@@ -18,10 +18,10 @@ from ..guards import shaped
 # %% ../../notebooks/api/036_phantom_solids.ipynb #aab2dce5
 SWEPT, BALL, BARREL = 0.0, 1.0, 2.0  # kinds of element
 FAR = 1e3  # mm, stands for "nothing is near"
-_jit = compiled(nogil=True, error_model="numpy", fastmath=True)
+compiled_solid = compiled(nogil=True, error_model="numpy", fastmath=True)
 
 
-@_jit
+@compiled_solid
 def _seen_from(a, b, c, v, w, x, y, z):
     """Distance, cortex and core, seen from the point of the triangle with barycentric coordinates
     (v, w).
@@ -40,7 +40,7 @@ def _seen_from(a, b, c, v, w, x, y, z):
     return np.sqrt(dx * dx + dy * dy + dz * dz) - radius, cortex, core
 
 
-@_jit
+@compiled_solid
 def _along(a, b, x, y, z):
     "Parameter in [0, 1] of the point of the segment ab nearest to (x, y, z)."
     dx, dy, dz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
@@ -50,7 +50,7 @@ def _along(a, b, x, y, z):
     return min(max(((x - a[0]) * dx + (y - a[1]) * dy + (z - a[2]) * dz) / length2, 0.0), 1.0)
 
 # %% ../../notebooks/api/036_phantom_solids.ipynb #d13259ba
-@_jit
+@compiled_solid
 def _swept(e, x, y, z):
     """Sphere-swept triangle; its row after the kind: three corners of (x, y, z, radius, cortex,
     core).
@@ -83,7 +83,7 @@ def _swept(e, x, y, z):
     return best
 
 # %% ../../notebooks/api/036_phantom_solids.ipynb #07b23f58
-@_jit
+@compiled_solid
 def _solid(e, x, y, z):
     """Ellipsoid or barrel; its row after the kind: centre 3, semi-axes 3, rotation 3 x 3 (columns:
     the axes), waist, cortex, core.
@@ -112,7 +112,7 @@ def _solid(e, x, y, z):
     )
 
 # %% ../../notebooks/api/036_phantom_solids.ipynb #ebfe8f62
-def _spline(n: int, refine: int) -> np.ndarray:
+def spline_weights(n: int, refine: int) -> np.ndarray:
     "Weights that turn `n` control points into a Catmull-Rom curve with `refine` points per span."
     s = np.linspace(0, n - 1, (n - 1) * refine + 1)
     i = np.minimum(s.astype(int), n - 2)
@@ -150,7 +150,7 @@ def tube(
 ) -> Float[np.ndarray, "elements 19"]:
     "A smooth curve with a radius at every point."
     p = _corners(points, cortex, core)
-    p = _spline(len(p), refine) @ p
+    p = spline_weights(len(p), refine) @ p
     return np.concatenate([np.full((len(p) - 1, 1), SWEPT), p[:-1], p[1:], p[1:]], 1)
 
 # %% ../../notebooks/api/036_phantom_solids.ipynb #97a04571
@@ -163,7 +163,9 @@ def plate(
 ) -> Float[np.ndarray, "elements 19"]:
     "A smooth curved sheet with a thickness at every point."
     p = _corners(points, cortex, core)
-    p = np.einsum("ai,bj,ijk->abk", _spline(p.shape[0], refine), _spline(p.shape[1], refine), p)
+    p = np.einsum(
+        "ai,bj,ijk->abk", spline_weights(p.shape[0], refine), spline_weights(p.shape[1], refine), p
+    )
     a, b, c, d = (q.reshape(-1, 6) for q in (p[:-1, :-1], p[:-1, 1:], p[1:, :-1], p[1:, 1:]))
     kind = np.full((2 * len(a), 1), SWEPT)
     return np.concatenate(
@@ -301,8 +303,8 @@ def placed(
     return out
 
 # %% ../../notebooks/api/036_phantom_solids.ipynb #7e49516a
-@_jit
-def _slice(elements, reach, joins, x, oy, oz, hy, hz, d, t, c):
+@compiled_solid
+def solid_slice(elements, reach, joins, x, oy, oz, hy, hz, d, t, c):
     "Distance, cortex and core of a shape on the points (x, oy + j hy, oz + k hz) of one slice."
     ny, nz = d.shape
     part = np.empty((ny, nz, 3), np.float32)
@@ -351,6 +353,6 @@ def distance(
     "Signed distance of points to the surface of a shape."
     packed, one, out = shape.packed(20.0), np.empty((3, 1, 1), np.float32), np.empty(len(points))
     for n, (x, y, z) in enumerate(points):
-        _slice(*packed, x, y, z, 1.0, 1.0, *one)
+        solid_slice(*packed, x, y, z, 1.0, 1.0, *one)
         out[n] = one[0, 0, 0]
     return out

@@ -20,7 +20,7 @@ from ..guards import shaped
 from .bones import FEMORAL_HEAD
 from .flesh import soft_tissue
 from .painting import paint
-from .people import LABELS, Specimen, _place, skeleton, specimen
+from .people import LABELS, Specimen, placed_in, skeleton, specimen
 from .solids import Shape, bounds, distance
 
 # %% ../../notebooks/api/041_phantom_volumes.ipynb #3e6ddea9
@@ -52,7 +52,7 @@ def landmarks(who: Specimen) -> Float[np.ndarray, "14 3"]:  # mm, in the order o
     out = []
     for name, point in _ATLAS_LANDMARKS.items():
         for left in (True, False):
-            p = _place(who, left)(np.array(point, float))
+            p = placed_in(who, left)(np.array(point, float))
             out.append(p if name == "FH" else _onto(bones[1 if left else 2], p))
     return np.stack(out)
 

@@ -25,7 +25,7 @@ from .pyramid import Stage, default_stages, make_level, pooling, state_of
 from .solver import at_depth, depth_of
 from .space import SearchSpace, explored
 from .starts import Job, Pool, PosePrior, Track, funnel, widen
-from .uncertainty import _landmarks, default_landmarks
+from .uncertainty import check_landmarks, default_landmarks
 from .verdict import Reason, Result, Thresholds, separation
 
 # %% ../../notebooks/api/102_registration_gauss_newton.ipynb #f9964eba
@@ -148,7 +148,7 @@ class GaussNewton:
             key = ("landmarks", None if fiducials is None else tuple(fiducials.flatten().tolist()))
             points = self._made(state, key, lambda: default_landmarks(drr))
         else:
-            points = _landmarks(landmarks)
+            points = check_landmarks(landmarks)
         levels, targets = [levels[k] for k in kept], [targets[k] for k in kept]
         local = max(len(levels) - 2, 0)
         return Job(

@@ -29,7 +29,7 @@ from diffpose.registration.pyramid import (
 )
 from .scene import Scene, cut_out
 from .together import JointResult, along_and_across
-from .uncertainty import _landmarks, default_landmarks
+from .uncertainty import check_landmarks, default_landmarks
 from .unknowns import CameraPrior, Matches, MotionPrior, Unknowns
 from .verdict import Result, Thresholds
 from .views import Work
@@ -154,7 +154,9 @@ class JointRegistration:
         if len(check_poses(moved)) != k:
             raise UserError(f"{k} bodies need {k} motions to begin from, or none, not {len(moved)}")
         begin = init.matrix if len(init) == n else init.matrix @ unknowns.relative
-        points = default_landmarks(solvers[0].drr) if landmarks is None else _landmarks(landmarks)
+        points = (
+            default_landmarks(solvers[0].drr) if landmarks is None else check_landmarks(landmarks)
+        )
         if list(unknowns.layout) == [("body", 0)] and n == 1 and not matches:
             result = solvers[0].register(images[0], init, masks[0], points, find_field=find_field)
             return _of_one(unknowns, result, points)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..calibration import Camera
 from ..drr import DRR
-from ..drr.rays import _camera_from_twist
+from ..drr.rays import camera_from_twist
 from ..pose import RigidTransform
 from .pyramid import Level, Target
 from diffpose.registration.solver import (
@@ -27,20 +27,20 @@ from diffpose.registration.solver import (
 )
 from .starts import Job, Pool
 from diffpose.registration.uncertainty import (
-    _infinite_along,
-    _inverse,
     camera_step,
     expected_tre,
+    infinite_along_beam,
     method_covariance,
     method_steps,
     newton_step,
     other_physics,
     pose_covariance,
+    scaled_inverse,
 )
 from diffpose.registration.verdict import (
     Result,
     Thresholds,
-    _history,
+    history_table,
     judge,
     separation,
     share_shown,
@@ -83,10 +83,10 @@ class Judge:
             RigidTransform(pool.fit.matrix[:1]),
             verdict,
             reasons,
-            covariance if beam is None else _infinite_along(covariance, beam),
+            covariance if beam is None else infinite_along_beam(covariance, beam),
             evidence["expected_tre_mm"],
             evidence["similarity"],
-            _history(rows),
+            history_table(rows),
             int(pool.steps[0]),
             int(job.renders[x]),
             evidence,
@@ -111,14 +111,14 @@ class Judge:
         others = other_physics(self.drr, level, matrix, image)
         if not camera.parallel:
             at = (matrix.to(J.device), detector.pixels()[0], detector._exact[:3, :3], camera)
-            more = _camera_from_twist(J.flatten(1, 2), *at).unflatten(1, J.shape[1:3])
+            more = camera_from_twist(J.flatten(1, 2), *at).unflatten(1, J.shape[1:3])
             J = torch.cat([J, more], -1)
         image, J = softened(image, J, blur)
         y, J = level.standardise(image, target.weight, J, target.windows)
         zero = torch.zeros(1, dtype=torch.long)
         fit = compare_standard(level, target, y, J, matrix, zero)
         pulls = method_steps(level, target, y, J[..., :6], blur, list(others.values()))
-        inverse = _inverse(fit.H[0, :6, :6], self.beam(fit))
+        inverse = scaled_inverse(fit.H[0, :6, :6], self.beam(fit))
         inverse = inverse / fit.similarity[0].clamp(0.1, 1.0).sqrt()
         aside = -pulls @ inverse if inverse.isfinite().all() else torch.zeros_like(pulls)
         return {} if camera.parallel else self._camera(camera, fit), aside

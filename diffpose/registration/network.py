@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..pose import PARAMETERIZATIONS, RigidTransform, convert
-from ..twists import _assemble
+from ..twists import assemble_matrix
 
 # %% ../../notebooks/api/109_registration_network.ipynb #6f5b4c88
 def _backbone(
@@ -128,4 +128,4 @@ class PoseRegressor(torch.nn.Module):
                 self.reference_rotation @ change.translation[..., None]
                 + R @ self.reference_translation
             )
-            return RigidTransform._of(_assemble(R, t[..., 0]))
+            return RigidTransform._of(assemble_matrix(R, t[..., 0]))

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..calibration import Camera
 from ..drr import DRR
-from ..drr.contrast import _contrast_map
+from ..drr.contrast import contrast_map
 from ..errors import UserError
 from ..guards import shaped
 from ..images import resize_image
@@ -211,7 +211,7 @@ class Level:
 # %% ../../notebooks/api/092_registration_pyramid.ipynb #b993c8f4
 def _density_at(drr: DRR, multiplier: float | None) -> Tensor:  # X Y Z
     "The volume with its contrast applied."
-    pieces = _contrast_map(drr.contrast, multiplier, 1, drr.device)
+    pieces = contrast_map(drr.contrast, multiplier, 1, drr.device)
     if pieces is None:
         return drr._volume.detach()
     threshold, scale_low, offset_low, scale_high, offset_high = pieces[0].tolist()
@@ -250,7 +250,7 @@ def pooled_density(
     return pool_volume(density, affine, factors) if max(factors) > 1 else (density, affine)
 
 
-def _backend(drr: DRR) -> dict:
+def backend_options(drr: DRR) -> dict:
     "What a DRR that renders like another is made with."
     return {"voxel_shift": drr.renderer.voxel_shift, "backend": drr.renderer.backend}
 
@@ -260,7 +260,7 @@ def view_like(
     camera: Camera,
 ) -> DRR:
     "The whole patient in a view, without a copy of the volume."
-    found = DRR._sharing(drr.subject, camera, drr._volume, "trilinear", **_backend(drr))
+    found = DRR._sharing(drr.subject, camera, drr._volume, "trilinear", **backend_options(drr))
     found.contrast = drr.contrast
     return found.to(drr.device)
 
@@ -276,7 +276,7 @@ def drr_like(
     image = torchio.ScalarImage(tensor=density[None].cpu(), affine=affine.numpy())
     patient = torchio.Subject(density=image, reorient=drr.subject.reorient)
     density = density.to(drr.device, drr.dtype)
-    return DRR._sharing(patient, camera, density, renderer, **_backend(drr)).to(drr.device)
+    return DRR._sharing(patient, camera, density, renderer, **backend_options(drr)).to(drr.device)
 
 
 def level_of(

@@ -108,7 +108,7 @@ def _banded(
     return _kept((n, kernel, device, dtype, going_on), make)
 
 
-def _along(
+def filtered(
     x: Tensor, rows: tuple[float, ...], columns: tuple[float, ...], going_on: bool = False
 ) -> Tensor:
     "Filter images ... H W, separably."
@@ -126,7 +126,7 @@ def _kernels(scale: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(v / sum(g) for v in g), tuple(v / norm for v in d)
 
 
-def _mean(size: int) -> tuple[float, ...]:
+def mean_window(size: int) -> tuple[float, ...]:
     return (1.0 / size,) * size
 
 
@@ -147,7 +147,7 @@ def blurred(
     if not scale:
         return x
     smooth, _ = _kernels(scale)
-    return _along(x, smooth, smooth) / _along(x.new_ones(x.shape[-2:]), smooth, smooth)
+    return filtered(x, smooth, smooth) / filtered(x.new_ones(x.shape[-2:]), smooth, smooth)
 
 # %% ../../notebooks/api/091_registration_residuals.ipynb #358db782
 @shaped
@@ -168,18 +168,18 @@ def band_areas(
     """How much of the square over which contrast is made alike counts, and of that over which
     slopes are averaged.
     """
-    squares = (_along(support, _mean(size), _mean(size)) for size in (ENERGY, TREND))
+    squares = (filtered(support, mean_window(size), mean_window(size)) for size in (ENERGY, TREND))
     return torch.cat([*squares], 1).clamp(min=1e-6)
 
 # %% ../../notebooks/api/091_registration_residuals.ipynb #bc57b2d5
 def _band(x: Tensor, whole: Tensor, area: Tensor) -> Tensor:  # ... H W to ... 3 H W
     "What stands out from its surroundings, and slopes without their trend."
-    (smooth, slope), mean, trend = _kernels(SCALE), _mean(SURROUND), _mean(TREND)
+    (smooth, slope), mean, trend = _kernels(SCALE), mean_window(SURROUND), mean_window(TREND)
     rows = _fan(x.shape[-2], (mean, smooth, slope), x.device, x.dtype)
     columns = _fan(x.shape[-1], (mean, slope, smooth), x.device, x.dtype)
     seen = rows @ x.unsqueeze(-3) @ columns.mT
     slopes = seen[..., 1:, :, :]
-    slopes = slopes - _along(slopes * whole, trend, trend) / area
+    slopes = slopes - filtered(slopes * whole, trend, trend) / area
     return torch.cat([x.unsqueeze(-3) - seen[..., :1, :, :], slopes], -3)
 
 
@@ -188,11 +188,11 @@ def _standardise_band(
 ) -> tuple[Tensor, Tensor | None]:
     "As `standardise_band`, whose arguments are known to be right."
     inside, areas = windows
-    mean, n = _mean(ENERGY), inside.sum((1, 2, 3), keepdim=True).clamp(min=1)
+    mean, n = mean_window(ENERGY), inside.sum((1, 2, 3), keepdim=True).clamp(min=1)
     x = image if jacobian is None else torch.cat([image, jacobian.movedim(-1, 1)], 1)
     fine = _band(x, inside[:, None], areas[:, 1:, None]) * inside[:, None]  # B 1+P 3 H W
     # the energy, and half of its derivatives
-    energy = _along((fine * fine[:, :1]).sum(2), mean, mean) / areas[:, :1]
+    energy = filtered((fine * fine[:, :1]).sum(2), mean, mean) / areas[:, :1]
     floor = FLOOR * (energy * inside).sum((2, 3), keepdim=True) / n
     energy = energy + floor
     scale = (energy[:, :1] + 1e-20).rsqrt()

@@ -18,7 +18,7 @@ from ..pose import RigidTransform
 from ..twists import se3_log
 from .pyramid import Level, Stage, Target, drr_like, pooled_density
 from .solver import Fit, adapt, compare, descend, softened
-from .uncertainty import _block_spread
+from .uncertainty import block_spread
 from .unknowns import INTRINSICS, NUMBERS, Unknowns, changed
 
 # %% ../../notebooks/api/099_registration_scene.ipynb #d46840c9
@@ -156,7 +156,7 @@ class Scene:
         """
         fit = self.look(state, view)
         H, score = fit.H[0].diagonal()[:6], fit.score[0][:, :6]
-        spread = _block_spread(score).diagonal()
+        spread = block_spread(score).diagonal()
         share = fit.similarity[0].clamp(self.stage.curvature, 1.0)
         known = (H > 0) & (spread > 0)
         if not known.any():

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..drr import DRR
-from ..drr.rays import _beam
+from ..drr.rays import beam_of
 from ..pose import RigidTransform, se3_exp
 from .pyramid import Level, Target
-from .residuals import _along, _mean, blurred
+from .residuals import blurred, filtered, mean_window
 
 # %% ../../notebooks/api/093_registration_solver.ipynb #22939943
 BLOCKS = 8  # an image is cut into at most this many by this many tiles
@@ -141,7 +141,7 @@ def unseen_axis(
     source.
     """
     return (
-        F.normalize(matrix[:, :3, :3] @ _beam(drr.detector).to(matrix), dim=-1)
+        F.normalize(matrix[:, :3, :3] @ beam_of(drr.detector).to(matrix), dim=-1)
         if drr.camera.parallel
         else None
     )
@@ -266,8 +266,8 @@ def adapt(
     ]
     costs = [(robust(level, y - target.y)[1] * target.support).sum() for y in looks]
     k = int(torch.stack(costs).argmin())
-    y, mean = looks[k], _mean(SURROUNDINGS)
-    local = lambda a, b: _along((target.support * a * b).sum(1, keepdim=True), mean, mean)
+    y, mean = looks[k], mean_window(SURROUNDINGS)
+    local = lambda a, b: filtered((target.support * a * b).sum(1, keepdim=True), mean, mean)
     scale = (local(y, y) * local(target.y, target.y)).clamp(min=1e-12).rsqrt()
     rho = (local(y, target.y) * scale).clamp(LEAST, MOST)
     w = target.support * rho / (1 - rho.square() + SOFT)

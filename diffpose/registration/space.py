@@ -22,7 +22,7 @@ from diffpose.registration.starts import (
     Job,
     Pool,
     Sweep,
-    _convincing,
+    is_convincing,
 )
 
 # %% ../../notebooks/api/095_registration_space.ipynb #4e8fe509
@@ -170,7 +170,7 @@ def explored(
         found = job.follow(matrix, x, distance, several, few, COARSE)
         pool = found if pool is None else pool.join(found)
         tell(job.local + 1, pool)
-        if _convincing(job, pool, x, CONVINCING):
+        if is_convincing(job, pool, x, CONVINCING):
             break
     assert pool is not None
     return pool

@@ -23,7 +23,7 @@ from .first_order import Registration
 from .gauss_newton import GaussNewton
 from .inputs import check_poses, check_xray
 from .uncertainty import default_landmarks
-from .verdict import Result, Thresholds, _history
+from .verdict import Result, Thresholds, history_table
 
 # %% ../../notebooks/api/108_registration_sparse.ipynb #4245509f
 @shaped
@@ -283,7 +283,7 @@ class SparseAdam:
             xray, RigidTransform(rows[-1][1][None]), mask, landmarks, self._at_rest(rows)
         )
         result.history, result.steps, result.renders = (
-            _history(rows),
+            history_table(rows),
             self.steps,
             self.steps * len(runs),
         )

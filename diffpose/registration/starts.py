@@ -22,8 +22,8 @@ from ..guards import shaped
 from ..images import resize_image
 from ..metrics import mtre
 from ..pose import RigidTransform, convert, se3_exp
-from .pyramid import Level, Target, _backend
-from .residuals import _along, _mean, band_support
+from .pyramid import Level, Target, backend_options
+from .residuals import filtered, mean_window, band_support
 from .solver import Fit, descend
 
 # %% ../../notebooks/api/094_registration_starts.ipynb #d5b201c5
@@ -109,10 +109,10 @@ EVEN = 7  # side of the square over which their contrast is made alike [pixels]
 
 def _whitened(x: Tensor, weight: Tensor) -> Tensor:  # B 1 H W
     "What stands out from its surroundings, of the same contrast everywhere."
-    mean, even = _mean(PEAK), _mean(EVEN)
-    low = _along(x * weight, mean, mean) / (_along(weight, mean, mean) + 1e-6)
+    mean, even = mean_window(PEAK), mean_window(EVEN)
+    low = filtered(x * weight, mean, mean) / (filtered(weight, mean, mean) + 1e-6)
     fine = (x - low) * weight
-    energy = _along(fine.square(), even, even) / (_along(weight, even, even) + 1e-6)
+    energy = filtered(fine.square(), even, even) / (filtered(weight, even, even) + 1e-6)
     n = weight.sum((1, 2, 3), keepdim=True).clamp(min=1)
     floor = 0.01 * (energy * weight).sum((1, 2, 3), keepdim=True) / n + 1e-20
     return fine * (energy + floor).rsqrt()
@@ -186,9 +186,9 @@ class Sweep:
         "How much the X-ray, at each roll, looks like the DRR from each view."
         wide = self.camera.pad(*(self.margin,) * 4)
         with torch.no_grad():
-            drr = DRR.from_camera(drr.subject, wide, renderer="trilinear", **_backend(drr)).to(
-                drr.device
-            )
+            drr = DRR.from_camera(
+                drr.subject, wide, renderer="trilinear", **backend_options(drr)
+            ).to(drr.device)
             parts = (RigidTransform._of(part.to(drr.device)) for part in views.split(64))
             drrs = torch.cat([drr(part).cpu() for part in parts]).to(self.image)
         images = _whitened(drrs, torch.ones_like(drrs[:1]))
@@ -196,9 +196,7 @@ class Sweep:
         turned = _turned(self.image, centre, self.rolls)
         masks = (_turned(self.seen, centre, self.rolls) > 0.95).to(self.image)
         masks = band_support(masks)
-        return _matches(
-            images, _whitened(turned, masks) * masks, masks, self.margin, self.reach
-        )
+        return _matches(images, _whitened(turned, masks) * masks, masks, self.margin, self.reach)
 
     def poses(
         self,
@@ -412,7 +410,7 @@ def funnel(
         others = torch.ones(len(matrix), dtype=torch.bool).index_fill_(0, first, False)
         return job.descend(0, given.join(job.enter(matrix[others], which[others], False)))
     given = job.descend(job.local, given)
-    lost = torch.tensor([not _convincing(job, given, x, CONVINCING) for x in range(len(first))])
+    lost = torch.tensor([not is_convincing(job, given, x, CONVINCING) for x in range(len(first))])
     if not lost.any():
         tell(job.local + 1, given)
         return given
@@ -434,7 +432,7 @@ CONVINCING = 0.6  # agreement at the local level from which no search is needed,
 CHANCE = 8.0
 
 
-def _convincing(job: Job, pool: Pool, x: int, enough: float) -> bool:
+def is_convincing(job: Job, pool: Pool, x: int, enough: float) -> bool:
     "Does the best candidate of an X-ray agree well enough?"
     mine = pool.fit.agreement[pool.fit.which == x].sum(1)
     pixels = float(job.targets[job.local].support[x].sum())
@@ -466,7 +464,7 @@ def widen(
     if more is not None:
         sources.insert(0, (True, CONVINCING, lambda: more, COARSE))
     for there, enough, poses, least in sources:
-        if not there or _convincing(job, pool, x, enough):
+        if not there or is_convincing(job, pool, x, enough):
             continue
         pool = pool.join(job.follow(poses(), x, distance, 24, 8, least))
     return pool

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..calibration import Camera
 from ..pose import RigidTransform
-from .uncertainty import _displacement
+from .uncertainty import displacement_form
 from diffpose.registration.verdict import (
     SOURCES,
     Reason,
     Result,
     Thresholds,
-    _stalling,
     rival_reason,
+    stalling_reasons,
 )
 
 # %% ../../notebooks/api/103_registration_together.ipynb #8a78aa3d
@@ -51,8 +51,8 @@ BLIND = 1e-3  # share of a number that the images decide, below which they say n
 
 def along_and_across(covariance: Tensor, points: Tensor, beam: Tensor) -> Tensor:  # 2 [mm]
     "Expected error of points N 3 along a beam and across it, of a covariance 6 6 of a twist."
-    total = (_displacement(points) * covariance).sum()
-    across = (_displacement(points, beam) * covariance).sum()
+    total = (displacement_form(points) * covariance).sum()
+    across = (displacement_form(points, beam) * covariance).sum()
     return torch.stack([(total - across).clamp(min=0).sqrt(), across.clamp(min=0).sqrt()])
 
 
@@ -65,7 +65,7 @@ def judge_together(
     stalling, doubts, t = [], [], thresholds
     for v, e in enumerate(evidence):
         of = f"view {v + 1}: " if len(evidence) > 1 else ""
-        stalling += [Reason(of + r, r.code, r.value, r.limit) for r in _stalling(e, t)]
+        stalling += [Reason(of + r, r.code, r.value, r.limit) for r in stalling_reasons(e, t)]
         error = e["expected_tre_mm"]
         if not error <= t.expected_tre_mm:
             most = max(e["by_source_mm"], key=e["by_source_mm"].get)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data import Contrast
 from ..data.density import MU_WATER
 from ..drr import DRR
-from ..drr.contrast import _maps
+from ..drr.contrast import contrast_maps
 from ..errors import UserError
 from ..guards import shaped
 from ..pose import RigidTransform
@@ -25,20 +25,20 @@ from .residuals import blurred
 from .solver import robust
 from ..renderers.requests import View
 
-# %% ../../notebooks/api/096_registration_uncertainty.ipynb #c51a67ef
+# %% ../../notebooks/api/096_registration_uncertainty.ipynb #994dd7f8
 def _across(beam: Tensor) -> Tensor:  # 6 5
     "The twists that a parallel beam along `beam` (3) shows: all turns, and shifts across it."
     aside = torch.linalg.svd(beam[None], full_matrices=True)[2][1:].mT  # 3 2
     return torch.block_diag(torch.eye(3).to(aside), aside)
 
 
-def _inverse(H: Tensor, beam: Tensor | None = None) -> Tensor:  # 6 6
+def scaled_inverse(H: Tensor, beam: Tensor | None = None) -> Tensor:  # 6 6
     """Inverse of a symmetric matrix in units in which its diagonal is 1; infinite where it knows
     nothing. Of a parallel beam along `beam`: across it.
     """
     if beam is not None:
         seen = _across(beam.to(H))
-        inverse = _inverse(seen.mT @ H @ seen)
+        inverse = scaled_inverse(seen.mT @ H @ seen)
         return (
             seen @ inverse @ seen.mT if inverse.isfinite().all() else torch.full_like(H, torch.inf)
         )
@@ -51,27 +51,37 @@ def _inverse(H: Tensor, beam: Tensor | None = None) -> Tensor:  # 6 6
     return (vectors / values) @ vectors.mT / unit / unit[:, None]
 
 
-def _block_spread(score: Tensor) -> Tensor:  # K p to p p
+def infinite_along_beam(
+    covariance: Tensor,  # 6 6, across a parallel beam
+    beam: Tensor,  # 3, its direction
+) -> Tensor:  # 6 6, with infinity in every entry that a shift along the beam changes
+    "The covariance where nothing is known along the beam."
+    axis = torch.cat([torch.zeros(3), torch.where(beam.abs() < 1e-6, 0.0, beam)]).to(covariance)
+    part = axis[:, None] * axis
+    return torch.where(part == 0, covariance, part * torch.inf)
+
+# %% ../../notebooks/api/096_registration_uncertainty.ipynb #93521376
+def block_spread(score: Tensor) -> Tensor:  # K p to p p
     "By how much a gradient would differ from X-ray to X-ray, as its K pieces differ."
     k = (score.abs().sum(1) > 0).sum().clamp(min=2)
     return score.mT @ score * (k / (k - 1))
 
 
-def _gradient_spread(
+def gradient_spread(
     H: Tensor,  # p p, Gauss-Newton matrix
     score: Tensor,  # K p, gradients of K blocks of the image
 ) -> Tensor:  # p p
     """By how much the gradient would differ from X-ray to X-ray: half as the blocks differ, half as
     if residuals were alike everywhere.
     """
-    blocks = _block_spread(score)
+    blocks = block_spread(score)
     known = H.diagonal() > 0
     if not known.any():
         return blocks
     alike = (blocks.diagonal()[known] / H.diagonal()[known]).mean()
     return (blocks + alike * H) / 2
 
-
+# %% ../../notebooks/api/096_registration_uncertainty.ipynb #c51a67ef
 @shaped
 def pose_covariance(
     H: Float[Tensor, "p p"],  # Gauss-Newton matrix per pixel, by the p = 6 numbers of a twist
@@ -86,23 +96,13 @@ def pose_covariance(
         covariance = pose_covariance(seen.mT @ H @ seen, score @ seen)
         known = covariance.isfinite().all()
         return seen @ covariance @ seen.mT if known else torch.full_like(H, torch.inf)
-    inverse = _inverse(H)
+    inverse = scaled_inverse(H)
     if not inverse.isfinite().all():
         return inverse
-    return inverse @ _gradient_spread(H, score) @ inverse
+    return inverse @ gradient_spread(H, score) @ inverse
 
-
-def _infinite_along(
-    covariance: Tensor,  # 6 6, across a parallel beam
-    beam: Tensor,  # 3, its direction
-) -> Tensor:  # 6 6, with infinity in every entry that a shift along the beam changes
-    "The covariance where nothing is known along the beam."
-    axis = torch.cat([torch.zeros(3), torch.where(beam.abs() < 1e-6, 0.0, beam)]).to(covariance)
-    part = axis[:, None] * axis
-    return torch.where(part == 0, covariance, part * torch.inf)
-
-# %% ../../notebooks/api/096_registration_uncertainty.ipynb #4d73d38e
-def _displacement(
+# %% ../../notebooks/api/096_registration_uncertainty.ipynb #6cbb6b26
+def displacement_form(
     points: Tensor,  # N 3 world [mm]
     beam: Tensor | None = None,  # 3, direction of a parallel beam: displacements across it
 ) -> Tensor:  # 6 6
@@ -116,7 +116,7 @@ def _displacement(
         A = A - beam.to(A)[:, None] * (beam.to(A) @ A)[:, None]
     return (A.mT @ A).mean(0)
 
-
+# %% ../../notebooks/api/096_registration_uncertainty.ipynb #4d73d38e
 @shaped
 def expected_tre(
     covariance: Float[Tensor, "6 6"],  # of a left twist [omega (rad), v (mm)]
@@ -127,7 +127,7 @@ def expected_tre(
     "Root mean square displacement of points, as seen from the camera, that the covariance implies."
     if not covariance.isfinite().all():
         return float("inf")
-    form = _displacement(points, beam).to(covariance)
+    form = displacement_form(points, beam).to(covariance)
     return (form * covariance).sum().clamp(min=0).sqrt().item()
 
 # %% ../../notebooks/api/096_registration_uncertainty.ipynb #692e1aec
@@ -140,11 +140,11 @@ def newton_step(
     beam: Float[Tensor, "3"] | None = None,
 ) -> float:  # [mm]; infinite where the image says nothing
     "How far the points would still move if the pose took a whole Newton step."
-    inverse = _inverse(H, beam)
+    inverse = scaled_inverse(H, beam)
     if not inverse.isfinite().all():
         return float("inf")
     step = inverse @ g
-    return (step @ _displacement(points, beam).to(step) @ step).clamp(min=0).sqrt().item()
+    return (step @ displacement_form(points, beam).to(step) @ step).clamp(min=0).sqrt().item()
 
 # %% ../../notebooks/api/096_registration_uncertainty.ipynb #c3f4a915
 SKIN = 0.2  # of the tissue's density: what a voxel that is filled in part has too little
@@ -180,7 +180,7 @@ def other_physics(
     haze = blurred(light, VEIL_MM / math.sqrt(own.camera.delx * own.camera.dely))
     found = {"skin": image + SKIN * density * length, "veil": -torch.log(light + VEIL * haze)}
     if isinstance(drr.contrast, Contrast):
-        more = _maps(drr.contrast, [BONE * drr.contrast.multiplier], own.device)
+        more = contrast_maps(drr.contrast, [BONE * drr.contrast.multiplier], own.device)
         found["bone"] = own.reshape_transform(_projected(drr, view, more))
     return found
 
@@ -214,9 +214,9 @@ def method_covariance(
     "Covariance of a pose by what a DRR does not know."
     voxel = drr.affine[:3, :3].det().abs().double().cpu() ** (1 / 3)
     reach = BODY_MM * torch.cat([torch.eye(3), -torch.eye(3)]).to(points)
-    form = _displacement(points.mean(0) + reach, beam)
+    form = displacement_form(points.mean(0) + reach, beam)
     n = 6 if beam is None else 5
-    return aside.mT @ aside + (GRID * voxel).square() / n * _inverse(form, beam)
+    return aside.mT @ aside + (GRID * voxel).square() / n * scaled_inverse(form, beam)
 
 # %% ../../notebooks/api/096_registration_uncertainty.ipynb #8538e84f
 def camera_step(
@@ -227,10 +227,10 @@ def camera_step(
     """How the image wants the camera's numbers changed, the pose following, and the covariance of
     that.
     """
-    inverse = _inverse(H)
+    inverse = scaled_inverse(H)
     if not inverse.isfinite().all():
         return torch.zeros_like(g[6:]), torch.full_like(H[6:, 6:], torch.inf)
-    covariance = inverse @ _block_spread(score) @ inverse
+    covariance = inverse @ block_spread(score) @ inverse
     return -(inverse @ g)[6:], covariance[6:, 6:]
 
 # %% ../../notebooks/api/096_registration_uncertainty.ipynb #788fe002
@@ -250,8 +250,8 @@ def default_landmarks(drr: DRR) -> Tensor:  # N 3 world [mm]
     spread = ((w[:, None] * (world - centre).square()).sum(0) / w.sum()).sqrt()
     return torch.cat([centre[None], centre + torch.diag(spread), centre - torch.diag(spread)])
 
-
-def _landmarks(given: Tensor) -> Tensor:  # N 3 world [mm]
+# %% ../../notebooks/api/096_registration_uncertainty.ipynb #81b2b982
+def check_landmarks(given: Tensor) -> Tensor:  # N 3 world [mm]
     "Where the expected TRE is stated."
     points = torch.as_tensor(given)
     alike = tuple(points.shape[:-2]) in ((), (1,)) and points.shape[-1:] == (3,) and points.ndim > 1

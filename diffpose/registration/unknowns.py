@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import Camera
-from ..calibration.detector import _signed
+from ..calibration.detector import signed_intrinsics
 from ..errors import UserError
 from ..guards import shaped
 from ..twists import se3_exp, se3_log
@@ -303,7 +303,7 @@ class Unknowns:
         longer, x0, y0, larger = numbers.unbind(-1)
         seen = (match.points.double() - world[:, None, :3, 3]) @ world[:, :3, :3]
         focal = torch.exp(longer - larger)[:, None] * camera.sdd
-        K = _signed(camera.K[None], camera)[0]
+        K = signed_intrinsics(camera.K[None], camera)[0]
         signs = torch.stack([K[0, 0].sign(), K[1, 1].sign()])
         pitch = torch.tensor([camera.delx, camera.dely], dtype=torch.float64)
         middle = torch.tensor([camera.width / 2, camera.height / 2], dtype=torch.float64)

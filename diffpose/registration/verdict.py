@@ -103,7 +103,7 @@ def separation(
     return mean / (spread / n).sqrt().clamp(min=1e-12)
 
 # %% ../../notebooks/api/097_registration_verdict.ipynb #f94daede
-def _stalling(e: dict, t: Thresholds) -> list[Reason]:
+def stalling_reasons(e: dict, t: Thresholds) -> list[Reason]:
     "What says that the pose is not the answer; first what no further step would mend."
     newton, local, last = e["newton_mm"], e["local_agreement"], e["agreement"]
     found = []
@@ -216,7 +216,7 @@ def judge(
     thresholds: Thresholds,
 ) -> tuple[str, list[Reason]]:  # "converged", "stalled" or "ambiguous", and why
     "Verdict and reasons, from evidence that does not know the truth."
-    stalling, doubts = _stalling(evidence, thresholds), _doubts(evidence, thresholds)
+    stalling, doubts = stalling_reasons(evidence, thresholds), _doubts(evidence, thresholds)
     blind = [Reason(DEPTH, "depth")] if evidence.get("beam") else []
     if stalling or doubts:
         return "stalled" if stalling else "ambiguous", stalling + doubts + blind
@@ -228,7 +228,7 @@ def judge(
     return "converged", [Reason(text, "agreement", local, thresholds.similarity), *blind]
 
 # %% ../../notebooks/api/097_registration_verdict.ipynb #ee6997c0
-def _history(rows: list):  # level, pose 4 4, cost, similarity -> pandas DataFrame
+def history_table(rows: list):  # level, pose 4 4, cost, similarity -> pandas DataFrame
     "Iterations as a table: Euler ZXY [rad], translation [mm], loss."
     import pandas as pd
 

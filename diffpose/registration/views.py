@@ -33,13 +33,13 @@ from diffpose.registration.together import (
     judge_together,
 )
 from diffpose.registration.uncertainty import (
-    _displacement,
-    _gradient_spread,
-    _inverse,
     default_landmarks,
+    displacement_form,
+    gradient_spread,
+    scaled_inverse,
 )
 from .unknowns import Unknowns, adjoint, changed
-from .verdict import Thresholds, _history, separation, share_shown
+from .verdict import Thresholds, history_table, separation, share_shown
 from ..twists import se3_log
 
 # %% ../../notebooks/api/104_registration_views.ipynb #97ede8ee
@@ -131,10 +131,10 @@ class Work:
         u, t = self.unknowns, self.thresholds
         fits, H, g, *_ = scene.together(state)
         rows, slope = u.prior(state)
-        inverse, images = _inverse(H), torch.zeros_like(H)
+        inverse, images = scaled_inverse(H), torch.zeros_like(H)
         columns = [u.columns(state, v) for v in range(len(u.cameras))]
         for fit, w, A in zip(fits, scene.weights, columns):
-            images += w**2 * A.mT @ _gradient_spread(fit.H[0], fit.score[0]) @ A
+            images += w**2 * A.mT @ gradient_spread(fit.H[0], fit.score[0]) @ A
         sources = {"images": (TOGETHER * t.misfit) ** 2 * images}
         sources |= {name: slope[part].mT @ slope[part] for name, part in u.known.items()}
         sources = {name: inverse @ form @ inverse for name, form in sources.items()}
@@ -152,7 +152,7 @@ class Work:
                 beam = (u.pose(state, k, v) @ u.reorient)[:3, 2]
                 error[v, k] = along_and_across(covariances[v, k], points, beam)
                 step = part @ newton
-                moved.append((step @ _displacement(points) @ step).clamp(min=0).sqrt().item())
+                moved.append((step @ displacement_form(points) @ step).clamp(min=0).sqrt().item())
             by = {
                 name: along_and_across(A[:6] @ form @ A[:6].mT, self.points, beam).norm().item()
                 for name, form in sources.items()
@@ -187,7 +187,7 @@ class Work:
         rows = []
         for at, fit in ((self.begin, self.last.look(self.begin, v)), (state, last)):
             rows.append((1, self.unknowns.pose(at, 0, v), fit.cost[0], fit.similarity[0]))
-        return _history(rows)
+        return history_table(rows)
 
     def landmarks(self, body: int) -> Tensor:  # N 3
         "Where the error of a body is stated."
@@ -243,7 +243,7 @@ class Work:
         if self.fused is not None:  # views that contradict each other are worth little together
             state, _, H = self.fused
         rows, slope = u.prior(state)
-        inverse = _inverse(H)
+        inverse = scaled_inverse(H)
         share = (1 - ((slope @ inverse) * slope).sum(1)).clamp(min=BLIND)  # that the images decide
         off, found = rows / share.sqrt(), []
         free = iter((rows / share).tolist())

@@ -24,7 +24,7 @@ from .joint import JointRegistration, JointResult
 from .pyramid import view_like
 from .residuals import standardise_band
 from .space import SearchSpace
-from .uncertainty import _landmarks, default_landmarks
+from .uncertainty import check_landmarks, default_landmarks
 from .verdict import Reason, Result, Thresholds
 from ..twists import so3_exp
 
@@ -204,7 +204,7 @@ def search_together(
 
 def _points(drr: DRR, landmarks: Tensor | None) -> Tensor:  # 1 N 3
     "Where two answers are compared."
-    points = default_landmarks(drr) if landmarks is None else _landmarks(landmarks)
+    points = default_landmarks(drr) if landmarks is None else check_landmarks(landmarks)
     return points.reshape(1, -1, 3)
 
 

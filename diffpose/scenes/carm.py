@@ -39,42 +39,6 @@ class ImageMesh(NamedTuple):
     principal_ray: "pyvista.PolyData"  # from the source to the detector, along the viewing axis
 
 
-def _one_pose(pose: RigidTransform) -> None:
-    if len(pose) != 1:
-        raise UserError(f"one pose at a time, got {len(pose)}: give pose[k]")
-
-
-def _corners(drr: DRR, pose: RigidTransform, calibration=None) -> tuple[np.ndarray, np.ndarray]:
-    """Where the rays of the detector's corners begin, 3 (the source) or 2 2 3, and the corners 2 2
-    3 by row and column [mm].
-    """
-    if isinstance(calibration, Tensor) and calibration.numel() != 9:
-        raise UserError(
-            "a scene takes one calibration for all poses, a Camera or K as 3 3, not"
-            f" {tuple(calibration.shape)}"
-        )
-    h, w = drr.detector.height, drr.detector.width
-    pixels = torch.tensor([[0, 0], [w, 0], [0, h], [w, h]], dtype=torch.float64, device=drr.device)
-    corners = drr.detector.unproject(pose.double(), pixels[None], calibration)[0]
-    corners, (camera, along) = corners.detach().cpu().numpy().reshape(2, 2, 3), _axis(
-        drr, pose, calibration
-    )
-    return (
-        corners - along
-        if camera.parallel
-        else pose.matrix[0, :3, 3].detach().cpu().double().numpy()
-    ), corners
-
-
-def _axis(drr: DRR, pose: RigidTransform, calibration=None) -> tuple[Camera, np.ndarray]:
-    "The camera, and the way from the pose's origin to the detector, 3 [mm]."
-    camera = calibration if isinstance(calibration, Camera) else drr.camera
-    return (
-        camera,
-        camera.sdd * drr.detector.world_from_camera(pose.double())[0, :3, 2].detach().cpu().numpy(),
-    )
-
-
 def _texture(img: Tensor, window: tuple) -> np.ndarray:  # 1 C H W -> H W 3
     "An image as grey levels, between two of its percentiles."
     values = img.detach().cpu().sum(1)[0].float().numpy()
@@ -86,6 +50,42 @@ def _texture(img: Tensor, window: tuple) -> np.ndarray:  # 1 C H W -> H W 3
         .astype(np.uint8)
     )
     return np.repeat(gray[..., None], 3, -1)
+
+# %% ../../notebooks/api/127_scenes_carm.ipynb #3f8f3bec
+def check_one_pose(pose: RigidTransform) -> None:
+    if len(pose) != 1:
+        raise UserError(f"one pose at a time, got {len(pose)}: give pose[k]")
+
+
+def ray_corners(drr: DRR, pose: RigidTransform, calibration=None) -> tuple[np.ndarray, np.ndarray]:
+    """Where the rays of the detector's corners begin, 3 (the source) or 2 2 3, and the corners 2 2
+    3 by row and column [mm].
+    """
+    if isinstance(calibration, Tensor) and calibration.numel() != 9:
+        raise UserError(
+            "a scene takes one calibration for all poses, a Camera or K as 3 3, not"
+            f" {tuple(calibration.shape)}"
+        )
+    h, w = drr.detector.height, drr.detector.width
+    pixels = torch.tensor([[0, 0], [w, 0], [0, h], [w, h]], dtype=torch.float64, device=drr.device)
+    corners = drr.detector.unproject(pose.double(), pixels[None], calibration)[0]
+    corners, (camera, along) = corners.detach().cpu().numpy().reshape(2, 2, 3), viewing_axis(
+        drr, pose, calibration
+    )
+    return (
+        corners - along
+        if camera.parallel
+        else pose.matrix[0, :3, 3].detach().cpu().double().numpy()
+    ), corners
+
+
+def viewing_axis(drr: DRR, pose: RigidTransform, calibration=None) -> tuple[Camera, np.ndarray]:
+    "The camera, and the way from the pose's origin to the detector, 3 [mm]."
+    camera = calibration if isinstance(calibration, Camera) else drr.camera
+    return (
+        camera,
+        camera.sdd * drr.detector.world_from_camera(pose.double())[0, :3, 2].detach().cpu().numpy(),
+    )
 
 # %% ../../notebooks/api/127_scenes_carm.ipynb #51cb5dcb
 def _refuse_angles(args: tuple, options: dict) -> None:
@@ -120,14 +120,14 @@ def img_to_mesh(
     """
     import pyvista as pv
 
-    _one_pose(pose)
+    check_one_pose(pose)
     h, w = drr.detector.height, drr.detector.width
     if img is not None and img.shape[2:] != (h, w):
         raise UserError(
             f"the image has {img.shape[2]} x {img.shape[3]} pixels and the detector {h} x {w}: make"
             " the DRR from the X-ray's camera"
         )
-    source, corners = _corners(drr, pose, calibration)
+    source, corners = ray_corners(drr, pose, calibration)
     if source.ndim == 1:
         base = source + FRUSTUM * (corners - source)
         camera = pv.PolyData(
@@ -147,7 +147,7 @@ def img_to_mesh(
         [[0, 1], [0, 0], [1, 1], [1, 0]], dtype=np.float32
     )
     detector.field_data["height"], detector.field_data["width"] = [h], [w]
-    start, (_, along) = pose.matrix[0, :3, 3].detach().cpu().double().numpy(), _axis(
+    start, (_, along) = pose.matrix[0, :3, 3].detach().cpu().double().numpy(), viewing_axis(
         drr, pose, calibration
     )
     with torch.no_grad():
@@ -222,8 +222,8 @@ def fiducials_to_mesh(
         raise UserError("shadows need both a DRR and a pose: got one of them")
     if pose is None or drr is None:
         return FiducialMesh(balls, None, None)
-    _one_pose(pose)
-    source, _ = _corners(drr, pose, calibration)
+    check_one_pose(pose)
+    source, _ = ray_corners(drr, pose, calibration)
     pixels = drr.perspective_projection(
         pose.double(), points[None].double().to(drr.device), calibration
     )
@@ -237,7 +237,7 @@ def fiducials_to_mesh(
     starts = (
         np.broadcast_to(source, ends.shape)
         if source.ndim == 1
-        else ends - _axis(drr, pose, calibration)[1]
+        else ends - viewing_axis(drr, pose, calibration)[1]
     )
     lines = np.stack([starts, ends], 1).reshape(-1, 3)
     return FiducialMesh(

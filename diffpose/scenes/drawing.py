@@ -27,12 +27,12 @@ from ..guards import shaped
 from ..pose import RigidTransform
 from diffpose.scenes.carm import (
     FiducialMesh,
-    _axis,
-    _corners,
-    _one_pose,
+    check_one_pose,
     fiducials_to_mesh,
     img_to_mesh,
+    ray_corners,
     trajectory_to_mesh,
+    viewing_axis,
 )
 from .surfaces import drr_to_mesh, labelmap_to_mesh
 
@@ -136,7 +136,7 @@ def add_image(
     import pyvista as pv
 
     mesh = img_to_mesh(drr, pose, calibration, img, window)
-    source, corners = _corners(drr, pose, calibration)
+    source, corners = ray_corners(drr, pose, calibration)
     edges = np.stack(np.broadcast_arrays(source, corners), 2).reshape(-1, 3)
     ink = to_hex(color)  # ty: ignore[invalid-argument-type] matplotlib's stubs know fewer colours
     _add(plotter, mesh.camera, color=ink, name=f"{name}: source")
@@ -332,11 +332,11 @@ def from_source(
     """The view from the source on the whole detector; along a parallel beam, from so far away that
     it is nearly parallel.
     """
-    _one_pose(pose)
-    source, corners = _corners(drr, pose, calibration)
+    check_one_pose(pose)
+    source, corners = ray_corners(drr, pose, calibration)
     middle = corners.mean((0, 1))
     if source.ndim > 1:
-        source = middle - 20 * _axis(drr, pose, calibration)[1]
+        source = middle - 20 * viewing_axis(drr, pose, calibration)[1]
     up = corners[0].mean(0) - corners[1].mean(0)
     angle = 2 * math.degrees(math.atan(np.linalg.norm(up) / 2 / np.linalg.norm(middle - source)))
     up = up / np.linalg.norm(up)

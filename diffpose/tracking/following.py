@@ -32,7 +32,7 @@ from diffpose.registration import (
     expected_tre,
 )
 from ..registration.gauss_newton import check_poses, check_xray
-from ..registration.uncertainty import _landmarks
+from ..registration.uncertainty import check_landmarks
 from .smoothing import Belief, smoothed, unevenness
 
 if TYPE_CHECKING:
@@ -380,7 +380,7 @@ def track(
     motion = EVEN if motion is None else motion
     check_frames(drr, xrays, masks, motion)
     check_poses(init)
-    points = default_landmarks(drr) if landmarks is None else _landmarks(landmarks)
+    points = default_landmarks(drr) if landmarks is None else check_landmarks(landmarks)
     frames = []
     for frame in followed(drr, xrays, init, motion, masks, find_field, solver, stages):
         frames.append(frame)

@@ -34,6 +34,10 @@ def standardise(
     deviation = ((centred.square() * w).sum((1, 2, 3), keepdim=True) / n).sqrt()
     return (centred / deviation.clamp(min=1e-12)).clamp(-CUT, CUT) * w
 
+# %% ../../notebooks/api/115_training_appearance.ipynb #d445833b
+def uniform_between(u: Tensor, limits: Sequence[float]) -> Tensor:
+    return limits[0] + (limits[1] - limits[0]) * u
+
 # %% ../../notebooks/api/115_training_appearance.ipynb #dd1d250f
 @dataclass(frozen=True)
 class Appearance:
@@ -78,10 +82,6 @@ class Appearance:
 
 
 _DRAWS = 40  # uniform numbers per image: 8 yes or no, 8 amounts, 12 of metal, 8 of blades, and room
-
-
-def _between(u: Tensor, limits: Sequence[float]) -> Tensor:
-    return limits[0] + (limits[1] - limits[0]) * u
 
 
 def _metal(u: Tensor, height: int, width: int) -> Tensor:  # B 12 -> B 1 H W, attenuation 0 to 1
@@ -130,15 +130,15 @@ def change_looks(
     u = torch.stack([torch.rand(_DRAWS, generator=g) for g in generators])
     noise = torch.stack([torch.randn(1, height, width, generator=g) for g in generators])
     yes = u[:, :8] < a.probability
-    amount = lambda k, limits: _between(u[:, 8 + k], limits)[:, None, None, None]
+    amount = lambda k, limits: uniform_between(u[:, 8 + k], limits)[:, None, None, None]
     x = image.cpu() / image.cpu().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
     for k in range(len(x)):
         if yes[k, 0]:
-            x[k] = tv.adjust_gamma(x[k], _between(u[k, 8], a.gamma).item())
+            x[k] = tv.adjust_gamma(x[k], uniform_between(u[k, 8], a.gamma).item())
         if yes[k, 1]:
-            x[k] = tv.gaussian_blur(x[k], [7, 7], [_between(u[k, 9], a.blur_px).item()])
+            x[k] = tv.gaussian_blur(x[k], [7, 7], [uniform_between(u[k, 9], a.blur_px).item()])
         if yes[k, 2]:
-            x[k] = tv.adjust_sharpness(x[k], _between(u[k, 10], a.sharpness).item())
+            x[k] = tv.adjust_sharpness(x[k], uniform_between(u[k, 10], a.sharpness).item())
     x = torch.maximum(
         x,
         (u[:, 15] < a.metal)[:, None, None, None]

@@ -21,7 +21,7 @@ from ..errors import UserError, argument, marked, worded
 from ..files import save_atomically
 
 # %% ../../notebooks/api/119_training_checkpoints.ipynb #5f727488
-def _save(path: Path, data: dict) -> None:
+def save_checkpoint(path: Path, data: dict) -> None:
     """Write a file of a training; what stands on the disk is read back and compared with its
     checksums before it gets its name.
     """
@@ -89,7 +89,7 @@ def load_saved(
         raise UserError(
             f"{path} is neither a file nor a folder: give a training's folder, or its {name}"
         )
-    with _ways_on(name):
+    with ways_on(name):
         _check_bits(path, path)
         try:
             data = torch.load(path, map_location="cpu", weights_only=True)
@@ -116,7 +116,7 @@ def load_saved(
 
 
 @contextmanager
-def _ways_on(name: str):
+def ways_on(name: str):
     "Errors from inside end with what can be done about a file of this name."
     ways = {
         "model.pt": "take the model.pt beside it, a copy, or train again",

@@ -23,13 +23,13 @@ from ..registration import GaussNewton, Result, SparseAdam
 from .appearance import standardise
 from .checkpoints import load_saved
 from diffpose.training.network import (
-    _MODEL,
-    _check_keys,
-    _check_residuals,
-    _check_weights,
-    _read_from,
+    MODEL_KEYS,
     changed,
+    check_keys,
+    check_residuals,
+    check_weights,
     make_model,
+    read_from,
     retarget,
 )
 from .settings import TrainConfig
@@ -58,7 +58,7 @@ class PoseEstimator:
             {k: data[k] for k in ("iteration", "versions", "validation")},
         )
         self.model = make_model(self.config, self.camera, pretrained=False)
-        _check_weights(data["model"], self.model.state_dict())
+        check_weights(data["model"], self.model.state_dict())
         self.model.load_state_dict(data["model"])
         self.model.eval()
 
@@ -72,9 +72,9 @@ class PoseEstimator:
         Raises ValueError where the file is damaged, or no model.
         """
         data = load_saved(path)
-        with _read_from(Path(path), "model.pt"):
-            _check_keys(data, _MODEL)
-            _check_residuals(data["residuals"])
+        with read_from(Path(path), "model.pt"):
+            check_keys(data, MODEL_KEYS)
+            check_residuals(data["residuals"])
             reorientation(data["orientation"])  # raises what is none
             return cls(data)
 

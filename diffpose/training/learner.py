@@ -30,10 +30,10 @@ from ..registration import PoseRegressor, default_landmarks
 from ..simulation import simulate_xray
 from .appearance import Appearance, standardise
 from .checkpoints import load_saved
-from .losses import _check_labels, image_terms, pose_terms
-from .network import _check_keys, _check_weights, _read_from, make_model, residual
-from .settings import _PRECISIONS, TrainConfig
-from .views import Batch, Views, _generator, training_drr
+from .losses import check_labelled, image_terms, pose_terms
+from .network import check_keys, check_weights, make_model, read_from, residual
+from .settings import PRECISIONS, TrainConfig
+from .views import Batch, Views, seeded_generator, training_drr
 
 # %% ../../notebooks/api/123_training_learner.ipynb #7e0eb0a7
 class TrainingDiverged(UserError):
@@ -50,8 +50,8 @@ def process_group() -> tuple[int, int, torch.device]:  # rank, number of process
         torch.distributed.init_process_group("nccl" if cuda else "gloo")
     return (torch.distributed.get_rank(), n, device) if n > 1 else (0, 1, device)
 
-
-def _fingerprint(subjects: Sequence[torchio.Subject], camera: Camera) -> str:
+# %% ../../notebooks/api/123_training_learner.ipynb #62c36526
+def fingerprint(subjects: Sequence[torchio.Subject], camera: Camera) -> str:
     "Of the patients and the camera, so that no training goes on with others."
     labelled = lambda s: 0 if getattr(s, "mask", None) is None else int(s.mask.data.long().sum())
     numbers = [
@@ -67,7 +67,7 @@ def _fingerprint(subjects: Sequence[torchio.Subject], camera: Camera) -> str:
     return hashlib.sha256(json.dumps([numbers, camera.to_dict()]).encode()).hexdigest()[:16]
 
 # %% ../../notebooks/api/123_training_learner.ipynb #8dbc46e4
-class _Lost(Exception):
+class LossLost(Exception):
     "The loss is lost: why, and what the network was shown and answered."
 
     def __init__(
@@ -101,7 +101,7 @@ class _Lost(Exception):
         }
 
 
-class _Learner:
+class Learner:
     "A network, the X-rays that it learns from, and its optimiser: one step at a time."
 
     def __init__(
@@ -115,7 +115,7 @@ class _Learner:
         self.config = config
         self.rank, self.world, self.device = process
         distance = config.range.center.translation.norm().item()
-        _check_labels(config.loss, all(getattr(s, "mask", None) is not None for s in subjects))
+        check_labelled(config.loss, all(getattr(s, "mask", None) is not None for s in subjects))
         drrs = [training_drr(s, camera, config.height, config.renderer, distance) for s in subjects]
         self.camera = drrs[0].camera
         if self.device.type == "cpu":
@@ -162,7 +162,7 @@ class _Learner:
 
     def load(self, state: dict) -> None:
         "Go on from a state."
-        _check_weights(state["model"], self.model.state_dict())
+        check_weights(state["model"], self.model.state_dict())
         for name in _PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.recent = state["recent"]
@@ -171,10 +171,10 @@ class _Learner:
             torch.cuda.set_rng_state(state["rng"]["cuda"], self.device)
 
     def step(self, iteration: int) -> dict:
-        "One step of the optimiser; what happened, averaged over all processes. Raises `_Lost`."
+        "One step of the optimiser; what happened, averaged over all processes. Raises `LossLost`."
         c, happened = self.config, {}
         # a network's own randomness, resumed or not
-        torch.manual_seed(_generator(c.seed, iteration, -1 - self.rank).initial_seed())
+        torch.manual_seed(seeded_generator(c.seed, iteration, -1 - self.rank).initial_seed())
         self.model.train()
         self.optimiser.zero_grad()
         for part in range(c.accumulate):
@@ -189,7 +189,7 @@ class _Learner:
                 terms = self._terms(batch, guess)
                 loss = sum(getattr(c.loss, name) * value.mean() for name, value in terms.items())
                 if not loss.isfinite():
-                    raise _Lost(f"loss {loss.item()}", batch, guess, terms)
+                    raise LossLost(f"loss {loss.item()}", batch, guess, terms)
                 self.scaler.scale(loss / c.accumulate).backward()
             errors = self.errors(batch.poses, guess.detach(), batch.patients)
             row = {
@@ -212,8 +212,8 @@ class _Learner:
         images: Tensor,  # B 1 h w, standardised
         batch: Batch | None = None,  # that is learned from; None: the network is only asked
     ) -> RigidTransform:  # B
-        "The network's answers. Raises `_Lost` if one is no pose."
-        dtype = _PRECISIONS[self.config.precision] if batch is not None else None
+        "The network's answers. Raises `LossLost` if one is no pose."
+        dtype = PRECISIONS[self.config.precision] if batch is not None else None
         whose, network = (
             ("the held-out X-rays", self.model) if batch is None else ("the batch", self.network)
         )
@@ -221,9 +221,11 @@ class _Learner:
             with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
                 guess = network(images)
         except ValueError as error:  # numbers of which no rotation can be made
-            raise _Lost(f"the network's answer to {whose} is no pose ({error})", batch) from error
+            raise LossLost(
+                f"the network's answer to {whose} is no pose ({error})", batch
+            ) from error
         if not guess.matrix.isfinite().all():
-            raise _Lost(
+            raise LossLost(
                 f"the network's answer to {whose} is no pose, but NaN or infinite", batch, guess
             )
         return guess
@@ -238,9 +240,10 @@ class _Learner:
         true, guess, tre = true.cpu(), guess.cpu(), torch.zeros(len(whose))
         for k in whose.unique().tolist():
             tre[whose == k] = mtre(true[whose == k], guess[whose == k], self.landmarks[k][None])
-        turned, moved = geodesic_so3(true.rotation, guess.rotation).rad2deg(), residual(
-            true, guess
-        )[:, 3:].norm(dim=-1)
+        turned, moved = (
+            geodesic_so3(true.rotation, guess.rotation).rad2deg(),
+            residual(true, guess)[:, 3:].norm(dim=-1),
+        )
         return {"rotation_deg": turned, "translation_mm": moved, "mtre_mm": tre}
 
     def _terms(self, batch: Batch, guess: RigidTransform) -> dict:
@@ -270,7 +273,7 @@ class _Learner:
             or loss > self.config.explode * usual
             or (not norm.isfinite() and not self.scaler.is_enabled())
         ):
-            raise _Lost(
+            raise LossLost(
                 f"loss {loss:.4g} (the last hundred's median: {usual:.4g}), gradient"
                 f" {norm.item():.4g}",
                 batch,
@@ -299,8 +302,8 @@ def _take_weights(model: PoseRegressor, data: dict, path: Path) -> None:
     reference.
     """
     there = model.state_dict()
-    with _read_from(path, "model.pt"):
-        _check_keys(data, {"model": dict, "config": dict})
+    with read_from(path, "model.pt"):
+        check_keys(data, {"model": dict, "config": dict})
         TrainConfig.from_dict(data["config"])
         if not all(isinstance(v, Tensor) and v.isfinite().all() for v in data["model"].values()):
             raise UserError("its weights are not finite numbers")
@@ -318,7 +321,7 @@ def _take_weights(model: PoseRegressor, data: dict, path: Path) -> None:
     model.load_state_dict({**there, **weights})
 
 # %% ../../notebooks/api/123_training_learner.ipynb #54f36319
-def _held_out(
+def held_out_views(
     subjects: Sequence[torchio.Subject],
     views: Views,  # of these
 ) -> Batch:

@@ -81,7 +81,7 @@ def pose_terms(
     return terms
 
 
-def _check_labels(weights: LossWeights, labelled: bool) -> None:
+def check_labelled(weights: LossWeights, labelled: bool) -> None:
     "Refuse to compare labels that are not there."
     if weights.dice and not labelled:
         raise UserError(
@@ -98,7 +98,7 @@ def image_terms(
 ) -> dict:  # name -> B
     "The terms that compare DRRs from the true and from the guessed poses."
     terms = {}
-    _check_labels(weights, drr.mask is not None)
+    check_labelled(weights, drr.mask is not None)
     if weights.ncc or weights.mncc:
         with torch.no_grad():
             target = drr(true)

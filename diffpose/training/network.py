@@ -19,11 +19,11 @@ from ..errors import UserError, worded
 from ..guards import shaped
 from ..pose import RigidTransform, convert, so3_exp, so3_log
 from ..registration import PoseRegressor
-from .checkpoints import _ways_on
+from .checkpoints import ways_on
 from .settings import TrainConfig
 
-# %% ../../notebooks/api/121_training_network.ipynb #d0eaadc3
-def _sourced(camera: Camera) -> None:
+# %% ../../notebooks/api/121_training_network.ipynb #cad67039
+def check_has_source(camera: Camera) -> None:
     "Refuse a parallel beam."
     if camera.parallel:
         raise UserError(
@@ -33,7 +33,7 @@ def _sourced(camera: Camera) -> None:
             f" start{worded(', GaussNewton(drr).register(xray, init=pose)', ': diffpose register')}"
         )
 
-
+# %% ../../notebooks/api/121_training_network.ipynb #d0eaadc3
 @shaped
 def retarget(
     xray: Float[Tensor, "b 1 h w"],  # line integrals
@@ -42,8 +42,8 @@ def retarget(
     mask: Bool[Tensor, "b 1 h w"] | None = None,  # where the X-ray can be trusted
 ) -> tuple[Float[Tensor, "b 1 _ _"], Bool[Tensor, "b 1 _ _"]]:  # and where it is known
     "The X-ray that another detector would have taken behind the same source."
-    _sourced(camera)
-    _sourced(target)
+    check_has_source(camera)
+    check_has_source(target)
     if tuple(xray.shape[-2:]) != (camera.height, camera.width):
         raise UserError(
             f"the X-ray has {xray.shape[-2]} x {xray.shape[-1]} pixels, its camera {camera.height}"
@@ -83,7 +83,7 @@ def retarget(
 
 # %% ../../notebooks/api/121_training_network.ipynb #66bd717a
 # what model.pt holds
-_MODEL = {
+MODEL_KEYS = {
     "config": dict,
     "camera": dict,
     "versions": dict,
@@ -93,7 +93,7 @@ _MODEL = {
     "iteration": int,
     "validation": dict,
 }
-_CHECKPOINT = {
+CHECKPOINT_KEYS = {
     "config": dict,
     "rng": dict,
     "iteration": int,
@@ -109,7 +109,7 @@ _CHECKPOINT = {
 }
 
 
-def _check_keys(data: dict, wanted: dict) -> None:
+def check_keys(data: dict, wanted: dict) -> None:
     "Refuse what lacks an entry, or has another kind of value there."
     missing = [key for key in wanted if key not in data]
     if missing:
@@ -119,7 +119,7 @@ def _check_keys(data: dict, wanted: dict) -> None:
             raise UserError(f"its entry {key} is a {type(data[key]).__name__}")
 
 
-def _check_weights(weights: dict, network: dict) -> None:
+def check_weights(weights: dict, network: dict) -> None:
     "Refuse weights that are not those of this network, or not finite."
     names = [*(k for k in network if k not in weights), *(k for k in weights if k not in network)]
     if names:
@@ -146,7 +146,7 @@ def _check_weights(weights: dict, network: dict) -> None:
             raise UserError(f"its weights {name} are not finite")
 
 
-def _check_residuals(residuals: Tensor) -> None:
+def check_residuals(residuals: Tensor) -> None:
     "Refuse what `residual` cannot have made."
     if (
         residuals.ndim != 2
@@ -162,7 +162,7 @@ def _check_residuals(residuals: Tensor) -> None:
 
 
 @contextmanager
-def _read_from(path: Path, name: str):
+def read_from(path: Path, name: str):
     "What goes wrong inside is the fault of the file, and the message names it."
     try:
         yield
@@ -175,7 +175,7 @@ def _read_from(path: Path, name: str):
         RuntimeError,
     ) as error:
         why = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        with _ways_on(name):
+        with ways_on(name):
             raise UserError(
                 f"{path} is not a whole {name.removesuffix('.pt')} of diffpose.training ({why})"
             ) from None

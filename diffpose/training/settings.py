@@ -17,7 +17,7 @@ from .losses import LossWeights
 from .poses import NormalPoses, PoseRange, UniformPoses
 
 # %% ../../notebooks/api/117_training_settings.ipynb #e5eee8ad
-_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # %% ../../notebooks/api/117_training_settings.ipynb #f5ab3a23
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ class TrainConfig:
         if (
             bad
             or not 0 <= self.min_foreground < 1
-            or self.precision not in _PRECISIONS
+            or self.precision not in PRECISIONS
             or self.renderer not in ("siddon", "trilinear")
         ):
             raise UserError(
                 f"settings out of range: {', '.join(bad) or self}. Counts are 1 or more, step sizes"
-                f" positive, min_foreground in [0, 1), precision one of {', '.join(_PRECISIONS)},"
+                f" positive, min_foreground in [0, 1), precision one of {', '.join(PRECISIONS)},"
                 " renderer siddon or trilinear"
             )
 

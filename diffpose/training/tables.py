@@ -128,7 +128,7 @@ class _Log:
                     self.board.add_scalar(f"{self.name}/{key}", value, row["iteration"])
 
 # %% ../../notebooks/api/120_training_tables.ipynb #7cb5f2b8
-class _Tables:
+class TrainingTables:
     "What happens in a training, as tables in its folder and in TensorBoard."
 
     def __init__(self, folder: Path, iteration: int, tensorboard: bool | None):

@@ -27,19 +27,25 @@ from ..calibration import Camera
 from ..errors import UserError, argument, worded
 from ..files import keep_out, save_atomically
 from ..pose import RigidTransform
-from .checkpoints import _save, load_saved, versions
+from .checkpoints import load_saved, save_checkpoint, versions
 from .estimator import PoseEstimator
 from diffpose.training.learner import (
+    Learner,
+    LossLost,
     TrainingDiverged,
-    _fingerprint,
-    _held_out,
-    _Learner,
-    _Lost,
+    fingerprint,
+    held_out_views,
     process_group,
 )
-from .network import _CHECKPOINT, _check_keys, _read_from, _sourced, residual
+from diffpose.training.network import (
+    CHECKPOINT_KEYS,
+    check_has_source,
+    check_keys,
+    read_from,
+    residual,
+)
 from .settings import TrainConfig
-from .tables import _Tables
+from .tables import TrainingTables
 
 # %% ../../notebooks/api/124_training_trainer.ipynb #9c5edfa7
 @contextmanager
@@ -88,11 +94,12 @@ class Trainer:
         # also for TensorBoard; None: where it is installed (the extra `tensorboard`)
         tensorboard: bool | None = None,
     ):
-        self.folder, init = Path(folder).expanduser(), (
-            None if init is None else Path(init).expanduser()
+        self.folder, init = (
+            Path(folder).expanduser(),
+            (None if init is None else Path(init).expanduser()),
         )
         self.orientation = _one_view(subjects)
-        _sourced(camera)
+        check_has_source(camera)
         if init is not None and _own(init, self.folder):
             raise UserError(
                 f"{worded('init=', '--from ')}{init} is in the folder that the training writes to,"
@@ -103,10 +110,11 @@ class Trainer:
         alone = keep_out(self.folder) if self.rank == 0 else lambda: None
         self._let_in = weakref.finalize(self, alone)
         try:
-            self.config, self.fingerprint = (config or TrainConfig()).of_view(
-                self.orientation
-            ), _fingerprint(subjects, camera)
-            self.learner = _Learner(
+            self.config, self.fingerprint = (
+                (config or TrainConfig()).of_view(self.orientation),
+                fingerprint(subjects, camera),
+            )
+            self.learner = Learner(
                 subjects,
                 camera,
                 self.config,
@@ -118,7 +126,7 @@ class Trainer:
                 _tidy(self.folder, resume)
             self._wait()
             self.resume()
-            self.held_out = _held_out(subjects, self.learner.views)
+            self.held_out = held_out_views(subjects, self.learner.views)
             self.tables = self._open(tensorboard) if self.rank == 0 else None
         except BaseException:
             self._let_in()
@@ -143,13 +151,16 @@ class Trainer:
             self.best = math.inf
             self.validate(again=True)
         try:
-            with _signals() as told, tqdm(
-                total=c.iterations,
-                initial=self.iteration,
-                desc="training",
-                unit="it",
-                disable=None if progress and self.rank == 0 else True,
-            ) as bar:
+            with (
+                _signals() as told,
+                tqdm(
+                    total=c.iterations,
+                    initial=self.iteration,
+                    desc="training",
+                    unit="it",
+                    disable=None if progress and self.rank == 0 else True,
+                ) as bar,
+            ):
                 while self.iteration < c.iterations:
                     self._step(callback, bar)
                     if told and self.iteration < c.iterations:
@@ -201,7 +212,9 @@ class Trainer:
                 "camera": asdict(self.camera),
                 "versions": versions(),
             }
-            _save(self.folder / "checkpoint.pt", {**about, **numbers, **self.learner.state()})
+            save_checkpoint(
+                self.folder / "checkpoint.pt", {**about, **numbers, **self.learner.state()}
+            )
 
     def resume(self) -> bool:
         "Take up a training where its last checkpoint left it; False where there is none."
@@ -209,13 +222,13 @@ class Trainer:
         if not path.exists():
             return False
         data = load_saved(path, "checkpoint.pt")
-        with _read_from(path, "checkpoint.pt"):
-            _check_keys(data, _CHECKPOINT)
+        with read_from(path, "checkpoint.pt"):
+            check_keys(data, CHECKPOINT_KEYS)
             theirs = TrainConfig.from_dict(data["config"]).to_dict() | {
                 "processes": data.get("world", 1)
             }
         self._check_same(path, data, theirs)
-        with _read_from(path, "checkpoint.pt"):
+        with read_from(path, "checkpoint.pt"):
             self.learner.load(data)
             for name in ("iteration", "seconds", "sums", "best"):
                 setattr(self, name, data[name])
@@ -249,12 +262,12 @@ class Trainer:
                 f" folder; {_ANEW} starts anew and overwrites it"
             )
 
-    def _open(self, tensorboard: bool | None) -> _Tables:
+    def _open(self, tensorboard: bool | None) -> TrainingTables:
         "Write the settings, and begin the tables or go on with them."
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.config.to_dict(), indent=1) + "\n"
         save_atomically(self.folder / "config.json", lambda p: p.write_text(text, encoding="utf-8"))
-        return _Tables(self.folder, self.iteration, tensorboard)
+        return TrainingTables(self.folder, self.iteration, tensorboard)
 
     def _wait(self) -> None:
         "For the other processes."
@@ -316,7 +329,7 @@ class Trainer:
             "versions": versions(),
             "orientation": self.orientation,
         }
-        _save(
+        save_checkpoint(
             self.folder / "model.pt",
             {
                 **about,
@@ -332,12 +345,12 @@ class Trainer:
         "Where the loss is lost, keep what the network was shown, and stop."
         try:
             yield
-        except _Lost as lost:
+        except LossLost as lost:
             path, best = (
                 self.folder / f"diverged_{self.iteration}_{self.rank}.pt",
                 self.folder / "model.pt",
             )
-            _save(
+            save_checkpoint(
                 path,
                 {
                     "format": 1,

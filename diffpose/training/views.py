@@ -21,7 +21,7 @@ from ..drr import DRR
 from ..errors import UserError
 from ..pose import RigidTransform
 from ..registration import pool_volume
-from .appearance import _between, change_looks
+from .appearance import change_looks, uniform_between
 from .settings import TrainConfig
 
 # %% ../../notebooks/api/118_training_views.ipynb #c5e7805e
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
     patients: Tensor  # B, which of the subjects
 
 
-def _generator(*numbers: int) -> torch.Generator:
+def seeded_generator(*numbers: int) -> torch.Generator:
     "A generator for these numbers, unlike that of any others."
     digest = hashlib.blake2b(json.dumps(numbers).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
@@ -92,10 +92,10 @@ class Views:
     ) -> Batch:
         "The samples of an iteration."
         c = self.config
-        gens = [_generator(c.seed, iteration, k) for k in samples]
+        gens = [seeded_generator(c.seed, iteration, k) for k in samples]
         who = torch.tensor([int(torch.randint(len(self.drrs), (1,), generator=g)) for g in gens])
         bone = torch.tensor(
-            [_between(torch.rand(1, generator=g), c.appearance.bone).item() for g in gens]
+            [uniform_between(torch.rand(1, generator=g), c.appearance.bone).item() for g in gens]
         )
         draw = lambda generators: c.range.at(
             torch.stack([torch.rand(6, generator=g) for g in generators])

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from ..errors import UserError, UserTypeError
 from ..metrics import geodesic_so3, geodesic_translation
 from ..pose import PARAMETERIZATIONS, RigidTransform, convert
-from .images import _axes
+from .images import panels
 
 if TYPE_CHECKING:
     import pandas
@@ -84,7 +84,7 @@ def plot_convergence(
     }
     if ground_truth is not None and len(ground_truth) != 1:
         raise UserError(f"ground_truth is one pose, got {len(ground_truth)}")
-    axs = _axes(axs, 1 if several and ground_truth is None else 3, 0.8, 3.0)
+    axs = panels(axs, 1 if several and ground_truth is None else 3, 0.8, 3.0)
     for name, df in runs.items():
         if "loss" in df.columns:
             axs[0].plot(*_by_level(df), ".-", markersize=4, label=name or None)

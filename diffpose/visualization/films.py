@@ -23,7 +23,7 @@ from ..files import save_atomically
 from ..pose import RigidTransform
 from ..predecessors import new_call
 from .convergence import history_poses
-from .images import _gray
+from .images import as_gray
 
 if TYPE_CHECKING:
     import pandas
@@ -138,11 +138,11 @@ def _frames(
             # one window for the whole film: a pose's brightness can be compared with another's
             if limits is None:
                 limits = _limits(moving if left is None or name != "Fixed DRR" else left)
-            for loss, gray in zip(losses[k : k + batch_size], _gray(moving, limits=limits)):
+            for loss, gray in zip(losses[k : k + batch_size], as_gray(moving, limits=limits)):
                 panel = _panel(gray, height)
                 if template is None:
                     template, x = _template(
-                        None if left is None else _panel(_gray(left[:1])[0], height),
+                        None if left is None else _panel(as_gray(left[:1])[0], height),
                         name,
                         *panel.size,
                     )

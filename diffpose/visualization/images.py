@@ -42,7 +42,7 @@ def plot_drr(
             f"title needs one entry for all images, or one for each: got {len(titles)} titles for"
             f" {batch} images"
         )
-    axs = _axes(axs, batch, height / width)
+    axs = panels(axs, batch, height / width)
     for ax, picture, text in zip(axs, img.detach().cpu().sum(1).float(), titles):
         ax.imshow(picture, cmap=cmap, **imshow_kwargs)
         ax.set(
@@ -56,8 +56,8 @@ def plot_drr(
         plot_mask(img[:, 1:], axs)
     return axs
 
-
-def _axes(
+# %% ../../notebooks/api/131_visualization_images.ipynb #8e4ca052
+def panels(
     axs: Axes | Sequence | np.ndarray | None, n: int, aspect: float = 1.0, width: float = 2.8
 ) -> list[Axes]:
     "n axes: those given, or those of a new figure."
@@ -101,7 +101,7 @@ def plot_mask(
             f"alpha is an opacity from 0 to 1 and colors must not be empty, got alpha={alpha} and"
             f" {len(colors)} colors"
         )
-    axs = _axes(axs, len(img))
+    axs = panels(axs, len(img))
     inside = (img.detach() > 0).cpu()
     palette = np.array(
         [[*_rgb(colors[k % len(colors)]), 1.0] for k in range(img.shape[1])], dtype=np.float32
@@ -195,14 +195,14 @@ def overlay_edges(
 ) -> UInt8[np.ndarray, "_ h w 3"]:  # pictures, red, green and blue up to 255
     "Draw the edges of one image on another, as an RGB picture."
     contours = edges(drr_image, sigma, mask=mask, **edge_kwargs).numpy()
-    gray = _gray(xray, window)
+    gray = as_gray(xray, window)
     n = max(len(contours), len(gray))
     picture = np.repeat(np.broadcast_to(gray, (n, *gray.shape[1:]))[..., None], 3, -1)
     picture[np.broadcast_to(contours, (n, *gray.shape[1:]))] = [round(255 * v) for v in _rgb(color)]
     return picture
 
-
-def _gray(img: Tensor, window: tuple = (0.0, 100.0), limits: tuple | None = None) -> np.ndarray:
+# %% ../../notebooks/api/131_visualization_images.ipynb #3243a6ac
+def as_gray(img: Tensor, window: tuple = (0.0, 100.0), limits: tuple | None = None) -> np.ndarray:
     """Images as grey levels B H W, uint8, from two percentiles of each, or between two limits for
     all.
     """
@@ -225,7 +225,7 @@ def overlay_checkerboard(
     "Alternate between two images in square tiles, as an RGB picture."
     if tiles < 1:
         raise UserError(f"a checkerboard needs at least one tile, got tiles={tiles}")
-    a, b = _gray(xray, window), _gray(drr_image, window)
+    a, b = as_gray(xray, window), as_gray(drr_image, window)
     side = max(1, math.ceil(max(a.shape[1:]) / tiles))
     row, col = np.indices(a.shape[1:]) // side
     return np.repeat(np.where((row + col) % 2 == 0, a, b)[..., None], 3, -1)
