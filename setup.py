@@ -45,7 +45,7 @@ setup(
     ],
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_name"], cfg["lib_name"] + ".*"]),
-    package_data={cfg["lib_name"]: ["py.typed", "viewer.html", "viewer.js", "report.html", "report.css", "report.js"]},
+    package_data={cfg["lib_name"]: ["py.typed", "viewer.html", "viewer.js", "report.html", "report.css", "report.js", "window.css"]},
     install_requires=cfg["requirements"].split(),
     extras_require=EXTRAS,
     entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_name']}={cfg['lib_name']}._modidx:d"]},  # the second: links in docs, ours and others'

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffpose.cli.inputs import (
     as_recorded,
@@ -260,6 +260,18 @@ class Case:
         return camera.view, "as the header of the X-ray says, or the camera file"
 
 
+class Found(NamedTuple):
+    "What came of an X-ray, before it is written."
+
+    result: "Result"
+    start: "RigidTransform"  # where the way to it began
+    drr: "DRR"  # with the camera as found
+    seconds: float
+    view: str | None  # at zero angles
+    why: str  # who says so
+    bodies: Sequence[MovedBody] = ()  # those that were registered each for itself
+
+
 @dataclass(frozen=True)
 class Job:
     "One X-ray to register, and where everything about it is."
@@ -318,6 +330,21 @@ class Job:
         tell: "Callable[[Result, RigidTransform, float, str | None, str], None] | None" = None,
     ) -> "tuple[Result, RigidTransform, float]":  # result, start, seconds
         "Register the X-ray, tell what came of it, and write it."
+        found = self.find(step, seen, subject, estimator)
+        if tell is not None:  # the pictures take their time
+            tell(found.result, found.start, found.seconds, found.view, found.why)
+        step("writing")
+        self.write(found.result, found.start, found.drr, seen, found.bodies)
+        return found.result, found.start, found.seconds
+
+    def find(
+        self,
+        step: Steps,
+        seen: "tuple[Tensor, Camera, Tensor]",  # as `seen` gives it
+        subject: "torchio.Subject",
+        estimator: "PoseEstimator | None" = None,
+    ) -> Found:
+        "Register the X-ray."
         from diffpose.exchange import start_pose
         from diffpose.pose import RigidTransform
         from diffpose.registration import SearchSpace
@@ -350,11 +377,7 @@ class Job:
                 step, seen, subject, case.aimed(subject), (begin, view, why), estimator
             )
         _doubt_depth(result, camera, view, self.xray)
-        if tell is not None:  # the pictures take their time
-            tell(result, pose, seconds, view, why)
-        step("writing")
-        self.write(result, pose, drr, seen, bodies)
-        return result, pose, seconds
+        return Found(result, pose, drr, seconds, view, why, bodies)
 
     def _searches(self, camera: "Camera", view: str | None) -> bool:
         "Does the search find the start, for it is asked to or nobody states one?"
@@ -617,7 +640,7 @@ def solve(
         "mask": mask,
         "landmarks": targets,
         "seed": start.seed,
-        "callback": lambda k, n, *_: step.note(f"registering, stage {k} of {n} done"),
+        "callback": lambda k, n, pose, _: step.note(f"registering, stage {k} of {n} done", pose),
     }
     solver = GaussNewton(drr, **around)
     if not isinstance(pose, RigidTransform):

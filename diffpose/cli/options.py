@@ -603,7 +603,7 @@ def grouped(command: Callable) -> Callable:
 # %% ../../notebooks/api/146_cli_options.ipynb #44283eb7
 # as the help lists them
 COMMANDS = (
-    *("render", "register", "track", "report", "export"),
+    *("render", "register", "gui", "track", "report", "export"),
     *("camera", "train", "animate", "demo", "data"),
 )
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from diffpose.pose import RigidTransform
+
 # %% ../../notebooks/api/145_cli_progress.ipynb #43a70167
 class Steps(Protocol):
     "What is told how far the work has come."
@@ -21,8 +23,8 @@ class Steps(Protocol):
     def __call__(self, name: str) -> None:
         "A step begins."
 
-    def note(self, text: str) -> None:
-        "Something happened in it."
+    def note(self, text: str, pose: "RigidTransform | None" = None) -> None:
+        "Something happened in it; the pose, if it has found one, is the best so far."
 
 
 class _Bar:
@@ -35,7 +37,7 @@ class _Bar:
         self.bar.update(self.task, description=name, advance=int(self.begun))
         self.begun = True
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, pose: "RigidTransform | None" = None) -> None:
         "Say it in the bar."
         self.bar.update(self.task, description=text)
 

@@ -397,9 +397,9 @@ class _Named:
     def __call__(self, name: str) -> None:
         self.step(self.prefix + name)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, pose: "RigidTransform | None" = None) -> None:
         "Something happened in it."
-        self.step.note(self.prefix + text)
+        self.step.note(self.prefix + text, pose)
 
 
 def _row(
