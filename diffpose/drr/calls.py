@@ -26,7 +26,7 @@ _READ_FIRST = (
     "DRR(read(volume, spacing=spacing, orientation=...), sdd=2 * sdr, height=..., delx=...), with"
     " diffpose.data.read"
 )
-SINGLE_ANGLES = {"theta", "phi", "gamma", "bx", "by", "bz", "sdr"}
+_SINGLE_ANGLES = {"theta", "phi", "gamma", "bx", "by", "bz", "sdr"}
 # transforms of torchio that leave everything where it is in the world
 _STAYING = {
     "Crop",
