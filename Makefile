@@ -63,7 +63,7 @@ docs: $(documented)
 	@$(python) -m tools.site
 
 docs-test: docs
-	@$(python) -m tests tests/site_in_browser.py tests/report_in_browser.py
+	@$(python) -m tests tests/site_in_browser.py tests/report_in_browser.py tests/gui_in_browser.py
 
 notebooks: $(installed)
 	@$(python) -m tools.wheel $(if $(QUICK),--quick) $(NB)

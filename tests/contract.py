@@ -31,7 +31,7 @@ AT_THE_ROOT = {
     *("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in"),  # the package's
     *(".gitignore", ".gitattributes", ".github", ".ci"),
 }
-PUBLIC_NAMES = 209  # what somebody who learns the package meets, and about what the site shows
+PUBLIC_NAMES = 210  # what somebody who learns the package meets, and about what the site shows
 ALIKE = {  # names that several modules define: one interface, which their users exchange for one another
     *("Evaluator", "Transforms", "preprocess", "get_random_offset", "isocenter_pose", "write_twin", "check_layout"),  # of the benchmarks, deepfluoro and ljubljana
     *("integrate", "occupancy", "frame_gradient", "volume_gradient", "channel_jacobian"),  # of the backends, in kernels

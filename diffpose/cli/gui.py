@@ -50,7 +50,7 @@ def gui(
         with extra("gui", "nicegui"):
             import nicegui  # noqa: F401 (before the work, so that nobody waits for nothing)
         from diffpose.explorer.session import Session
-        from diffpose.explorer.window import serve
+        from diffpose.explorer.serving import serve
 
         session = Session(folder)
         if camera is not None:

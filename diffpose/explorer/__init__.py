@@ -154,7 +154,11 @@ class Explorer:
                 slider.observe(slid, "value")
             self._share.observe(lambda _: self._draw(), "value")
             buttons = []
-            for name, act in (("Undo", self.undo), ("Redo", self.redo), ("Register", self.register)):
+            for name, act in (
+                ("Undo", self.undo),
+                ("Redo", self.redo),
+                ("Register", self.register),
+            ):
                 buttons.append(w.Button(description=name, layout=w.Layout(width="90px")))
                 buttons[-1].on_click(lambda _, act=act: act())
             side = w.VBox([*self._sliders, self._share, w.HBox(buttons), self._said])

@@ -110,7 +110,15 @@ class Sight:
 
 # %% ../../notebooks/api/158_explorer_motions.ipynb #c3b7b3a9
 POINTS = 4  # as few leave one pose
-_TURNS = ((0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3), *((0, k, 0) for k in (1, 2, 3)), (1, 0, 0), (3, 0, 0))
+_TURNS = (
+    (0, 0, 0),
+    (0, 0, 1),
+    (0, 0, 2),
+    (0, 0, 3),
+    *((0, k, 0) for k in (1, 2, 3)),
+    (1, 0, 0),
+    (3, 0, 0),
+)
 _BEHIND = 1e4  # pixels that a point behind the source counts as off
 
 

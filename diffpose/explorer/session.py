@@ -153,16 +153,22 @@ class Session:
         self._idle()
         path = self.root.find(name)
         # label map and landmarks were those of another
-        self._adopt(replace(self.case, ct=path, patient=replace(self.case.patient, labelmap=None, labels=None, structures=None)))
+        self._adopt(
+            replace(
+                self.case,
+                ct=path,
+                patient=replace(self.case.patient, labelmap=None, labels=None, structures=None),
+            )
+        )
         self.landmarks.clear()
 
     def open_xray(self, name: str) -> None:
         "Open the X-ray of this name within the root, and look at it."
         self._idle()
-        if self.subject is None:
+        subject, path = self.subject, self.root.find(name)
+        if subject is None:
             raise UserError("open a CT first, then the X-ray")
-        path = self.root.find(name)
-        self.shots.append(self._heard(lambda: self._read(path, self.case, self.subject)))
+        self.shots.append(self._heard(lambda: self._read(path, self.case, subject)))
         self.current = len(self.shots) - 1
 
     def close_xray(self) -> None:
@@ -184,18 +190,24 @@ class Session:
             case.check()
             subject = self.subject
             read = case.ct != self.root.path
-            if read and (subject is None or (case.ct, case.patient) != (self.case.ct, self.case.patient)):
+            if read and (
+                subject is None or (case.ct, case.patient) != (self.case.ct, self.case.patient)
+            ):
                 subject = load_ct(case.ct, case.patient)
             alike = subject is self.subject and case.taken == self.case.taken
             alike = alike and case.counted == self.case.counted
-            return subject, self.shots if alike else [self._read(x.path, case, subject, x) for x in self.shots]
+            if alike or subject is None:
+                return subject, self.shots
+            return subject, [self._read(x.path, case, subject, x) for x in self.shots]
 
         subject, shots = self._heard(work)
         if subject is not self.subject:
             self.slices = Slices.of(subject)
         self.case, self.subject, self.shots = case, subject, shots
 
-    def _read(self, path: Path, case: Case, subject: "torchio.Subject", old: Shot | None = None) -> Shot:
+    def _read(
+        self, path: Path, case: Case, subject: "torchio.Subject", old: Shot | None = None
+    ) -> Shot:
         "An X-ray, with the patient where it was before it, if it was moved."
         from diffpose.calibration import carm_pose
         from diffpose.drr import DRR
@@ -219,7 +231,9 @@ class Session:
     def open_labels(self, name: str, table: str | None = None) -> None:
         "Open the label map of the CT, and perhaps a table of its structures."
         paths = [None if x is None else self.root.find(x) for x in (name, table)]
-        self.configure(patient=replace(self.case.patient, labelmap=paths[0], structures=paths[1], labels=None))
+        self.configure(
+            patient=replace(self.case.patient, labelmap=paths[0], structures=paths[1], labels=None)
+        )
         rows = getattr(self.subject, "structures", None)
         known = [] if rows is None else zip(rows["id"].astype(int), rows["structure"].astype(str))
         self._known = [(str(k), name) for k, name in known]
@@ -333,9 +347,9 @@ class Session:
         shot = self.shot
         if shot is None or shot.found is None or shot.job is None or shot.used is None:
             raise UserError("nothing is registered yet: press Register or Search first")
-        case, found = shot.job.case, shot.found
+        case, found, seen = shot.job.case, shot.found, shot.used
         job = Job.checked(shot.path, self.root.find(out), case, force)
         with alone(job.folder):
-            self._heard(lambda: job.write(found.result, found.start, found.drr, shot.used))
+            self._heard(lambda: job.write(found.result, found.start, found.drr, seen, found.bodies))
         self.saved = job.folder
         return job.folder
