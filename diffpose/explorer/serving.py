@@ -58,7 +58,7 @@ def build(page: Page) -> None:
         page.go = button(
             "Register", "center_focus_strong", lambda: page.act(session.register), "register"
         )
-    with ui.element("main"):
+    with ui.element("div").classes("window"):
         with ui.element("section").classes("left"):
             stage(page)
             with ui.element("div").classes("card"):
