@@ -20,7 +20,7 @@ from tools.notebook import body, directives, dumps, load, notebooks, source
 BUDGET_KB = {"api": 300, "tutorials": 1000}
 LINES_PER_FUNCTION = 60
 COLUMNS = 100  # as wide as the site shows code
-WIDE = ("kernels_cuda_trilinear",)  # its walk is one function: Triton sees no further than a call
+WIDE = ("kernels_cuda_trilinear",)  # its walk, set in 100 columns, would have more lines than a function may
 OPTIONAL = {"triton"}  # imported where it is there, never required
 DISTRIBUTION = {"PIL": "pillow", "SimpleITK": "simpleitk"}  # where the import's name is not the distribution's
 ANNOUNCED = {"pyvista", "seaborn", "tensorboard"}  # 3D scenes and tables of results are part of the package's fixed set; torch.utils.tensorboard needs its namesake
