@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from diffpose.pose import RigidTransform
 
 # %% ../../notebooks/api/163_explorer_placing.ipynb #490bb196
-LIVE = 256, 500_000  # greatest height and width, greatest number of voxels: while the hand moves
-FINE = 384, 8_000_000  # and when it rests
+# greatest height and width, greatest number of voxels, rule of integration
+LIVE = 256, 500_000, "siddon"  # while the hand moves
+FINE = 384, 8_000_000, "trilinear"  # and when it rests: smooth, as registration sees it
 
 
 def quick(
     drr: "DRR",
     px: int,  # greatest height and width of its images
     voxels: int,  # about how many it has at most
+    renderer: str,
 ) -> "DRR":
     "The same view with fewer pixels, of a CT with fewer voxels."
     coarser = max(1.0, (math.prod(drr.density.shape) / voxels) ** (1 / 3))
@@ -40,7 +42,7 @@ def quick(
     edge = coarser * math.prod(spacing) ** (1 / 3)  # [mm]
     factors = [max(1, round(edge / x)) for x in spacing]
     camera = drr.camera.rescale(min(1.0, px / max(drr.camera.height, drr.camera.width)))
-    return drr_like(drr, camera, *pooled_density(drr, factors), "siddon")
+    return drr_like(drr, camera, *pooled_density(drr, factors), renderer)
 
 # %% ../../notebooks/api/163_explorer_placing.ipynb #1a19b9be
 class Placement:
@@ -66,7 +68,7 @@ class Placement:
         self._past: list[RigidTransform] = []
         self._undone: list[RigidTransform] = []
         self._pose, self._held = self.begun, False
-        self._views: dict[tuple[int, int], DRR] = {}
+        self._views: dict[tuple[int, int, str], DRR] = {}
 
     pose = property(lambda self: self._pose, doc="Where the patient lies now: one pose, float64.")
     can_undo = property(lambda self: bool(self._past), doc="Was there anything before?")
@@ -110,13 +112,15 @@ class Placement:
         "What the hand sees, in pixels of the X-ray."
         return Sight.of(self.drr.detector, self._pose, self.pivot)
 
-    def image(self, kind: tuple[int, int] = LIVE) -> "Tensor":  # 1 1 h w
+    def image(self, kind: tuple[int, int, str] = LIVE) -> "Tensor":  # 1 1 h w
         "The DRR of where the patient lies: LIVE or FINE."
         if kind not in self._views:
             self._views[kind] = quick(self.drr, *kind)
         with torch.no_grad():
             return self._views[kind](self._pose.float())
 
-    def picture(self, share: float = 0.5, kind: tuple[int, int] = LIVE) -> "np.ndarray":
+    def picture(
+        self, share: float = 0.5, kind: tuple[int, int, str] = LIVE
+    ) -> "np.ndarray":
         "The X-ray with the DRR over it, H W, 8 bits."
         return blended(grey(self.xray, self.mask), grey(self.image(kind)), share)

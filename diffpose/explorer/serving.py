@@ -7,10 +7,13 @@ __all__ = []
 
 # %% ../../notebooks/api/168_explorer_serving.ipynb #e1c0ac02
 import asyncio
+import contextlib
 import secrets
 import socket
+import tempfile
 import time
-from collections.abc import Callable
+import webbrowser
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from diffpose.explorer.page import (
     stage,
     structures,
 )
+from .placing import LIVE
 from .session import Session
 from .window import STILL, TAKE_S, Guard, Window
 
@@ -61,12 +65,12 @@ def build(page: Page) -> None:
     with ui.element("div").classes("window"):
         with ui.element("section").classes("left"):
             stage(page)
-            with ui.element("div").classes("card"):
-                result(page)
         with ui.element("section").classes("right"):
             with ui.element("div").classes("card"):
                 files(page)
             cuts(page)
+            with ui.element("div").classes("card"):
+                result(page)
             with ui.element("div").classes("card folds"):
                 for label, part in (
                     ("Camera and tolerances", options),
@@ -125,6 +129,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@contextlib.contextmanager
+def doorway(address: str) -> Generator[str, None, None]:
+    """The address of a file that leads to another. Programs are started with their arguments for
+    all users of a machine to read: a browser is given a file that only its owner can.
+    """
+    with tempfile.TemporaryDirectory(prefix="diffpose-") as folder:  # of its owner alone
+        path = Path(folder) / "window.html"
+        path.touch(mode=0o600)
+        path.write_text(f'<meta http-equiv="refresh" content="0; url={address}">', encoding="utf-8")
+        yield path.as_uri()
+
+
 def serve(
     session: Session,
     port: int | None = None,  # None: any that is free
@@ -133,11 +149,13 @@ def serve(
 ) -> None:
     "Serve the window on this machine until it is interrupted."
     with extra("gui", "nicegui"):
-        from nicegui import app, ui
+        from nicegui import app, binding, ui
 
     port, token = port or free_port(), secrets.token_urlsafe(32)
     address = f"http://127.0.0.1:{port}/{token}/"
     window = Window(session)
+    window.drr(LIVE)  # compiled before somebody waits for it
+    binding.MAX_PROPAGATION_TIME = 1.0  # [s]; what it says of a busy machine is of no use here
     app.add_middleware(Guard, token=token)
     app.on_startup(window.draw)
 
@@ -155,17 +173,16 @@ def serve(
         writer.close()
         tell(address)
         if show:
-            import webbrowser
-
-            webbrowser.open(address)
+            webbrowser.open(door)
 
     app.on_startup(started)
-    ui.run(
-        host="127.0.0.1",
-        port=port,
-        show=False,
-        reload=False,
-        show_welcome_message=False,
-        favicon="🦴",
-        dark=True,
-    )
+    with doorway(address) as door:
+        ui.run(
+            host="127.0.0.1",
+            port=port,
+            show=False,
+            reload=False,
+            show_welcome_message=False,
+            favicon="🦴",
+            dark=True,
+        )

@@ -122,13 +122,14 @@ MODES = {"blend": "Blend", "wipe": "Wipe", "difference": "Difference", "edges": 
 XRAY_PX = 1024  # greatest height and width of an X-ray on the page
 TAKE_S = 10.0  # for so long a window waits for the browser that takes it over
 REST_S = 0.25  # a hand that is still for so long gets the finer picture
+# what is brighter than around it, in orange: the difference of two blurred pictures
 EDGES = (
     '<svg width="0" height="0" style="position:absolute">'
     '<filter id="edges" color-interpolation-filters="sRGB">'
-    '<feGaussianBlur stdDeviation="1.2"/>'
-    '<feConvolveMatrix order="3" kernelMatrix="-1 -1 -1 -1 8 -1 -1 -1 -1" '
-    'preserveAlpha="true"/>'
-    '<feColorMatrix values="3 0 0 0 0  0 7 0 0 0  0 0 9 0 0  0 0 0 1 0"/></filter></svg>'
+    '<feGaussianBlur in="SourceGraphic" stdDeviation="1.6" result="fine"/>'
+    '<feGaussianBlur in="SourceGraphic" stdDeviation="6"/>'
+    '<feComposite in2="fine" operator="arithmetic" k2="1" k3="-1" k4="0.5"/>'
+    '<feColorMatrix values="0 0 0 0 1  0 0 0 0 .5  0 0 0 0 .1  -9 0 0 0 8.5"/></filter></svg>'
 )
 # keeps a drag that leaves the picture, and says where it is as shares of width and height
 POINTER = """(e) => {
@@ -162,7 +163,7 @@ class Window:
     taken: float = 0.0  # when another browser took it over [s]
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def drr(self, kind: tuple[int, int]) -> str | None:
+    def drr(self, kind: tuple[int, int, str]) -> str | None:
         "The DRR of now, as the source of an image."
         shot = self.session.shot
         return None if shot is None else encoded(grey(shot.place.image(kind)))
