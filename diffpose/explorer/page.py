@@ -25,6 +25,7 @@ from diffpose.explorer.window import (
     POINTER,
     REST_S,
     STEP_MM,
+    TOLD_S,
     Drag,
     Window,
     by_key,
@@ -69,6 +70,8 @@ class Page:
     def __init__(self, window: Window, ui: Any, client: Any):
         self.window, self.session, self.ui, self.client = window, window.session, ui, client
         self.drag: Drag | None = None
+        self.there: tuple[float, float] | None = None  # where the hand is, not followed yet
+        self.told = 0.0  # when the pose was told in numbers [s]
         self.marked, self.seen, self.wheeled = False, (), 0.0
         self.sources: dict[str, str] = {}
 
@@ -128,11 +131,18 @@ class Page:
             how = Drag.kind_of(*keys, self.window.hand)
             self.act(lambda: setattr(self, "drag", Drag(shot.place.sight(), how, at, height)))
         elif self.drag is not None:
-            if at != self.drag.at or shot.place.moved:
-                self.moved(self.drag.to(*at))
+            self.there = at
+            self.window.changed.set()  # moved once for each picture, however many events come
             if kind == "up":
+                self.follow()
                 shot.place.hold()
                 self.drag = None
+
+    def follow(self) -> None:
+        "The patient goes where the hand is now."
+        if self.drag is not None and self.there is not None and not self.session.busy:
+            self.session.place.move(self.drag.to(*self.there))
+            self.there = None
 
     def wheel(self, event: Any) -> None:
         "Depth by the mouse wheel: turns that follow each other are one step."
@@ -190,7 +200,9 @@ class Page:
     def show(self, picture: str | None) -> None:
         "The DRR."
         self._source(self.over, "drr", picture)
-        self.where.set_text(self.window.where())
+        if self.drag is None or time.monotonic() - self.told > TOLD_S:
+            self.told = time.monotonic()
+            self.where.set_text(self.window.where())
 
     def _source(self, image: Any, name: str, picture: str | None) -> None:
         if picture is not None and self.sources.get(name) != picture:

@@ -79,11 +79,14 @@ class Placement:
         self._held = False
 
     def move(self, pose: "RigidTransform") -> None:
-        "The patient lies elsewhere."
+        "The patient lies elsewhere; where it lies already is no step."
+        pose = pose.detach().cpu().double()
+        if torch.equal(pose.matrix, self._pose.matrix):
+            return
         if not self._held:
             self._past.append(self._pose)
             self._undone.clear()
-        self._pose, self._held = pose.detach().cpu().double(), True
+        self._pose, self._held = pose, True
 
     def undo(self) -> None:
         "As it was a step before."

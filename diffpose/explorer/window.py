@@ -91,6 +91,8 @@ class Drag:
 
     def to(self, column: float, row: float) -> "RigidTransform":
         "The pose when the hand is there."
+        if (column, row) == self.at:
+            return self.sight.pose
         right, down = column - self.at[0], row - self.at[1]
         if self.kind == "pan":
             return self.sight.pan(right, down)
@@ -121,6 +123,7 @@ def by_key(sight: Sight, key: str, shift: bool) -> "RigidTransform | None":
 MODES = {"blend": "Blend", "wipe": "Wipe", "difference": "Difference", "edges": "Edges"}
 XRAY_PX = 1024  # greatest height and width of an X-ray on the page
 TAKE_S = 10.0  # for so long a window waits for the browser that takes it over
+TOLD_S = 0.15  # the numbers of a pose that is dragged are told this often
 REST_S = 0.25  # a hand that is still for so long gets the finer picture
 # what is brighter than around it, in orange: the difference of two blurred pictures
 EDGES = (
@@ -129,7 +132,7 @@ EDGES = (
     '<feGaussianBlur in="SourceGraphic" stdDeviation="1.6" result="fine"/>'
     '<feGaussianBlur in="SourceGraphic" stdDeviation="6"/>'
     '<feComposite in2="fine" operator="arithmetic" k2="1" k3="-1" k4="0.5"/>'
-    '<feColorMatrix values="0 0 0 0 1  0 0 0 0 .5  0 0 0 0 .1  -9 0 0 0 8.5"/></filter></svg>'
+    '<feColorMatrix values="0 0 0 0 1  0 0 0 0 .5  0 0 0 0 .1  -30 0 0 0 29.2"/></filter></svg>'
 )
 # keeps a drag that leaves the picture, and says where it is as shares of width and height
 POINTER = """(e) => {
@@ -224,6 +227,7 @@ class Window:
             page = self.page
             if page is not None:
                 try:
+                    page.follow()
                     page.show(await loop.run_in_executor(one, self.drr, kind))
                 except Exception as error:
                     page.tell(error)
