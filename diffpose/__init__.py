@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what editors and type checkers see: `_HOME` and `_modules` 
         drr,
         errors,
         exchange,
+        explorer,
         field,
         files,
         guards,

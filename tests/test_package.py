@@ -56,7 +56,7 @@ def test_wheel_holds_the_package_and_its_licence(archives):
     with zipfile.ZipFile(archives[1]) as wheel:
         names = set(wheel.namelist())
         (entry_points,) = (wheel.read(n).decode() for n in names if n.endswith("entry_points.txt"))
-    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "diffpose").rglob("*.py")} | {f"diffpose/{name}" for name in ("py.typed", "viewer.html", "viewer.js", "report.html", "report.css", "report.js")}
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT / "diffpose").rglob("*.py")} | {f"diffpose/{name}" for name in ("py.typed", "viewer.html", "viewer.js", "report.html", "report.css", "report.js", "window.css")}
     info = {n for n in names if ".dist-info/" in n}
     assert names - info == modules
     assert any(n.endswith("/LICENSE") for n in info)
