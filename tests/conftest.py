@@ -1,23 +1,21 @@
 """The environment of every test, and what the run left out, said at its end."""
 
 import os
-import shutil
 
 import pytest
 
+from tools.browser import NONE, SWITCHES, find_browser
 from tools.notebook import data_folder
 
 os.environ.update(HF_HUB_OFFLINE="1", MPLBACKEND="Agg")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-SWITCHES = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]  # WebGL without a GPU
 
 
 @pytest.fixture(scope="session")
 def browser():
-    found = os.environ.get("DIFFPOSE_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    found = find_browser()
     if not found and os.environ.get("DIFFPOSE_NO_BROWSER"):
         pytest.skip(f"no browser: {os.environ['DIFFPOSE_NO_BROWSER']}")  # said by .ci/run, after it has tried
-    assert found, f"no browser: install Chromium (Debian: apt install chromium), or name one in DIFFPOSE_BROWSER; looked for {', '.join(BROWSERS)}"
+    assert found, NONE
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

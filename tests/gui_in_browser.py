@@ -19,6 +19,7 @@ from diffpose.phantom import make_phantom
 from diffpose.report import write_ct, write_inputs
 from tests.report_in_browser import BROAD
 from tests.site_in_browser import WIDTHS, Visit
+from tools.browser import Served
 
 HOSTILE = "<script>alert(1)<" + "img src=x onerror=alert(2)>\"'`&amp;{{7*7}}\u202e\u2066.png"
 LONG = "x" * 240 + ".png"
@@ -59,19 +60,8 @@ def scans(tmp_path_factory):
     return top
 
 
-class Served:
-    "A window that runs in a process of its own."
-
-    def __init__(self, folder, *options):
-        command = [sys.executable, "-m", "diffpose", "gui", str(folder), "--no-browser", *options]
-        env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")} | {"PYTHONUNBUFFERED": "1"}  # NiceGUI serves tests in another way
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
-        self.said = ""
-        while not (found := re.search(r"(http://\S+)", self.said)):
-            line = self.process.stdout.readline()
-            assert line, self.said
-            self.said += line
-        self.address = found[1]
+class Window(Served):
+    "A window, and what it answers to whoever asks."
 
     def answer(self, path, host=None, **headers):
         "Status of a request, and its headers."
@@ -86,10 +76,8 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(scans):
-    window = Served(scans, "--ct", "ct.nii.gz", "--xray", "ap.png", "--camera", "camera.json")
-    yield window
-    window.process.terminate()
-    window.process.wait(20)
+    with Window(scans, "--ct", "ct.nii.gz", "--xray", "ap.png", "--camera", "camera.json") as window:
+        yield window
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -5,10 +5,6 @@ A phantom is dragged before an X-ray of it, and registered. Needs Chromium, as t
 
 import argparse
 import io
-import os
-import re
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,10 +13,10 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image
 
+from tools.browser import NONE, SWITCHES, Served, find_browser
+
 SIZES = {"desktop": (1280, 760), "phone": (390, 844)}
 SHOWN = 800  # pixels of the film's width
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-SWITCHES = ["--no-sandbox"]
 
 
 def write_scans(folder):
@@ -74,30 +70,21 @@ def main():
     asked = parser.parse_args()
     from playwright.sync_api import sync_playwright
 
-    browser = os.environ.get("DIFFPOSE_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    browser = find_browser()
     if browser is None:
-        sys.exit("no browser: install Chromium, or name one in DIFFPOSE_BROWSER")
+        sys.exit(NONE)
     frames = []
     with tempfile.TemporaryDirectory() as box:
         write_scans(Path(box))
-        command = [sys.executable, "-m", "diffpose", "gui", box, "--no-browser", "--ct", "ct.nii.gz", "--xray", "xray.png", "--camera", "camera.json"]
-        served = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
-        try:
-            while not (found := re.search(r"http://\S+", served.stdout.readline())):
-                if served.poll() is not None:
-                    sys.exit("the window did not open")
-            with sync_playwright() as playwright:
-                wide, high = SIZES[asked.width]
-                page = playwright.chromium.launch(executable_path=browser, args=SWITCHES).new_page(viewport={"width": wide, "height": high})
-                page.goto(found[0])
-                shot = lambda: Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-                size = (min(SHOWN, wide), round(high * min(SHOWN, wide) / wide))
-                used(page, lambda times=1: frames.extend([np.asarray(shot().resize(size, Image.LANCZOS))] * times))
-                if asked.still:
-                    shot().save(asked.still)
-        finally:
-            served.terminate()
-            served.wait(20)
+        with Served(box, "--ct", "ct.nii.gz", "--xray", "xray.png", "--camera", "camera.json") as served, sync_playwright() as playwright:
+            wide, high = SIZES[asked.width]
+            page = playwright.chromium.launch(executable_path=browser, args=SWITCHES).new_page(viewport={"width": wide, "height": high})
+            page.goto(served.address)
+            shot = lambda: Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            size = (min(SHOWN, wide), round(high * min(SHOWN, wide) / wide))
+            used(page, lambda times=1: frames.extend([np.asarray(shot().resize(size, Image.LANCZOS))] * times))
+            if asked.still:
+                shot().save(asked.still)
     iio.imwrite(asked.out, np.stack(frames), duration=160, loop=0, quality=55, method=6)
     print(f"{asked.out}: {len(frames)} pictures, {asked.out.stat().st_size / 1e6:.2f} MB")
 
