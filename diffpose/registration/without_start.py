@@ -185,6 +185,8 @@ def search_together(
         parts.append(_laid(films, motions[k : k + _BATCH], reach_mm))
     motions, scores = (torch.cat(part) for part in zip(*parts))
     generator, solved = torch.Generator().manual_seed(0), []
+    solver = JointRegistration(drr, cameras, RigidTransform(places), restarts=0, **options)
+    views = [view_like(drr, camera) for camera in cameras]
     last = tried  # candidates, unless one that is better asks for more
     for k, one in enumerate(scores.argsort(descending=True)[: _MOST * tried].tolist()):
         if k >= last and any(result.verdict != "stalled" for result in solved):
@@ -192,7 +194,7 @@ def search_together(
         tell(f"registering, candidate {k + 1}")
         near = _shaken(films, motions[one], body, reach_mm, generator)
         try:
-            found = _followed(drr, cameras, places, (xrays, masks), near, landmarks, options)
+            found = _followed(solver, views, places, (xrays, masks), near, landmarks)
         except UserError as error:  # it left an image
             why = error
             continue
@@ -203,12 +205,11 @@ def search_together(
         raise UserError(f"none of the candidates stayed in view: {marked(why)}") from why
     best = max(solved, key=lambda result: (result.verdict != "stalled", _least(result)))
     points = landmarks_of(drr, landmarks)
-    solver = JointRegistration(drr, cameras, RigidTransform(places), restarts=0, **options)
     rivals = elsewhere(best, solved, points, solver.thresholds.distance_mm)
     if not rivals or best.verdict == "stalled":
         return best
     tell("comparing answers")
-    around = [_around(drr, cameras, places, masks, result.poses) for result in (best, *rivals)]
+    around = [_around(views, places, masks, result.poses) for result in (best, *rivals)]
     near = [torch.stack(each).any(0) for each in zip(*around)]
     return _told_apart(solver, best, rivals, (xrays, near), points)
 
@@ -283,34 +284,31 @@ def _shaken(
 
 
 def _around(
-    drr: DRR,
-    cameras: Sequence[Camera],
+    views: Sequence[DRR],
     places: Tensor,  # V 4 4
     masks: Sequence[Tensor],
     poses: RigidTransform,  # of each view
 ) -> list[Tensor]:  # 1 1 H W bool of each view
     "What counts of each X-ray, near the body as poses have it."
     near = []
-    for camera, mask, place, pose in zip(cameras, masks, places, poses.matrix):
-        film = _Film(view_like(drr, camera), mask, mask, place)
+    for view, mask, place, pose in zip(views, masks, places, poses.matrix):
+        film = _Film(view, mask, mask, place)
         near.append(film.around((place @ torch.linalg.inv(pose))[None])[1])
     return near
 
 
 def _followed(
-    drr: DRR,
-    cameras: Sequence[Camera],
+    solver: JointRegistration,
+    views: Sequence[DRR],
     places: Tensor,  # V 4 4
     seen: tuple,  # X-rays, masks
     motion: Tensor,  # 4 4
     landmarks: Tensor | None,
-    options: dict,
 ) -> JointResult:
     "The registration from a candidate, in masks around the body as it is found."
-    solver = JointRegistration(drr, cameras, RigidTransform(places), restarts=0, **options)
     poses, result = RigidTransform(torch.linalg.inv(motion) @ places), None
     for _ in range(2):
-        near = _around(drr, cameras, places, seen[1], poses)
+        near = _around(views, places, seen[1], poses)
         result = solver.register(seen[0], poses, near, landmarks, find_field=False)
         poses = result.poses
     assert result is not None
