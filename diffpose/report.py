@@ -131,6 +131,34 @@ def reduced(
     return small, resize_image(xray.float(), camera.height, camera.width)
 
 
+def contrast(
+    image: "Tensor",  # 1 1 H W
+    mask: "Tensor | None" = None,  # 1 1 H W bool: the pixels that set it
+    most: int = 100_000,  # pixels that are looked at
+) -> tuple[float, float]:
+    "What is black and what is white of an image that is looked at."
+    import torch
+
+    seen = image if mask is None or not mask.any() else image[mask.to(image.device)]
+    seen = seen.flatten()[:: max(1, seen.numel() // most)].float()
+    low, high = torch.quantile(seen, torch.tensor([0.005, 0.995], device=seen.device)).tolist()
+    return low, high
+
+
+def jpeg(
+    picture: "np.ndarray",  # H W or H W 3, 8 bits
+    quality: int,
+) -> bytes:
+    "A picture as a JPEG file."
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
 def windowed(
     xray: "Tensor",  # 1 1 H W
     mask: "Tensor | None" = None,  # 1 1 H W bool
@@ -138,13 +166,7 @@ def windowed(
     """An X-ray without the extremes of its masked part, for display: blades and tools would take
     all the contrast.
     """
-    import torch
-
-    seen = xray if mask is None or not mask.any() else xray[mask.to(xray.device)]
-    seen = seen.flatten()[:: max(1, seen.numel() // 100_000)].float()
-    return xray.clamp(
-        *torch.quantile(seen, torch.tensor([0.005, 0.995], device=seen.device)).tolist()
-    )
+    return xray.clamp(*contrast(xray, mask))
 
 # %% ../notebooks/api/146_report.ipynb #91938742
 def overlay(
@@ -250,10 +272,7 @@ def _write_page(
     bodies: Sequence[MovedBody],
 ) -> None:
     "What a report needs, and the report."
-    import io
-
     import numpy as np
-    from PIL import Image
 
     height, width = images["xray"].shape[-2:]
     counted = None if mask is None else mask[0, 0].cpu().numpy()
@@ -264,10 +283,8 @@ def _write_page(
         shown = images[role] if role == "xray" else windowed(images[role], mask)
         low, high = shown.min(), shown.max()
         grey = (255 * (shown - low) / (high - low).clamp(min=1e-12)).round()
-        buffer = io.BytesIO()
-        picture = Image.fromarray(grey[0, 0].cpu().numpy().astype(np.uint8))
-        picture.save(buffer, "JPEG", quality=QUALITY)
-        (inside / name).write_bytes(buffer.getbuffer())
+        picture = grey[0, 0].cpu().numpy().astype(np.uint8)
+        (inside / name).write_bytes(jpeg(picture, QUALITY))
     if page.scene:
         write_scene(inside / SCENE, [(drr, result.pose, images["xray"])], points)
     (inside / PAGE).write_text(folder_html(inside, page.patient), encoding="utf-8")
@@ -360,15 +377,14 @@ def _write_bodies(
 
 def _together(view: "DRR", pose: "RigidTransform", bodies: Sequence[MovedBody]) -> "Tensor":
     "The DRR of a patient whose bodies have moved."
-    import torch
-
-    from diffpose.registration.scene import cut_out
+    from diffpose.registration.scene import cut_out, render_parts
 
     if not bodies:
         return view(pose.float())
-    parts = cut_out(view, [body.labels for body in bodies])
     poses = [pose, *(body.result.pose for body in bodies)]
-    return torch.stack([part(at.float()) for part, at in zip(parts, poses)]).sum(0)
+    return render_parts(
+        cut_out(view, [body.labels for body in bodies]), [at.float() for at in poses]
+    )
 
 # %% ../notebooks/api/146_report.ipynb #06bd3159
 def report(

@@ -345,7 +345,6 @@ class Job:
         estimator: "PoseEstimator | None" = None,
     ) -> Found:
         "Register the X-ray."
-        from diffpose.exchange import start_pose
         from diffpose.pose import RigidTransform
         from diffpose.registration import SearchSpace
 
@@ -355,19 +354,8 @@ class Job:
         begin: RigidTransform | SearchSpace
         if estimator is not None:
             begin = estimator.estimate(image, camera, counts)
-        elif self._searches(camera, view):
-            begin = space_about(camera)
-            if case.start.init != "search":
-                warnings.warn(
-                    UserNotice(
-                        f"{self.xray}: neither the camera nor the X-ray states where the C-arm"
-                        " stood: it is looked for all around the patient; --init says where to"
-                        " begin"
-                    ),
-                    stacklevel=2,
-                )
         else:
-            begin = start_pose(self.start, subject, camera, case.start.init)
+            begin = self.begin(subject, camera, view, str(self.xray))
         bodies: Sequence[MovedBody] = ()
         if case.known.registers_more and isinstance(begin, RigidTransform):
             pose = begin
@@ -378,6 +366,29 @@ class Job:
             )
         _doubt_depth(result, camera, view, self.xray)
         return Found(result, pose, drr, seconds, view, why, bodies)
+
+    def begin(
+        self,
+        subject: "torchio.Subject",
+        camera: "Camera",
+        view: str | None,  # at zero angles
+        name: str,  # of the X-ray, for what is told
+    ) -> "RigidTransform | SearchSpace":
+        "Where the patient is looked for: where the start is stated, else all around, aloud."
+        from diffpose.exchange import start_pose
+
+        init = self.case.start.init
+        if not self._searches(camera, view):
+            return start_pose(self.start, subject, camera, init)
+        if init != "search":
+            warnings.warn(
+                UserNotice(
+                    f"{name}: neither the camera nor the X-ray states where the C-arm stood: it is"
+                    " looked for all around the patient; --init says where to begin"
+                ),
+                stacklevel=2,
+            )
+        return space_about(camera)
 
     def _searches(self, camera: "Camera", view: str | None) -> bool:
         "Does the search find the start, for it is asked to or nobody states one?"
@@ -511,16 +522,24 @@ def read_files(job: "Job") -> list[tuple[str, Path]]:  # role, path
     return found
 
 
+def given_options(case: Case) -> dict[str, Any]:
+    "The options that are not what they are by default, and their values."
+    records = (case.patient, case.taken, case.counted, case.targets, case.start, case.known)
+    each = ((f, getattr(record, f.name)) for record in records for f in fields(record))
+    return {
+        f"--{f.name.replace('_', '-')}": getattr(value, "value", value)
+        for f, value in each
+        if value != f.default
+    }
+
+
 def said_options(case: Case) -> dict[str, str]:
     "The options that were given, with files by their names."
     found = {}
-    for record in (case.patient, case.taken, case.counted, case.targets, case.start, case.known):
-        for f in fields(record):
-            value = getattr(record, f.name)
-            if value != f.default:
-                is_file = isinstance(value, Path) or f.name == "init" and case.start.file
-                shown = Path(value).resolve().name if is_file else getattr(value, "value", value)
-                found[f"--{f.name.replace('_', '-')}"] = "yes" if value is True else str(shown)
+    for name, value in given_options(case).items():
+        is_file = isinstance(value, Path) or name == "--init" and case.start.file
+        shown = Path(value).resolve().name if is_file else value
+        found[name] = "yes" if value is True else str(shown)
     return found
 
 

@@ -21,7 +21,7 @@ import typer
 
 from .films import film_suffix
 from .inputs import as_recorded, cut_out, load_bodies, load_ct, mask_as_read, viewed
-from .job import Case, Job, check_start, space_about
+from .job import Case, Job, check_start
 from diffpose.cli.options import (
     CT,
     RESULT,
@@ -42,7 +42,7 @@ from diffpose.cli.options import (
 from .progress import Steps, steps
 from .registration import ended, found_xrays
 from .words import NOT_CONVERGED, in_options, reported
-from ..errors import UserError, UserNotice
+from ..errors import UserError
 from ..paths import alone, check_writable, existing, written_together
 from ..report import FILM_PX, overlay, reduced, windowed
 from ..results import CONVENTIONS, TWIST, in_context, numbers, write_json
@@ -267,9 +267,7 @@ def track_film(
     apart = of_bodies(found, bodies)
     parts = scene.cut_out(small, list(bodies.values())) if apart else [small]
     paths = [found.poses.float(), *(one.poses.float() for one in apart.values())]
-    shown = lambda k: torch.stack(
-        [part(path[k : k + 16]) for part, path in zip(parts, paths)]
-    ).sum(0)
+    shown = lambda k: scene.render_parts(parts, [path[k : k + 16] for path in paths])
     with torch.no_grad():
         drrs = torch.cat([shown(k) for k in range(0, len(found.poses), 16)])
 
@@ -337,28 +335,6 @@ def _check_case(case: Case) -> None:
     case.check()
 
 
-def begin_of(
-    job: Job,  # of the first frame
-    frames: Frames,
-    subject: "torchio.Subject",
-    view: str | None,
-) -> "RigidTransform | SearchSpace":
-    "Where the first frame is looked for."
-    from diffpose.exchange import start_pose
-
-    if not job._searches(frames.camera, view):
-        return start_pose(job.start, subject, frames.camera, job.case.start.init)
-    if job.case.start.init != "search":
-        warnings.warn(
-            UserNotice(
-                f"{frames.names[0]}: neither the camera nor the X-ray states where the C-arm"
-                " stood: it is looked for all around the patient; --init says where to begin"
-            ),
-            stacklevel=2,
-        )
-    return space_about(frames.camera)
-
-
 NO_TRACKS: "Mapping[str, Track]" = {}
 
 
@@ -418,7 +394,7 @@ def track_sequence(
         step("reading the CT")
         view, _ = case.view(frames.camera, start)
         subject = viewed(load_ct(case.ct, case.patient), view)
-        begin = begin_of(job, frames, subject, view)
+        begin = job.begin(subject, frames.camera, view, frames.names[0])
         bodies = {} if named is None else load_bodies(named, subject)
         with alone(folder):
             found, drr = _follow(

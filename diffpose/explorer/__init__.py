@@ -6,12 +6,12 @@
 __all__ = ['Explorer']
 
 # %% ../../notebooks/api/169_explorer.ipynb #e2611f2b
-import base64
 from typing import TYPE_CHECKING, Any
 
 from ..errors import extra
-from .pictures import encoded
+from .pictures import QUALITY
 from .placing import Placement
+from ..report import jpeg
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,9 +86,7 @@ class Explorer:
         return pose
 
     def _step(self, pose: "RigidTransform") -> None:
-        self.place.hold()
-        self.place.move(pose)
-        self.place.hold()
+        self.place.step(pose)
         self._settle()
 
     def undo(self) -> None:
@@ -125,8 +123,7 @@ class Explorer:
             self._draw()
 
     def _draw(self) -> None:
-        address = encoded(self.picture(self._share.value))
-        self._image.value = base64.b64decode(address.partition(",")[2])
+        self._image.value = jpeg(self.picture(self._share.value), QUALITY)
         found = "" if self.result is None else f"{self.result.verdict}: {self.result.reasons[0]}"
         self._said.value = found
 

@@ -22,6 +22,10 @@ from ..twists import se3_exp
 TURN_DEG = 180.0  # what a drag across the whole image turns
 
 
+def _unit(x: Tensor) -> Tensor:
+    return x / x.norm()
+
+
 @dataclass(frozen=True)
 class Sight:
     "The patient as one pose sees it: motions of the hand give other poses. World frame, float64."
@@ -50,12 +54,12 @@ class Sight:
         origin, right, below = detector.unproject(pose, corner)[0]
         column, row = right - origin, below - origin
         world = detector.world_from_camera(pose)[0]
-        source, ahead = world[:3, 3], world[:3, 2] / world[:3, 2].norm()
+        source, ahead = world[:3, 3], _unit(world[:3, 2])
         if camera.parallel:
             return cls(pose, point, column, row, ahead, ahead, 1.0, at, camera.width)
         ray = point - source
         scale = (ahead @ ray).item() / camera.sdd
-        return cls(pose, point, column, row, ahead, ray / ray.norm(), scale, at, camera.width)
+        return cls(pose, point, column, row, ahead, _unit(ray), scale, at, camera.width)
 
     def _moved(self, motion: Tensor) -> RigidTransform:  # 4 4, of the patient
         return RigidTransform(torch.linalg.inv(motion) @ self.pose.matrix)
@@ -76,8 +80,7 @@ class Sight:
 
     def slide(self, right: float, down: float) -> RigidTransform:
         "The patient moves by so many mm along the detector's columns and rows."
-        unit = lambda x: x / x.norm()
-        return self._shifted(right * unit(self.column) + down * unit(self.row))
+        return self._shifted(right * _unit(self.column) + down * _unit(self.row))
 
     def dolly(self, mm: float) -> RigidTransform:
         "The patient moves along the pivot's ray, from the source to the detector."
@@ -85,8 +88,7 @@ class Sight:
 
     def turn(self, right: float, down: float) -> RigidTransform:
         "What is near the source turns about the pivot to the right and down, degrees."
-        unit = lambda x: x / x.norm()
-        towards = math.radians(right) * unit(self.column) + math.radians(down) * unit(self.row)
+        towards = math.radians(right) * _unit(self.column) + math.radians(down) * _unit(self.row)
         return self._turned(torch.linalg.cross(-self.ahead, towards))
 
     def drag(self, columns: float, rows: float) -> RigidTransform:
@@ -95,8 +97,8 @@ class Sight:
 
     def roll(self, degrees: float) -> RigidTransform:
         "The image turns about the pivot, clockwise."
-        clockwise = torch.linalg.cross(self.column, self.row)
-        return self._turned(math.radians(degrees) * clockwise / clockwise.norm())
+        clockwise = _unit(torch.linalg.cross(self.column, self.row))
+        return self._turned(math.radians(degrees) * clockwise)
 
     def wheel(
         self,

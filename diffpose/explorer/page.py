@@ -169,9 +169,8 @@ class Page:
             def work():
                 pose = by_key(shot.place.sight(), name, event.modifiers.shift)
                 if pose is not None:
-                    shot.place.hold()
-                    self.moved(pose)
-                    shot.place.hold()
+                    shot.place.step(pose)
+                    self.window.changed.set()
 
             self.act(work)
 

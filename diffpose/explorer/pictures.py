@@ -7,14 +7,13 @@ __all__ = []
 
 # %% ../../notebooks/api/162_explorer_pictures.ipynb #8e64b823
 import base64
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..errors import UserError
+from ..report import contrast, jpeg
 
 if TYPE_CHECKING:
     import torchio
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% ../../notebooks/api/162_explorer_pictures.ipynb #571dfc5d
 QUALITY = 85  # of pictures that are sent while somebody looks: JPEG
-SHARES = 0.005, 0.995  # of the pixels that are darker than black and white
+SEEN = 20_000  # pixels that set the contrast of a picture
 
 
 def grey(
@@ -30,9 +29,7 @@ def grey(
     mask: "Tensor | None" = None,  # 1 1 H W bool: the pixels that set the contrast
 ) -> np.ndarray:  # H W, 8 bits
     "An image as it is looked at."
-    seen = image if mask is None or not mask.any() else image[mask]
-    seen = seen.flatten()[:: max(1, seen.numel() // 20_000)].float()
-    low, high = torch.quantile(seen, torch.tensor(SHARES)).tolist()
+    low, high = contrast(image, mask, SEEN)
     level = (image[0, 0].float() - low) / max(high - low, 1e-12)
     return (255 * level.nan_to_num().clamp(0, 1)).round().byte().cpu().numpy()
 
@@ -42,11 +39,7 @@ def encoded(
     quality: int = QUALITY,
 ) -> str:  # the address of an image on a page, with the image in it
     "A picture as the source of an image."
-    buffer = io.BytesIO()
-    from PIL import Image
-
-    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture, quality)).decode()
 
 
 def blended(

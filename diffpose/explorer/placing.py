@@ -88,6 +88,12 @@ class Placement:
             self._undone.clear()
         self._pose, self._held = pose, True
 
+    def step(self, pose: "RigidTransform") -> None:
+        "The patient lies elsewhere: a step of its own."
+        self.hold()
+        self.move(pose)
+        self.hold()
+
     def undo(self) -> None:
         "As it was a step before."
         if self._past:
@@ -102,9 +108,7 @@ class Placement:
 
     def reset(self) -> None:
         "Where it began; a step as any other."
-        self.hold()
-        self.move(self.begun)
-        self.hold()
+        self.step(self.begun)
 
     @property
     def moved(self) -> bool:

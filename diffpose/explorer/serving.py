@@ -35,10 +35,15 @@ from .session import Session
 from .window import STILL, TAKE_S, Guard, Window
 
 # %% ../../notebooks/api/168_explorer_serving.ipynb #c00d746b
+def dress(ui: Any) -> None:
+    "The page's style."
+    ui.add_css((Path(diffpose.__file__).parent / "window.css").read_text(encoding="utf-8"))
+
+
 def build(page: Page) -> None:
     "All of the page."
     ui, session = page.ui, page.session
-    ui.add_css((Path(diffpose.__file__).parent / "window.css").read_text(encoding="utf-8"))
+    dress(ui)
     ui.add_body_html(STILL)
     ui.keyboard(page.key, ignore=["input", "select", "textarea"])
     button = lambda label, icon, act, name: (
@@ -98,7 +103,7 @@ async def opened(window: Window, ui: Any) -> None:
     tab, other = client.tab_id, window.page
     soon = time.monotonic() - window.taken < TAKE_S  # who took it over is on the way
     if window.tab not in (None, tab) and (other is not None or soon):
-        ui.add_css((Path(diffpose.__file__).parent / "window.css").read_text(encoding="utf-8"))
+        dress(ui)
 
         def take():
             last, window.page, window.tab = window.page, None, tab

@@ -10,14 +10,14 @@ import shlex
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..cli.inputs import landmark_names, load_ct, load_landmarks, viewed
-from ..cli.job import Case, Found, Job
+from ..cli.job import Case, Found, Job, given_options
 from ..cli.words import explained, in_words
 from ..errors import UserError
 from .folders import Root
@@ -81,15 +81,11 @@ class _Watch:
 def typed(case: Case) -> list[str]:
     "The options of `diffpose register` that a case is made of."
     found: list[str] = []
-    for record in (case.patient, case.taken, case.counted, case.targets, case.start, case.known):
-        for f in fields(record):
-            value, name = getattr(record, f.name), "--" + f.name.replace("_", "-")
-            if value == f.default:
-                continue
-            if name == "--line-integrals" and value is False:
-                found.append("--intensities")
-            else:
-                found += [name] if value is True else [f"{name}={getattr(value, 'value', value)}"]
+    for name, value in given_options(case).items():
+        if name == "--line-integrals" and value is False:
+            found.append("--intensities")
+        else:
+            found.append(name if value is True else f"{name}={value}")
     return found
 
 
@@ -274,9 +270,7 @@ class Session:
         at = lambda rows: place.pose.matrix.new_tensor(np.array(rows).reshape(len(names), -1))
         points, spots = at([self.landmarks[k] for k in names]), at([pixels[k] for k in names])
         pose, rms = pose_from_points(place.drr.detector, place.pose, points, spots)
-        place.hold()
-        place.move(pose)
-        place.hold()
+        place.step(pose)
         return rms
 
     def job(self, search: bool = False, out: Path | None = None) -> Job:

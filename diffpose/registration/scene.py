@@ -65,6 +65,14 @@ def cut_out(
         )
     return [drr_like(drr, drr.camera, rest, drr.affine.cpu()), *bodies]
 
+
+def render_parts(
+    parts: Sequence[DRR],  # as `cut_out` gives them
+    poses: Sequence[RigidTransform],  # B of each
+) -> Tensor:  # B 1 H W
+    "The images of the whole, each part where it is."
+    return torch.stack([part(pose) for part, pose in zip(parts, poses)]).sum(0)
+
 # %% ../../notebooks/api/102_registration_scene.ipynb #4e498a36
 IDLE = 0.02  # of the cost, in squares of standard deviations: a step that brings less is none
 
