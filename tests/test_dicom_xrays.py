@@ -615,8 +615,8 @@ def test_every_frame_is_registered_and_listed(clinic, tmp_path, monkeypatch):
     angles = {"PositionerPrimaryAngle": 0, "PositionerPrimaryAngleIncrement": [0, 10, 20], "PositionerSecondaryAngle": 0, "PixelIntensityRelationship": "LIN"}
     write(tmp_path / "run.dcm", np.stack(seen), geometry=geometry, **XA, **angles)
     said = ["register", str(folder / "ct.nii.gz"), str(tmp_path / "run.dcm"), "--frame", "0,2", "--each", "--out", str(tmp_path / "out"), "--whole-image"]
-    decoded, decode = [], pictures._stored_pixels
-    monkeypatch.setattr(pictures, "_stored_pixels", lambda path: decoded.append(path) or decode(path))
+    decoded, decode = [], pictures.stored_pixels
+    monkeypatch.setattr(pictures, "stored_pixels", lambda path: decoded.append(path) or decode(path))
     result = CliRunner().invoke(app, said)
     assert result.exit_code == 0, result.output
     assert len(decoded) == 1  # and not once for each frame
