@@ -433,6 +433,15 @@ def entries(root):
 
 
 @rule
+def the_site_shows_every_page(root):
+    "What no bar names is left out of the site, and a link to it leads nowhere; what is not there cannot be shown."
+    named = set(re.findall(r"[\w./]+\.(?:ipynb|md)\b", (root / "_quarto.yml").read_text(encoding="utf-8")))
+    there = {path.relative_to(root).as_posix() for path in notebooks(root)}
+    left_out = [f"_quarto.yml does not name {name}: the site leaves it out" for name in sorted(there - named)]
+    return left_out + [f"_quarto.yml names {name}, which is not there" for name in sorted(named) if not (root / name).exists()]
+
+
+@rule
 def the_root_is_clean(root):
     "Only what people or programs look for there: pictures belong to the notebooks that show them."
     return [f"{name} stands in the root: move it to where it belongs, or put it in AT_THE_ROOT" for name in sorted(entries(root) - AT_THE_ROOT)]

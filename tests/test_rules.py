@@ -102,6 +102,8 @@ def sound(tmp_path_factory):
     for name, content in readme.render(root).items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_bytes(content)
+    pages = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.ipynb"))
+    (root / "_quarto.yml").write_text("contents:\n" + "".join(f"  - {page}\n" for page in pages), encoding="utf-8")
     export(root)
     (root / "CONTRIBUTING.md").write_text(f"# How\n\n{modules.START}\n{modules.END}\n\nThe end.\n", encoding="utf-8")
     modules.write(root)
@@ -227,6 +229,8 @@ FAULTS = [
     ("the_table_of_modules_is_true", "has | [a](notebooks/api/00_a.ipynb) | What is it? |, which no notebook is", lambda root: (root / A).unlink()),
     ("the_table_of_modules_is_true", "there are 5", append("diffpose/a.py", "\n" * 40)),
     ("the_table_of_modules_is_true", "no table", replace("CONTRIBUTING.md", modules.END, "")),
+    ("the_site_shows_every_page", "does not name notebooks/api/01_b.ipynb", replace("_quarto.yml", "  - notebooks/api/01_b.ipynb\n", "")),
+    ("the_site_shows_every_page", "names notebooks/api/09_z.ipynb, which is not there", replace("_quarto.yml", "01_b", "09_z")),
     ("the_root_is_clean", "shot.png stands in the root", append("shot.png", "")),
     ("the_root_is_clean", "_build.txt stands in the root", lambda root: (append(".gitignore", "/_*/\n")(root), (root / "_build").mkdir(), append("_build.txt", "")(root))),
     ("installing_does_not_lead_to_the_other_package", "README.md tells how", append("README.md", "\nType `pip install .` in a clone.\n")),
