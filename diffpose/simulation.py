@@ -122,7 +122,7 @@ def _gaussian(image: Tensor, sigma: float) -> Tensor:  # H W
     return torch.from_numpy(gaussian_filter(image.numpy(), sigma)) if sigma > 0 else image
 
 # %% ../notebooks/api/076_simulation.ipynb #462240e0
-def _detect(
+def detect(
     beam: Tensor, camera: Camera, physics: Physics, gen: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Signal (1 = unattenuated, times the gain) and field of view (bool) of one image, from its
@@ -139,6 +139,21 @@ def _detect(
     counts = torch.poisson(pool(light) * physics.photons, generator=gen).clamp(min=0.5)
     gain = math.exp(physics.gain * (2 * torch.rand(1, generator=gen).item() - 1))
     return gain * counts / physics.photons, pool(field) == 1
+
+# %% ../notebooks/api/076_simulation.ipynb #a3d51c02
+def areal_densities(
+    subject: torchio.Subject,  # the patient, with a `volume` in HU
+    camera: Camera,
+    pose: RigidTransform,  # B poses
+) -> tuple[Tensor, Tensor]:  # B H W each: water-like tissue and bone mineral [g/cm2]
+    "What each ray passes through."
+    drr = DRR.from_camera(subject, camera, renderer="siddon", persistent=False)
+    shape = (len(pose), camera.height, camera.width)
+    with torch.no_grad():
+        rays = drr.rays(pose.double().cpu())
+        split = materials(subject.volume.data[0].float())
+        water, bone = (drr.render(m, *rays).reshape(shape) / 10 for m in split)  # mm to cm
+    return water, bone
 
 # %% ../notebooks/api/076_simulation.ipynb #ec6c501b
 @overload
@@ -173,19 +188,10 @@ def simulate_xray(
     """
     physics = physics or Physics()
     fine = camera.resize(camera.height * physics.oversample, camera.width * physics.oversample)
-    drr = DRR.from_camera(subject, fine, renderer="siddon", persistent=False)
-    with torch.no_grad():
-        rays = drr.rays(pose.double().cpu())
-        shape = (len(pose), fine.height, fine.width)
-        # mm to cm
-        water, bone = (
-            drr.render(m, *rays).reshape(shape) / 10
-            for m in materials(subject.volume.data[0].float())
-        )
-        beams = transmit(water, physics.bone * bone)
-        images = [
-            _detect(beam, fine, physics, torch.Generator().manual_seed(seed + k))
-            for k, beam in enumerate(beams)
-        ]
+    water, bone = areal_densities(subject, fine, pose)
+    images = [
+        detect(beam, fine, physics, torch.Generator().manual_seed(seed + k))
+        for k, beam in enumerate(transmit(water, physics.bone * bone))
+    ]
     signal, field = (torch.stack(x)[:, None] for x in zip(*images))
     return (-signal.log(), field) if return_mask else -signal.log()

@@ -22,6 +22,7 @@ from ..pose import RigidTransform
 from .inputs import check_poses, check_xray, measured
 from .judging import Judge
 from .pyramid import Stage, default_stages, make_level, pooling, state_of
+from .resimulation import as_unlike, found_again, replicates
 from .solver import at_depth, depth_of
 from .space import SearchSpace, explored
 from .starts import Job, Pool, PosePrior, Track, funnel, widen
@@ -169,9 +170,13 @@ class GaussNewton:
         callback: Callable | None = None,  # after each stage: (stage, stages, best pose, cost)
         more: RigidTransform | None = None,  # further starts, tried where the first do not convince
         find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
+        check: int = 0,  # X-rays to simulate from the answer, of the subject's CT, and to find again
     ) -> Result | Any:  # of several X-rays: a list of Results, which no type can tell from one
         "Find the pose of an X-ray, or of several at once."
-        handed = xray, mask, find_field
+        if isinstance(check, bool) or not isinstance(check, int) or not 0 <= check <= 1000:
+            given = argument("check", repr(check), check)
+            raise UserError(f"{given}: a number of X-rays to simulate, from 0 to 1000")
+        handed, trial = (xray, mask, find_field), (check, seed)
         xray, mask = check_xray(self.drr, *handed)
         masks = mask, measured(xray, mask) if find_field else mask
         init, n = check_poses(init), len(xray)
@@ -180,7 +185,8 @@ class GaussNewton:
                 f"{n} X-rays need {n} starts, one each, or a PosePrior, not {len(init)} poses"
             )
         if isinstance(init, SearchSpace):
-            return self._search(xray, masks, init, landmarks, handed, (progress, callback))
+            shown = progress, callback
+            return self._search(xray, masks, init, landmarks, handed, shown, trial)
         shared, starts = n == 1, init
         if isinstance(starts, PosePrior):
             shared, starts = True, starts.sample(n_starts, torch.Generator().manual_seed(seed))
@@ -199,7 +205,8 @@ class GaussNewton:
                 there = further if further is None else level(further, 0 if shared else x)
                 one, how = slice(x, x + 1), (self.spread, self.restarts, distance, there)
                 pool = widen(job, pool, x, each[x][0], xray[one], mask[one], *how)
-            return self._concluded(job, pool, handed, [poses[0] for poses in each], tell)
+            around = [poses[0] for poses in each]
+            return self._concluded(job, pool, handed, around, tell, mask, trial)
 
     def _concluded(
         self,
@@ -208,13 +215,19 @@ class GaussNewton:
         handed: tuple,  # X-rays, masks and find_field, as the user gave them
         around: Sequence[Tensor] | None,  # 4 4 start of each; None: where the answer is
         tell: Callable,
+        mask: Tensor,  # N 1 H W, 0 or 1
+        trial: tuple[int, int],  # X-rays to simulate from each answer, and a seed
     ) -> Result | Any:
-        "The answer to each X-ray; what is wrong with an image is looked for around its start."
+        """The answer to each X-ray; what is wrong with an image is looked for around its start, and
+        what is not wrong is tried.
+        """
         results = self._finish(job, pool, tell)
         for x, result in enumerate(results):
             if result.verdict == "stalled" and self.restarts:
                 start = result.pose.matrix[0].double().cpu() if around is None else around[x]
                 self._explain(job, result, handed, x, start)
+            if trial[0] and result.covariance.isfinite().all():
+                self._try(job, result, mask[x : x + 1], *trial)
         return results[0] if len(results) == 1 else results
 
     def _search(
@@ -225,6 +238,7 @@ class GaussNewton:
         landmarks: Tensor | None,
         handed: tuple,
         shown: tuple[bool, Callable | None],
+        trial: tuple[int, int],
     ) -> Result | Any:
         "Find the poses of X-rays anywhere in a space."
         side = getattr(self.drr.subject, "orientation", None)
@@ -241,7 +255,29 @@ class GaussNewton:
                 explored(job, x, xray[x : x + 1], masks[0][x : x + 1], space, side, apart, tell)
                 for x in range(len(xray))
             ]
-            return self._concluded(job, reduce(Pool.join, pools), handed, None, tell)
+            pool = reduce(Pool.join, pools)
+            return self._concluded(job, pool, handed, None, tell, masks[0], trial)
+
+    def _try(self, job: Job, result: Result, mask: Tensor, n: int, seed: int) -> None:
+        "Register X-rays that are simulated from an answer, from there, and doubt what is not found."
+        matrix, level = result.pose.matrix, job.levels[-1]
+        there = RigidTransform._of(matrix.to(self.drr.device, self.drr.dtype))
+        sims = replicates(self.drr, result.pose, n, seed).to(mask)
+        wanted = result.evidence["agreement"]
+        sims, shares = as_unlike(level, there, self.drr(there), sims, mask, wanted)
+        masks, which = mask.expand(n, -1, -1, -1), torch.arange(n)
+        distance = result.pose.translation.norm().item()
+        again = self._job(sims, (masks, masks), distance, job.points)
+        how = self.keep, self.thresholds.distance_mm, lambda *_: None
+        pool = funnel(again, matrix.repeat(n, 1, 1), which, which, *how)
+        found = torch.cat([one.pose.matrix for one in self._finish(again, pool, how[-1])])
+        off = job.apart(matrix[0], found)
+        said = found_again(off, self.thresholds.expected_tre_mm)
+        result.evidence |= {"check_mm": off.tolist(), "check_shares": shares.tolist()}
+        if said.code == "not_found_again" and result.verdict == "converged":
+            result.verdict, result.reasons = "ambiguous", [said]
+        else:
+            result.reasons.append(said)
 
     def _finish(self, job: Job, pool: Pool, tell: Callable) -> list[Result]:
         "The last stages for the best candidates and the given start; verdicts."
@@ -302,6 +338,11 @@ class GaussNewton:
             "mirrored": ("mirrored, left for right", lambda x: x.flip(-1)),
             "turned": ("turned by half a turn", lambda x: x.flip(-1, -2)),
         }
+        camera = self.drr.camera
+        if camera.height == camera.width and camera.delx == camera.dely:  # else it does not fit
+            quarter = lambda k: lambda x: x.rot90(k, (-2, -1))
+            ways["turned_right"] = ("turned by 90 degrees to the right", quarter(-1))
+            ways["turned_left"] = ("turned by 90 degrees to the left", quarter(1))
         for code, (words, change) in ways.items():
             image, m = (None if part is None else part[x : x + 1] for part in handed[:2])
             m = m if m is None or code == "polarity" else change(m)
