@@ -332,7 +332,7 @@ class GaussNewton:
         return widen(job, pool, 0, around, xray, mask, *how, finer=finer)
 
     def _explain(self, job: Job, result: Result, handed: tuple, x: int, around: Tensor) -> None:
-        "Name what is wrong with the image where trying it explains the image."
+        "Name what is wrong with the image where trying it explains the image; one thing is."
         ways = {
             "polarity": ("with the other polarity", lambda x: -x),
             "mirrored": ("mirrored, left for right", lambda x: x.flip(-1)),
@@ -370,6 +370,7 @@ class GaussNewton:
                         self.thresholds.similarity,
                     ),
                 )
+                return
 
     @exactly
     def assess(
