@@ -290,7 +290,7 @@ def write_scene(
     of_bones: dict[str, Any] = {"labelmap": drr.mask is not None, "resolution": 3.0}
     if bodies:
         of_bones["motions"] = {
-            label: body.motion(pose) for body in bodies for label in body.labels
+            int(label): body.motion(pose) for body in bodies for label in body.labels
         }
     plotter = visualize_scene(drr, pose, image, fiducials=spots, grid=False, **of_bones)
     for k, (drr, image, pose) in enumerate(small[1:], 2):
