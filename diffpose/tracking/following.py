@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -178,7 +178,7 @@ class Follower:
             starts.append(ahead.matrix)
         there = RigidTransform(torch.stack(starts))
         try:
-            found = self.near.register(xrays, there, masks, find_field=self.find_field)
+            found: Any = self.near.register(xrays, there, masks, find_field=self.find_field)
         except UserError:  # it is told of the frame whose fault it is, when its turn comes
             return []
         return [(result, (time.perf_counter() - began) / len(xrays)) for result in found]
