@@ -308,8 +308,8 @@ Smooth = Annotated[
 Batch = Annotated[
     int,
     option(
-        "How many frames are registered at once, from where those before them lead to: a GPU does"
-        " more with several.",
+        "How many frames are registered at once, each from where those before all of them lead to;"
+        " a processor is faster with one by one.",
         START,
         "--batch",
     ),
