@@ -9,12 +9,12 @@ __all__ = ['save_image', 'overlay', 'write_results', 'write_ct']
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
 from .paths import written_together
 from .report_page import PAGE, PARTS, PICTURES, SCENE, body_files, folder_html
-from .report_parts import MovedBody, view_parts
+from .report_parts import MovedBody, carried, view_parts
 from diffpose.results import (
     COLUMNS,
     carm_entry,
@@ -192,11 +192,43 @@ def overlay(
     return Image.fromarray(overlay_edges(*larger, sigma=1.5 * max(1.0, scale), mask=field)[0])
 
 # %% ../notebooks/api/146_report.ipynb #91938744
+@dataclass(frozen=True)
+class InParts:
+    "DRRs of a patient whose bodies are where they were found against the rest."
+
+    parts: "Sequence[DRR]"  # the rest, and each body
+    back: "Sequence[Tensor]"  # 4 4 of each: to its pose from that of the rest
+
+    @classmethod
+    def of(cls, view: "DRR", rest: "RigidTransform", bodies: Sequence[MovedBody]) -> "InParts":
+        "With bodies as one view shows them, where the pose of the rest is known."
+        import torch
+
+        from diffpose.registration.scene import cut_out
+
+        parts = cut_out(view, [body.labels for body in bodies])
+        back = [body.motion(rest).inverse().matrix[0] for body in bodies]
+        return cls(parts, [torch.eye(4, dtype=torch.float64), *back])
+
+    def seen_by(self, camera: "Camera") -> "InParts":
+        "The same in another view."
+        from diffpose.registration.pyramid import view_like
+
+        return InParts([view_like(part, camera) for part in self.parts], self.back)
+
+    def __call__(self, pose: "RigidTransform") -> "Tensor":  # B poses of the rest, to B 1 H W
+        from diffpose.registration.scene import render_parts
+
+        known = pose.detach().double().cpu().matrix
+        return render_parts(self.parts, [type(pose)(back @ known).float() for back in self.back])
+
+
 def film(
     path: Path,
     history: "pd.DataFrame",  # DataFrame
     drr: "DRR",
     xray: "Tensor",  # 1 1 H W
+    moved: InParts | None = None,  # None: nothing moved against the rest
 ) -> None:
     "The registration as an animation of a few seconds, at a size for a screen."
     import torch
@@ -205,10 +237,11 @@ def film(
     from diffpose.visualization import animate
 
     small, fixed = reduced(drr, xray, FILM_PX, "siddon")
+    shown = small if moved is None else moved.seen_by(small.camera)
 
     def rendered(pose):  # the last pose is held
         matrix, index = torch.unique_consecutive(pose.matrix, dim=0, return_inverse=True)
-        return small(RigidTransform(matrix))[index]
+        return shown(RigidTransform(matrix))[index]
 
     n, hold = len(history), 12  # frames; the last one stays on for a while
     # what the loss measures changes from level to level
@@ -244,22 +277,37 @@ QUALITY = 92  # of the page's pictures: JPEG
 def write_scene(
     path: Path,  # .glb
     views: "Sequence[tuple[DRR, RigidTransform, Tensor]]",  # with the X-ray, 1 1 H W
-    points: "Tensor | None" = None,  # N 3 world [mm]
+    points: "Tensor | None" = None,  # N 3 world [mm], where the CT has them
+    bodies: Sequence[MovedBody] = (),  # that moved, as the first view shows them
 ) -> None:
-    "The patient's bones and the C-arm of each view, in 3D."
+    "The patient's bones, those that moved where they are now, and the C-arm of each view, in 3D."
     from diffpose.scenes import add_image, freeze, visualize_scene
     from diffpose.scenes.drawing import C_ARMS
 
     small = [(*reduced(drr, xray, FILM_PX), pose.float().cpu()) for drr, pose, xray in views]
     drr, image, pose = small[0]
-    named = drr.mask is not None
-    spots = None if points is None else points.reshape(1, -1, 3).float()
-    plotter = visualize_scene(
-        drr, pose, image, labelmap=named, fiducials=spots, grid=False, resolution=3.0
-    )
+    spots = None if points is None else _carried_along(drr, points, bodies, pose)
+    of_bones: dict[str, Any] = {"labelmap": drr.mask is not None, "resolution": 3.0}
+    if bodies:
+        of_bones["motions"] = {
+            int(label): body.motion(pose) for body in bodies for label in body.labels
+        }
+    plotter = visualize_scene(drr, pose, image, fiducials=spots, grid=False, **of_bones)
     for k, (drr, image, pose) in enumerate(small[1:], 2):
         add_image(plotter, drr, pose, image, None, f"C-arm {k}", C_ARMS[(k - 1) % len(C_ARMS)])
     path.write_bytes(freeze(plotter).glb)
+
+
+def _carried_along(
+    drr: "DRR", points: "Tensor", bodies: Sequence[MovedBody], rest: "RigidTransform"
+) -> "Tensor":  # 1 N 3
+    "Landmarks N 3 where they are, if the bodies in which some of them lie have moved."
+    points = points.reshape(-1, 3).double().cpu()
+    found = points.clone()
+    for body in bodies:
+        inside = carried(drr, points, body)
+        found[inside] = body.motion(rest)(points[None, inside])[0]
+    return found[None].float()
 
 
 def _write_page(
@@ -286,7 +334,7 @@ def _write_page(
         picture = grey[0, 0].cpu().numpy().astype(np.uint8)
         (inside / name).write_bytes(jpeg(picture, QUALITY))
     if page.scene:
-        write_scene(inside / SCENE, [(drr, result.pose, images["xray"])], points)
+        write_scene(inside / SCENE, [(drr, result.pose, images["xray"])], points, bodies)
     (inside / PAGE).write_text(folder_html(inside, page.patient), encoding="utf-8")
 
 # %% ../notebooks/api/146_report.ipynb #77e6e604
@@ -332,16 +380,16 @@ def write_results(
         history = result.history
         units = {**{c: f"{c}_rad" for c in COLUMNS[0]}, **{c[:-3]: c for c in COLUMNS[1]}}
         history.rename(columns=units).to_csv(inside / "history.csv", index=False)
-        images = {"xray": image}
-        for name, pose in (("before", start), ("after", result.pose)):
-            moved = bodies if name == "after" else ()
-            images[name] = _together(view, pose, moved)
+        moved = InParts.of(view, result.pose, bodies) if bodies else None
+        shown = {"before": view(start.float()), "after": (moved or view)(result.pose.float())}
+        images = {"xray": image, **shown}
+        for name in shown:
             overlay(image, images[name], field).save(inside / f"overlay_{name}.png")
         figure = plot_convergence(history)[0].figure
         assert isinstance(figure, Figure)
         figure.savefig(inside / "convergence.png", dpi=120)
         plt.close(figure)
-        film(inside / "registration.webp", history, view, image)
+        film(inside / "registration.webp", history, view, image, moved)
         if page is not None:
             _write_page(inside, page, result, drr, images, field, bodies)
 
@@ -350,13 +398,8 @@ def _write_bodies(
     inside: Path, bodies: Sequence[MovedBody], result: "Result", drr: "DRR"
 ) -> None:
     "The pose of each body, as pose.json has that of the rest, and how it moved."
-    from diffpose.pose import RigidTransform
-
     for path, body in zip(body_files(len(bodies)), bodies):
-        own = body.result
-        motion = RigidTransform(
-            result.pose.matrix.double().cpu() @ own.pose.inverse().matrix.double().cpu()
-        )
+        own, motion = body.result, body.motion(result.pose)
         write_json(
             inside / path,
             {
@@ -373,18 +416,6 @@ def _write_bodies(
                 "camera": drr.camera.to_dict(),
             },
         )
-
-
-def _together(view: "DRR", pose: "RigidTransform", bodies: Sequence[MovedBody]) -> "Tensor":
-    "The DRR of a patient whose bodies have moved."
-    from diffpose.registration.scene import cut_out, render_parts
-
-    if not bodies:
-        return view(pose.float())
-    poses = [pose, *(body.result.pose for body in bodies)]
-    return render_parts(
-        cut_out(view, [body.labels for body in bodies]), [at.float() for at in poses]
-    )
 
 # %% ../notebooks/api/146_report.ipynb #06bd3159
 def report(

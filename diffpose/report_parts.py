@@ -90,6 +90,14 @@ class MovedBody:
     labels: tuple[int, ...]  # of the label map
     result: "Result"  # its pose, and how well that is known
 
+    def motion(
+        self,
+        rest: "RigidTransform",  # the pose of the rest
+    ) -> "RigidTransform":
+        "How it moved in the world, with the rest where the CT has it; on the CPU, float64."
+        found, own = (pose.detach().double().cpu() for pose in (rest, self.result.pose))
+        return type(found)(found.matrix @ own.inverse().matrix)
+
 
 def carried(drr: "DRR", points: "Tensor", body: MovedBody) -> list[int]:
     "Which of some points N 3 lie in a body, in the CT."

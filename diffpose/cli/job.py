@@ -181,7 +181,6 @@ class Case:
         if given and self.patient.labelmap is None:
             raise UserError("--bodies names structures of a label map: give --labelmap, too")
         told = {
-            "--init search": start.init == "search",
             "--model": start.model is not None,
             "--antipodal": start.antipodal,
             "--parallel": self.taken.parallel,
@@ -192,7 +191,7 @@ class Case:
         if given and unfit:
             raise UserError(
                 f"--bodies does not go with {', '.join(unfit)}: bodies are found from one start of"
-                " the whole patient"
+                " the whole patient, which is given or found by a search"
             )
         self.body_prior()
 
@@ -364,6 +363,10 @@ class Job:
             (result, drr, pose, view, why), seconds = self._tried(
                 step, seen, subject, case.aimed(subject), (begin, view, why), estimator
             )
+            if case.known.registers_more:  # the whole is found, and now its parts
+                how = viewed(subject, view), [seen], [result.pose], case
+                [(result, drr, bodies)], more = solve_together(step, *how)
+                seconds += more
         _doubt_depth(result, camera, view, self.xray)
         return Found(result, pose, drr, seconds, view, why, bodies)
 
@@ -396,7 +399,7 @@ class Job:
             raise UserError("--init search needs a camera with a source; this beam is parallel")
         if self.start is not None or view is None or camera.parallel:
             return False
-        if self.case.known.registers_more:
+        if self.case.known.camera_tolerance is not None:
             return False
         stated = (camera.sid, camera.primary_angle, camera.secondary_angle)
         return self.case.start.init == "search" or None in stated
@@ -678,8 +681,9 @@ def solve_together(
     step: Steps,
     subject: "torchio.Subject",
     seen: "list[tuple[Tensor, Camera, Tensor]]",  # of each X-ray, as `Job.seen` gives it
-    poses: "list[RigidTransform]",  # where each begins
+    poses: "list[RigidTransform]",  # where each begins; of a search, where the cameras stood
     case: Case,
+    search: bool = False,  # find the start first
     # of each X-ray, with the camera as found and the bodies that moved; and seconds
 ) -> "tuple[list[tuple[Result, DRR, list[MovedBody]]], float]":
     "Register X-rays of one patient together, their cameras, and bodies that moved."
@@ -688,12 +692,11 @@ def solve_together(
     from diffpose.registration import JointRegistration
     from diffpose.registration.without_start import search_together
 
-    searched = case.start.init == "search"
-    step("searching" if searched else "registering")
+    step("searching" if search else "registering")
     cameras = [camera for _, camera, _ in seen]
     made = lambda camera: DRR.from_camera(subject, camera, renderer="trilinear", persistent=False)
     drrs = [made(camera) for camera in cameras]
-    for drr, (image, *_), pose in () if searched else zip(drrs, seen, poses):
+    for drr, (image, *_), pose in () if search else zip(drrs, seen, poses):
         check_start(drr, image, pose)
     began, (camera_prior, views_prior) = time.perf_counter(), case.priors()
     starts = RigidTransform.cat([pose.double() for pose in poses])
@@ -701,10 +704,12 @@ def solve_together(
     known: dict[str, Any] = {"relative_prior": views_prior, "camera_prior": camera_prior}
     named = case.known.bodies
     bodies = {} if named is None else load_bodies(named, subject)
-    if searched:
+    begin = starts
+    if search:
         how = cameras, starts, images, masks, case.aimed(subject)
         result = search_together(drrs[0], *how, tell=step.note, **known)
-    else:
+        begin = result.poses
+    if bodies or not search:
         joint = JointRegistration(
             drrs[0],
             cameras,
@@ -714,7 +719,7 @@ def solve_together(
             body_prior=case.body_prior(),
             restarts=case.start.restarts,
         )
-        result = joint.register(images, starts, masks, case.aimed(subject))
+        result = joint.register(images, begin, masks, case.aimed(subject))
     moved = lambda k: [
         MovedBody(name, ids, result.of_view(k, body))
         for body, (name, ids) in enumerate(bodies.items(), 1)

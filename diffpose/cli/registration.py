@@ -42,6 +42,7 @@ from ..errors import UserError, UserNotice
 from ..paths import alone, check_writable, existing, kind_of, written_together
 from ..report import PLAIN, Page, report, write_scene
 from ..report_page import PAGE, SCENE, write_page
+from ..report_parts import MovedBody
 from ..results import CONVENTIONS, pose_columns, write_json
 
 if TYPE_CHECKING:
@@ -481,15 +482,16 @@ def register_together(
                     " one; give --orientation, and starts in it"
                 )
             subject = viewed(subject, views.pop())
-            if case.start.init == "search":
+            search = case.start.init == "search"
+            if search:
                 poses = [_stood(job, subject, camera) for job, (_, camera, _) in zip(jobs, seen)]
             else:
                 poses = [
                     start_pose(job.start, subject, camera, job.case.start.init)
                     for job, (_, camera, _) in zip(jobs, seen)
                 ]
-            found, seconds = solve_together(step, subject, seen, poses, case)
-            if case.start.init == "search":
+            found, seconds = solve_together(step, subject, seen, poses, case, search)
+            if search:
                 poses = [began_at(result) for result, *_ in found]
             rows: list[dict] = []
             for name, job, (result, drr, bodies), pose, x in zip(names, jobs, found, poses, seen):
@@ -502,7 +504,8 @@ def register_together(
             write_summary(out, rows, together=True)
             if case.pages.report:
                 views = [(drr, result.pose, x[0]) for (result, drr, _), x in zip(found, seen)]
-                _write_page_of_all(out, views if case.pages.scene else (), page_of(jobs[0], drr))
+                shown = views if case.pages.scene else ()
+                _write_page_of_all(out, shown, page_of(jobs[0], drr), found[0][2])
     return _summary_lines(out, rows), max(row["exit_code"] for row in rows)
 
 # %% ../../notebooks/api/153_cli_registration.ipynb #92966719
@@ -510,11 +513,12 @@ def _write_page_of_all(
     out: Path,
     views: Sequence = (),  # of a scene: DRR, pose and X-ray of each
     page: Page = PLAIN,  # of the first
+    bodies: Sequence[MovedBody] = (),  # that moved, as the first shows them
 ) -> None:
     "The page of several X-rays, beside their folders."
     if views:
         with written_together(out) as inside:
-            write_scene(inside / SCENE, views, page.points)
+            write_scene(inside / SCENE, views, page.points, bodies)
     write_page(out, page.patient)
 
 

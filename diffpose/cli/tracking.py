@@ -305,6 +305,15 @@ Smooth = Annotated[
 ]
 
 
+Batch = Annotated[
+    int,
+    option(
+        "How many frames are registered at once, each from where those before all of them lead to;"
+        " a processor is faster with one by one.",
+        START,
+        "--batch",
+    ),
+]
 Film = Annotated[
     str, option("Kind of the film: webp, gif, or mp4 (with imageio-ffmpeg).", RESULT, "--film")
 ]
@@ -333,6 +342,13 @@ def _check_case(case: Case) -> None:
     if said:
         raise UserError(f"{' and '.join(said)}: a sequence begins from --init, or by a search")
     case.check()
+
+
+def _check_batch(batch: int, bodies: Sequence[str]) -> None:
+    "Refuse what --batch must not be."
+    from diffpose.tracking.following import check_batch
+
+    check_batch(batch, len(bodies))
 
 
 NO_TRACKS: "Mapping[str, Track]" = {}
@@ -372,6 +388,7 @@ def track_sequence(
     smooth: bool = False,
     film: str = "webp",  # its ending
     force: bool = False,  # may results be overwritten?
+    batch: int = 1,  # frames that are registered at once
 ) -> tuple[list[str], int]:  # what to say on stdout and then on stderr, and the exit code
     "The work of `track`. What was done is written, too, where it is interrupted."
     from diffpose.exchange import load_start
@@ -388,6 +405,7 @@ def track_sequence(
             start = load_start(case.start.init, case.start.init_frame)
         step("loading torch")
         even, job = even_motion(motion), Job(files[0], folder, case, start)
+        _check_batch(batch, several)
         step("reading the X-rays")
         said = case.said_view(start)
         frames = load_frames(files, case, "any" if said is None else said[0])
@@ -397,9 +415,8 @@ def track_sequence(
         begin = job.begin(subject, frames.camera, view, frames.names[0])
         bodies = {} if named is None else load_bodies(named, subject)
         with alone(folder):
-            found, drr = _follow(
-                step, case, frames, subject, begin, even, folder, view, list(bodies.values())
-            )
+            how = view, list(bodies.values()), batch
+            found, drr = _follow(step, case, frames, subject, begin, even, folder, *how)
             apart = of_bodies(found, bodies)
             if smooth:
                 apart = {name: one.smoothed() for name, one in apart.items()}
@@ -431,6 +448,7 @@ def _follow(
     folder: Path,
     view: str | None = None,  # at zero angles
     bodies: Sequence[Sequence[int]] = (),  # labels
+    batch: int = 1,  # frames that are registered at once
 ) -> "tuple[Track, DRR]":
     "Frame after frame; the table of those that are done, where it is interrupted."
     from diffpose.drr import DRR
@@ -450,7 +468,7 @@ def _follow(
     by_sight = case.counted.mask is None and not case.counted.whole_image
     step("following")
     done: list = []
-    how = (frames.masks, by_sight, solver, None, arms, bodies)
+    how = (frames.masks, by_sight, solver, None, arms, bodies, batch)
     way = followed(drr, frames.images, begin, even, *how)
     try:
         for frame in way:
@@ -506,9 +524,10 @@ def track(
     smooth: Smooth = False,
     film: Film = "webp",
     bodies: Bodies = None,
+    batch: Batch = 1,
     force: Force = False,
 ):
     "Follow a patient through a sequence of X-rays: a pose for each frame, a table and a film."
     with reported(run.debug, run.max_memory):
         case = Case(ct, patient, taken, counted, targets, start, Known(bodies=bodies))
-        ended(*track_sequence(case, xray, out, motion, smooth, film, force))
+        ended(*track_sequence(case, xray, out, motion, smooth, film, force, batch))

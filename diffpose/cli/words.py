@@ -39,6 +39,7 @@ OPTIONS = {  # of the command, by the argument in Python
     "density": "--density",
     "orientation": "--orientation",
     "iterations": "--iterations",
+    "batch": "--batch",
     "batch_size": "--batch-size",
     "seed": "--seed",
     "parallel": "--parallel",

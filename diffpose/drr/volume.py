@@ -8,6 +8,8 @@ __all__ = []
 # %% ../../notebooks/api/068_drr_volume.ipynb #faf2603a
 import sys
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torchio
@@ -91,6 +93,7 @@ class Air:
 
     def __init__(self, volume: Tensor | None = None):  # a volume into which nobody else will write
         self.found, self.made_of = None, None
+        self.kept: dict[str, tuple] = {}  # what else was made of it: of which, and what
         self.place = None if volume is None else volume.data_ptr()
         self.foreign = False  # memory that torch did not allocate: its owner is not seen
         self.volume = _nothing if volume is None else weakref.ref(volume)
@@ -122,6 +125,19 @@ class Air:
         self.found, self.made_of = new, made_of
         return new
 
+    def once(self, volume: Tensor, name: str, make: Callable[[Tensor], Any]) -> Any:
+        "What else is made of a volume as it is now: kept as long as nobody can have written."
+        if volume.is_inference():  # which counts no changes
+            return make(volume)
+        made_of = volume._version, volume.data_ptr(), volume.shape, volume.stride()
+        known = self.kept.get(name)
+        trusted = volume is self.volume() and self.trusts(volume)
+        if trusted and known is not None and known[0] == made_of:
+            return known[1]
+        found = make(volume)
+        self.kept[name] = made_of, found
+        return found
+
     def trusts(self, volume: Tensor) -> bool:
         "Can nobody have written into it without being seen?"
         if volume.data_ptr() != self.place:
@@ -132,7 +148,7 @@ class Air:
 
     def forget(self) -> None:
         "Look at the volume again when it is next needed."
-        self.made_of = None
+        self.made_of, self.kept = None, {}
 
 
 def _nothing() -> None:

@@ -23,7 +23,9 @@ from .starts import PosePrior
 def _shrink(mask: Tensor) -> Tensor:
     "Stay off the blurred edge of the field of view, by one per cent of the image."
     reach = max(1, round(0.01 * max(mask.shape[-2:])))
-    return F.max_pool2d((~mask).float(), 2 * reach + 1, 1, reach) == 0
+    side, out = 2 * reach + 1, (~mask).float()
+    along = F.max_pool2d(out, (1, side), 1, (0, reach))  # a square is a row of columns
+    return F.max_pool2d(along, (side, 1), 1, (reach, 0)) == 0
 
 
 def measured(xray: Tensor, mask: Tensor) -> Tensor:  # N 1 H W each, masks 0 or 1

@@ -103,6 +103,8 @@ class Judge:
         target: Target,
         image: Tensor,  # 1 1 H W
         J: Tensor,  # 1 H W 6
+        y: Tensor,  # 1 C H W, the image blurred and standardised
+        slopes: Tensor,  # 1 C H W 6, its derivative
     ) -> tuple[dict, Tensor]:  # K 6
         """What the image wants of the camera, and how far other physics would have moved the pose:
         twists of one standard deviation each.
@@ -112,12 +114,13 @@ class Judge:
         if not camera.parallel:
             at = (matrix.to(J.device), detector.pixels()[0], detector._exact[:3, :3], camera)
             more = camera_from_twist(J.flatten(1, 2), *at).unflatten(1, J.shape[1:3])
-            J = torch.cat([J, more], -1)
-        image, J = softened(image, J, blur)
-        y, J = level.standardise(image, target.weight, J, target.windows)
+            image, more = softened(image, more, blur)
+            more = level.standardise(image, target.weight, more, target.windows)[1]
+            both = [x.movedim(-1, 1) for x in (slopes, more)]  # as they lie in memory
+            slopes = torch.cat(both, 1).movedim(1, -1)
         zero = torch.zeros(1, dtype=torch.long)
-        fit = compare_standard(level, target, y, J, matrix, zero)
-        pulls = method_steps(level, target, y, J[..., :6], blur, list(others.values()))
+        fit = compare_standard(level, target, y, slopes, matrix, zero)
+        pulls = method_steps(level, target, y, slopes[..., :6], blur, list(others.values()))
         inverse = scaled_inverse(fit.H[0, :6, :6], self.beam(fit))
         inverse = inverse / fit.similarity[0].clamp(0.1, 1.0).sqrt()
         aside = -pulls @ inverse if inverse.isfinite().all() else torch.zeros_like(pulls)
@@ -144,12 +147,13 @@ class Judge:
         other physics would have moved it.
         """
         fit, level, x = pool.fit[:1], job.levels[-1], int(pool.fit.which[0])
-        target = job.targets[-1][x : x + 1]
+        target = job.targets[-1].of(torch.tensor([x]))
         if level.stage.refine:
             job.track.ids, job.track.level = pool.ids[:1], len(job.levels) - 1
+            look = job.last if len(job.renders) == 1 else None
             with torch.no_grad():
                 fit, plain, steps, settled, renders, sharp = refine(
-                    level, target, pool.fit.matrix[:1], job.track, still
+                    level, target, pool.fit.matrix[:1], job.track, still, look
                 )
             plain.which[:] = x
             if job.apart(fit.matrix[0], pool.fit.matrix[:1])[0] > self.thresholds.distance_mm:
@@ -161,7 +165,9 @@ class Judge:
             job.renders[x] += renders
         else:
             pose = RigidTransform._of(fit.matrix.to(level.drr.device))
-            sharp = (0.0, target, *level.drr.jacobian(pose))
+            image, J = level.drr.jacobian(pose)
+            standard = level.standardise(image, target.weight, J, target.windows)
+            sharp = (0.0, target, image, J, *standard)
             job.renders[x] += 1
         with torch.no_grad():
             seen, aside = self._around(level, fit.matrix, *sharp)

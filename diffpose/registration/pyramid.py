@@ -327,4 +327,5 @@ def state_of(
     volume = drr._volume
     kind = tuple(volume.shape), volume.stride(), volume.dtype, volume.device
     renderer = drr.renderer.voxel_shift, drr.renderer.backend
-    return _fingerprint(volume), kind, geometry, drr.camera, repr(drr.contrast), renderer
+    mark = drr._air.once(volume, "fingerprint", _fingerprint)
+    return mark, kind, geometry, drr.camera, repr(drr.contrast), renderer

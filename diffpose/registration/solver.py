@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../notebooks/api/096_registration_solver.ipynb #259ae363
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,10 @@ class Fit:
             mine, new = getattr(self, f.name), getattr(other, f.name)
             shape = better.reshape(-1, *[1] * (new.ndim - 1))
             mine[index] = torch.where(shape, new, mine[index])
+
+    def copy(self) -> "Fit":
+        "The same, to be written into."
+        return Fit(*(getattr(self, f.name).clone() for f in fields(self)))
 
     def to(self, device) -> "Fit":
         "On another device."
@@ -283,23 +287,51 @@ def softened(image: Tensor, J: Tensor, blur: float) -> tuple[Tensor, Tensor]:  #
     return blurred(image, blur), blurred(J.movedim(-1, 1), blur).movedim(1, -1)
 
 
-class _Blurred:
-    "A look at poses with blurred DRRs, which keeps what it has rendered."
+class Shown(NamedTuple):
+    "What a level shows from a pose."
+
+    matrix: Tensor  # 1 4 4
+    image: Tensor  # 1 1 H W
+    J: Tensor  # 1 H W 6, its derivative
+    fits: list  # blur, target, and what came of the comparison
+
+
+class Looks:
+    """Looks at single poses with blurred DRRs of one level: what is rendered or compared is kept,
+    and the last two standardised images.
+    """
 
     def __init__(self):
-        self.blur, self.kept = 0.0, []
+        self.blur, self.kept, self.made = 0.0, [], []
 
-    def render(self, level: Level, matrix: Tensor) -> tuple[Tensor, Tensor]:
-        for known, image, J in self.kept:
-            if torch.equal(known, matrix):
-                return image, J
+    def at(self, level: Level, matrix: Tensor) -> Shown:
+        "What a level shows from a pose."
+        for shown in self.kept:
+            if torch.equal(shown.matrix, matrix):
+                return shown
         pose = RigidTransform._of(matrix.to(level.drr.device))
-        self.kept.append((matrix.clone(), *level.drr.jacobian(pose)))
-        return self.kept[-1][1:]
+        self.kept.append(Shown(matrix.clone(), *level.drr.jacobian(pose), []))
+        return self.kept[-1]
+
+    def standard(self, level: Level, target: Target, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        "The DRR from a pose and its derivative, blurred and standardised like a target."
+        shown = self.at(level, matrix)
+        for known, blur, weight, standard in self.made:
+            if known is shown and blur == self.blur and weight is target.weight:
+                return standard
+        image, J = softened(shown.image, shown.J, self.blur)
+        standard = level.standardise(image, target.weight, J, target.windows)
+        self.made = [*self.made[-1:], (shown, self.blur, target.weight, standard)]
+        return standard
 
     def __call__(self, level: Level, target: Target, matrix: Tensor, which: Tensor) -> Fit:
-        image, J = softened(*self.render(level, matrix), self.blur)
-        return compare(level, target, image, J, matrix, which)
+        fits = self.at(level, matrix).fits
+        for blur, known, fit in fits:
+            if blur == self.blur and known is target:
+                return replace(fit.copy(), which=which)
+        standard = self.standard(level, target, matrix)
+        fits.append((self.blur, target, compare_standard(level, target, *standard, matrix, which)))
+        return fits[-1][2].copy()
 
 
 def refine(
@@ -308,21 +340,25 @@ def refine(
     matrix: Tensor,  # 1 4 4 pose, nearly right; on the CPU
     record: Callable[[Tensor, Tensor, Tensor], None] | None = None,  # as for `descend`
     still: bool = False,  # leave the pose where it is
+    look: Looks | None = None,  # with what was made before
     # returns fits with and without weights, steps, did it come to rest, renders, and what they are
-    # of: blur, target with weights, DRR and its derivative
-) -> tuple[Fit, Fit, int, bool, int, tuple[float, Target, Tensor, Tensor]]:
+    # of: blur, target with weights, DRR and its derivative, and both blurred and standardised
+) -> tuple[Fit, Fit, int, bool, int, tuple]:
     "Descend, and go on with weights and with a DRR as sharp as the X-ray."
-    look, which = _Blurred(), torch.zeros(1, dtype=torch.long, device=matrix.device)
+    look = Looks() if look is None else look
+    which, before = torch.zeros(1, dtype=torch.long, device=matrix.device), len(look.kept)
     taken, settled = 0, True
     if not still:
         fit, steps, *_ = descend(level, target, matrix, which, record, look=look)
         matrix, taken = fit.matrix, int(steps)
-    look.blur, weighed = adapt(level, target, look.render(level, matrix)[0])
+    look.blur, weighed = adapt(level, target, look.at(level, matrix).image)
     if still:
         fit = look(level, weighed, matrix, which)
     else:
         fit, steps, settled, _ = descend(level, weighed, matrix, which, record, look=look)
         taken += int(steps)
-    sharp, look.blur = (look.blur, weighed, *look.render(level, fit.matrix)), 0.0
+    shown = look.at(level, fit.matrix)
+    standard = look.standard(level, weighed, fit.matrix)
+    sharp, look.blur = (look.blur, weighed, shown.image, shown.J, *standard), 0.0
     plain = look(level, target, fit.matrix, which)
-    return fit, plain, taken, bool(settled), len(look.kept), sharp
+    return fit, plain, taken, bool(settled), len(look.kept) - before, sharp

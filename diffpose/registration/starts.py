@@ -8,7 +8,7 @@ __all__ = ['PosePrior', 'survey']
 # %% ../../notebooks/api/097_registration_starts.ipynb #38faefdd
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Float
 import torch
@@ -24,7 +24,7 @@ from ..metrics import mtre
 from ..pose import RigidTransform, convert, se3_exp
 from .pyramid import Level, Target, view_like
 from .residuals import filtered, mean_window, band_support
-from .solver import Fit, descend
+from .solver import Fit, Looks, descend, evaluate
 
 # %% ../../notebooks/api/097_registration_starts.ipynb #d5b201c5
 @dataclass(frozen=True)
@@ -316,6 +316,7 @@ class Job:
     track: Track
     renders: Tensor  # N, images rendered for each X-ray
     starts: int = 0  # how many were tried
+    last: Looks = field(default_factory=Looks)  # what single poses show at the last level
 
     @property
     def coarse(self) -> Level:
@@ -333,9 +334,10 @@ class Job:
     def descend(self, k: int, pool: Pool) -> Pool:
         "One stage for all candidates."
         self.track.ids, self.track.level = pool.ids, k
-        fit, steps, settled, renders = descend(
-            self.levels[k], self.targets[k], pool.fit.matrix, pool.fit.which, self.track
-        )
+        alone = k == len(self.levels) - 1 and len(pool.ids) == 1 == len(self.renders)
+        where = self.levels[k], self.targets[k], pool.fit.matrix, pool.fit.which
+        look = self.last if alone else evaluate
+        fit, steps, settled, renders = descend(*where, self.track, look=look)
         self.renders.index_add_(0, fit.which, renders)
         return Pool(fit, pool.ids, pool.steps + steps, settled, pool.given)
 

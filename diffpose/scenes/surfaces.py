@@ -6,7 +6,7 @@
 __all__ = ['drr_to_mesh', 'labelmap_to_mesh']
 
 # %% ../../notebooks/api/129_scenes_surfaces.ipynb #a667e1ba
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ import torchio
 from beartype import beartype
 
 from ..errors import UserError
+from ..pose import RigidTransform
 
 if TYPE_CHECKING:
     import pandas
@@ -128,6 +129,8 @@ def labelmap_to_mesh(
     resolution: float | int | None = None,
     faces: int | None = 20_000,  # simplify each to about this many triangles; None: keep all
     verbose: bool = False,  # accepted, no effect: nothing is printed
+    # of structures that are not where the CT has them, by label: how they moved in the world
+    motions: Mapping[int, RigidTransform] | None = None,
 ) -> "pyvista.MultiBlock":  # a closed surface in the world [mm] for each structure, by name
     """The surfaces of labelled structures.
 
@@ -162,19 +165,14 @@ def labelmap_to_mesh(
     blocks = pv.MultiBlock()
     for label in wanted:
         box = boxes[label - 1]
-        corner = np.eye(4)
-        corner[:3, 3] = [part.start for part in box]
-        blocks.append(
-            _surface(
-                (mask[box] == label).astype(np.float32),
-                0.5,
-                "surface_nets",
-                affine @ corner,
-                faces,
-                False,
-            ),
-            names.get(label, f"label {label}"),
-        )
+        place = np.eye(4)
+        place[:3, 3] = [part.start for part in box]
+        place = affine @ place
+        if motions is not None and label in motions:
+            place = motions[label].matrix[0].double().cpu().numpy() @ place
+        inside = (mask[box] == label).astype(np.float32)
+        surface = _surface(inside, 0.5, "surface_nets", place, faces, False)
+        blocks.append(surface, names.get(label, f"label {label}"))
     return blocks
 
 

@@ -10,14 +10,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..calibration import carm_angles
 from ..drr import DRR
-from ..errors import UserError
+from ..errors import UserError, argument
 from ..guards import exactly
 from ..pose import RigidTransform
 from diffpose.registration import (
@@ -137,15 +137,16 @@ class Follower:
         xray: Tensor,  # 1 1 H W
         mask: Tensor | None,  # 1 1 H W
         turn: Tensor | None = None,  # 4 4: how the C-arm has moved, seen from where it was
+        seen: Result | None = None,  # of its registration with others; None: not registered yet
     ) -> Frame:
         "The next frame."
         began = time.perf_counter()
-        ahead = None if self.belief is None else self.belief.predicted(self.uneven)
+        ahead = None if self.belief is None else self._moved_on(self.belief, turn)
         if turn is not None:
-            ahead = None if ahead is None else replace(ahead, matrix=ahead.matrix @ turn)
             self.place = None if self.place is None else self.place @ turn
         try:
-            found = self._first(xray, mask) if ahead is None else self._next(xray, mask, ahead)
+            how = xray, mask
+            found = self._first(*how) if ahead is None else self._next(*how, ahead, seen)
         except UserError as error:
             if self._usable(xray, mask):  # then it is not the frame's fault
                 raise
@@ -154,6 +155,33 @@ class Follower:
         if found.state != "lost" and found.result is not None:
             self.place, self.method = found.matrix, found.result.sources["method"]
         return replace(found, seconds=time.perf_counter() - began)
+
+    def _moved_on(self, belief: Belief, turn: Tensor | None) -> Belief:
+        "A frame later, where nothing was seen of it."
+        ahead = belief.predicted(self.uneven)
+        return ahead if turn is None else replace(ahead, matrix=ahead.matrix @ turn)
+
+    def together(
+        self,
+        xrays: Tensor,  # N 1 H W, of the next frames
+        masks: Tensor | None,  # N 1 H W
+        turns: Sequence[Tensor | None],  # of each frame, as for one
+    ) -> list[tuple[Result, float]]:  # of each, and its share of the time [s]
+        """The next frames registered at once, each from where those before all of them lead to;
+        none where nothing leads anywhere, or where one of them cannot be registered.
+        """
+        if len(xrays) < 2 or self.belief is None or self.missed:
+            return []
+        began, ahead, starts = time.perf_counter(), self.belief, []
+        for turn in turns:
+            ahead = self._moved_on(ahead, turn)
+            starts.append(ahead.matrix)
+        there = RigidTransform(torch.stack(starts))
+        try:
+            found: Any = self.near.register(xrays, there, masks, find_field=self.find_field)
+        except UserError:  # it is told of the frame whose fault it is, when its turn comes
+            return []
+        return [(result, (time.perf_counter() - began) / len(xrays)) for result in found]
 
     def _usable(self, xray: Tensor, mask: Tensor | None) -> bool:
         "Can a frame be registered? One without light cannot."
@@ -195,8 +223,12 @@ class Follower:
             return self._lost(result, None)
         return self._accept(result, None)
 
-    def _next(self, xray: Tensor, mask: Tensor | None, ahead: Belief) -> Frame:
+    def _next(
+        self, xray: Tensor, mask: Tensor | None, ahead: Belief, seen: Result | None
+    ) -> Frame:
         "A frame after others: near where they lead to, widely around it, anywhere near the last."
+        if seen is not None and seen.verdict != "stalled" and _surprise(ahead, seen) <= GATE:
+            return self._accept(seen, ahead)
         there = RigidTransform(ahead.matrix)
         result = self._register(self.near, there, xray, mask)
         fits = _surprise(ahead, result) <= GATE
@@ -408,6 +440,14 @@ def check_frames(
             " rotation_deg and translation_mm above 0"
         )
 
+def check_batch(batch: int, n_bodies: int) -> None:
+    "Refuse what is no number of frames to register at once."
+    if batch < 1 or batch > 1 and n_bodies:
+        raise UserError(
+            f"{argument('batch', batch)}: frames that are registered at once, 1 or more, and 1 with"
+            " bodies that move, for these are found one frame after the other"
+        )
+
 
 EVEN = MotionPrior(1.0, 1.0)  # what a patient's or an arm's motion differs by from frame to frame
 
@@ -423,17 +463,27 @@ def followed(
     stages: Sequence[Stage] | None,
     arms: RigidTransform | None = None,
     bodies: Sequence[Sequence[int]] = (),
+    batch: int = 1,
 ) -> Iterator[Frame]:
     "Frame after frame, each as soon as it is done."
     whole = GaussNewton(drr) if solver is None else solver
-    follow = Follower(whole, motion, init, find_field, stages, labels=bodies)
-    for k in range(len(xrays)):
-        mask = None if masks is None else masks[k % len(masks)][None]
-        turn = None
-        if arms is not None and k:
-            before, now = arms.matrix[k - 1 : k + 1].detach().double().cpu()
-            turn = torch.linalg.inv(before) @ now
-        yield follow(xrays[k : k + 1], mask, turn)
+    follow, n = Follower(whole, motion, init, find_field, stages, labels=bodies), len(xrays)
+    masks = None if masks is None else masks.expand(n, *masks.shape[1:])
+    turns: list[Tensor | None] = [None] * n
+    if arms is not None:
+        stood = arms.matrix.detach().double().cpu()
+        turns[1:] = list(torch.linalg.inv(stood[:-1]) @ stood[1:])
+    some = lambda *span: (xrays[slice(*span)], None if masks is None else masks[slice(*span)])
+    waiting: list[tuple[Result, float]] = []  # of the next frames
+    for k in range(n):
+        if not waiting:
+            waiting = follow.together(*some(k, k + batch), turns[k : k + batch])
+        seen, spent = waiting.pop(0) if waiting else (None, 0.0)
+        frame = follow(*some(k, k + 1), turns[k], seen)
+        if frame.result is not seen:  # the path leads elsewhere, and those after it are done again
+            spent += sum(share for _, share in waiting)
+            waiting = []
+        yield replace(frame, seconds=frame.seconds + spent)
 
 
 def gathered(
@@ -470,14 +520,16 @@ def track(
     arms: RigidTransform | None = None,
     # labels of each body that moves against the rest: found in parts, see `Track.of_body`
     bodies: Sequence[Sequence[int]] = (),
+    batch: int = 1,  # frames that are registered at once, from where the frames before them lead to
 ) -> Track:
     "Follow a patient through a sequence of X-rays."
     motion = EVEN if motion is None else motion
     check_frames(drr, xrays, masks, motion, arms)
+    check_batch(batch, len(bodies))
     check_poses(init)
     points = landmarks_of(drr, landmarks)
     frames = []
-    how = (masks, find_field, solver, stages, arms, bodies)
+    how = (masks, find_field, solver, stages, arms, bodies, batch)
     for frame in followed(drr, xrays, init, motion, *how):
         frames.append(frame)
         if callback is not None:
