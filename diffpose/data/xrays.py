@@ -222,7 +222,7 @@ def _magnification(header, tag, name, sdd=None):
 
 
 def _why_no_pitch(header):
-    "What is missing of the pitch of the detector, where pixels are given as they are in the patient."
+    "What is missing of the detector's pitch where pixels are given as they are in the patient."
     tag = next((t for t in _PITCHES if header and header.get(t)), None)
     if not _in_patient(header, tag):
         return ""
