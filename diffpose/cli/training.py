@@ -178,7 +178,7 @@ def found_cts(
     apart: Sequence[Path] = (),  # label maps, which may lie beside
 ) -> list[Path]:
     "The CTs of files and folders: those that a folder holds as a file each, else the folder."
-    found, apart = [], {Path(path).expanduser().resolve() for path in apart}
+    found, beside = [], {Path(path).expanduser().resolve() for path in apart}
     for path in given:
         where = existing(path, "a CT", folder=True)
         inside = sorted(where.iterdir()) if where.is_dir() else []
@@ -187,7 +187,7 @@ def found_cts(
             for p in inside
             if p.name.lower().endswith(_VOLUMES) and not p.name.startswith(".")
         ]
-        found += [p for p in files if p.resolve() not in apart] or [where]
+        found += [p for p in files if p.resolve() not in beside] or [where]
     return found
 
 
@@ -232,9 +232,10 @@ def trained(
         f" ({v['mtre_mm_p90']:.0f}) mm at the landmarks"
     )
     view = "" if view == "AP" else f" --orientation {view or 'none'}"
+    patient = cts[0] if len(subjects) == len(cts) == 1 else "CT"
     return (
         f"{errors}\n{folder}: {made}\nregister with it: diffpose register"
-        f" {cts[0] if len(subjects) == len(cts) == 1 else 'CT'} XRAY --camera CAMERA --model {folder}{view} --out"
+        f" {patient} XRAY --camera CAMERA --model {folder}{view} --out"
         " RESULT"
     )
 

@@ -377,22 +377,22 @@ def _seen_from_patient(header, name):
     it has no such angles and says how the patient lies; or says that they are left out.
     """
     tags = ("PositionerIsocenterPrimaryAngle", "PositionerIsocenterSecondaryAngle")
-    angles = [None if header is None else _number(header, tag) for tag in tags]
-    if angles == [None, None] or _number(header, "PositionerPrimaryAngle") is not None:
+    first, second = (None if header is None else _number(header, tag) for tag in tags)
+    if first is second is None or _number(header, "PositionerPrimaryAngle") is not None:
         return header
     lying = _lying(header)
-    odd = [f"has no {tag}" for tag, angle in zip(tags, angles) if angle is None]
+    odd = [f"has no {tag}" for tag, angle in zip(tags, (first, second)) if angle is None]
     turns = {tag: _number(header, tag) or 0.0 for tag in _TURNED}
     odd += [f"{tag} is {turn:g}" for tag, turn in turns.items() if abs(turn) > _LEVEL]
     if lying not in _LYING_ON_TABLE:
         odd.append(f"PatientPosition is {lying or 'not given'}")
     given = f"{name} gives the angles of its C-arm against the table, not the patient ({tags[0]})"
-    if odd:
+    if odd or first is None or second is None:
         _notice(f"{given}, and {', '.join(odd)}: left out; pass {argument('camera')} or a start")
         return header
-    first, sense = _LYING_ON_TABLE[lying]
-    primary = (first + sense * angles[0] + 180) % 360 - 180
-    header.PositionerPrimaryAngle, header.PositionerSecondaryAngle = primary, sense * angles[1]
+    at_zero, sense = _LYING_ON_TABLE[lying]
+    primary, secondary = (at_zero + sense * first + 180) % 360 - 180, sense * second
+    header.PositionerPrimaryAngle, header.PositionerSecondaryAngle = primary, secondary
     if len(header.get("PatientOrientation") or ()) != 2:
         # as radiologists hang it, for the head is up on the detector; or the feet are
         left = "LPRA"[round(primary / 90) % 4]
@@ -402,7 +402,7 @@ def _seen_from_patient(header, name):
         header.PatientOrientation = _turned_words(*words, "horizontal" if flipped else None, 0)
     _notice(
         f"{given}: with the patient {lying} on a table that is not turned they are {primary:g} and"
-        f" {sense * angles[1]:g} degrees of the patient; pass {argument('camera')} or a start if"
+        f" {secondary:g} degrees of the patient; pass {argument('camera')} or a start if"
         " the patient lies otherwise"
     )
     return header
