@@ -9,6 +9,7 @@ __all__ = ['read_text', 'save_atomically', 'cache_dir', 'data_path']
 import collections
 import csv
 import errno
+import gzip
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ import re
 import platform
 import threading
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,17 +64,29 @@ def read_text(
     path: str | os.PathLike,
     what: str = "a text file",  # what it should be, for the message
 ) -> str:
-    """A file of UTF-8 text, with or without a byte-order mark.
+    """A file of UTF-8 text, with or without a byte-order mark, plain or packed by gzip.
 
-    Raises ValueError where it is none, or larger than `TEXT_MAX` bytes.
+    Raises ValueError where it is none, or holds more than `TEXT_MAX` bytes.
     """
     if os.path.getsize(path) > TEXT_MAX:
         raise UserError(
             f"{path} is not {what}: it has {os.path.getsize(path) / 1e6:.0f} MB, and at most"
             f" {TEXT_MAX / 1e6:.0f} MB are read as text"
         )
+    with open(path, "rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
+        with (gzip.open if packed else open)(path, "rb") as file:
+            raw = file.read(TEXT_MAX + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is damaged, and cannot be unpacked: {marked(error)}") from None
+    if len(raw) > TEXT_MAX:
+        raise UserError(
+            f"{path} is not {what}: it unpacks to more than {TEXT_MAX / 1e6:.0f} MB, the most that"
+            " is read as text"
+        )
+    try:
+        return io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not {what}: byte {error.start} is no UTF-8 text") from None
 

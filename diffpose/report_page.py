@@ -422,6 +422,13 @@ def page_html(
     )
 
 # %% ../notebooks/api/145_report_page.ipynb #8fe01f37
+def off_in(other: dict, name: str) -> str:
+    "How far off a pose is in another camera, in words."
+    if other.get("pixels") is None:
+        return f"out of the sight of {name}"
+    return f"{other['pixels']:.1f} pixels ({other['mm']:.2f} mm at the patient) off in {name}"
+
+
 def _table(folder: Path, data: dict) -> dict:
     "Many registrations, with a link to the page of each."
     rows = []
@@ -480,6 +487,10 @@ def folder_html(
     names = [Path(str(row["folder"])).name for row in rows]
     views = [view_of(folder / name) for name in names]
     reasons = [f"{view['name']}: {reason}" for view in views for reason in view["reasons"]]
+    for view, row in zip(views, rows):
+        for other in row.get("in_other_cameras", ()):
+            words = off_in(other, views[other["view"]]["name"])
+            view["figures"].append(("This X-ray alone", words, ""))
     verdict = _plain(views[0]["verdict"], reasons)
     return page_html(f"{len(views)} X-rays together", verdict, views, patient, None, scene)
 

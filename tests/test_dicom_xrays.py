@@ -375,8 +375,58 @@ def test_pixels_measured_in_the_patient_are_led_back(tmp_path):
     stated = patient | {"EstimatedRadiographicMagnificationFactor": 1.5}
     found, said = camera(write(tmp_path / "x.dcm", COUNTS, geometry=GEOMETRY | stated, **XA))
     assert found.delx == pytest.approx(0.315) and not said
-    with pytest.raises(ValueError, match="pass spacing="):
+    with pytest.raises(ValueError, match="neither EstimatedRadiographicMagnificationFactor nor the depth of what it was measured on.*pass spacing="):
         read_xray(write(tmp_path / "x.dcm", COUNTS, geometry=GEOMETRY | patient | {"PixelSpacingCalibrationType": "FIDUCIAL"}, **XA))
+    found, _ = camera(write(tmp_path / "x.dcm", COUNTS, geometry=GEOMETRY | stated | {"PixelSpacingCalibrationType": "FIDUCIAL"}, **XA))
+    assert found.delx == pytest.approx(0.315)
+
+
+@pytest.mark.parametrize("calibrated, pitch", [({}, 0.4), ({"TableHeight": 170.0, "DistanceObjectToTableTop": 100.0}, 0.28 * 1000 / 630), ({"TableHeight": 170.0, "DistanceObjectToTableTop": 100.0, "BeamAngle": 60.0}, 0.28 * 1000 / 560), ({"EstimatedRadiographicMagnificationFactor": 1.5}, 0.42)])
+def test_the_pixel_of_an_enhanced_file_in_the_object_is_led_back(tmp_path, calibrated, pitch):
+    "DICOM PS3.3, C.8.19.6.9.1: the object's pixel is the detector's by SOD / SID, SOD the isocentre's distance less what the object is below it, along the beam."
+    group = item(ObjectPixelSpacingInCenterOfBeam=[0.28, 0.28], **calibrated)
+    shared = item(ProjectionPixelCalibrationSequence=[group], XRayGeometrySequence=[item(DistanceSourceToDetector=1000.0, DistanceSourceToIsocenter=700.0)])
+    tags = {"Modality": "XA", "SharedFunctionalGroupsSequence": [shared]}
+    found, said = camera(write(tmp_path / "x.dcm", COUNTS[None], uid.EnhancedXAImageStorage, {}, **tags))
+    assert (found.dely, found.delx) == pytest.approx((pitch, pitch), rel=1e-6)
+    assert ("times as large" in said) is ("EstimatedRadiographicMagnificationFactor" not in calibrated)
+
+
+def test_what_is_missing_of_a_pixel_in_the_object_is_said(tmp_path):
+    path = write(tmp_path / "x.dcm", COUNTS, geometry={"DistanceSourceToDetector": 1000, "ObjectPixelSpacingInCenterOfBeam": [0.28, 0.28]}, **XA)
+    with pytest.raises(ValueError, match="ObjectPixelSpacingInCenterOfBeam is in the patient, and it has neither Estimated.*DistanceSourceToPatient.*pass spacing="):
+        read_xray(path)
+    assert read_xray(path, spacing=0.4)[1].delx == 0.4
+
+
+POSITIONS = {"HFS": ("headfirst", "supine"), "FFP": ("feet-first", "prone"), "HFDL": ("headfirst", "left lateral decubitus"), "FFS": ("feet-first", "supine")}
+
+
+@pytest.mark.parametrize("lying, angles, axes", [("HFS", (20, 5), (True, False)), ("FFP", (160, -5), (False, True)), ("HFDL", (-70, 5), (True, False)), ("FFS", (-20, -5), (False, True))])
+@pytest.mark.parametrize("coded", [False, True])
+def test_angles_against_the_table_become_those_of_the_patient(tmp_path, lying, angles, axes, coded):
+    names = {"headfirst": ("F-10470", "SRT"), "feet-first": ("102541007", "SCT"), "supine": ("F-10340", "SRT"), "prone": ("1240000", "SCT"), "left lateral decubitus": ("102536004", "SCT")}
+    first, side = (item(CodeValue=names[word][0], CodingSchemeDesignator=names[word][1], CodeMeaning=word) for word in POSITIONS[lying])
+    position = {"PatientPosition": lying} if not coded else {"PatientOrientationCodeSequence": [item(PatientOrientationModifierCodeSequence=[side])], "PatientGantryRelationshipCodeSequence": [first]}
+    frames = [item(IsocenterReferenceSystemSequence=[item(PositionerIsocenterPrimaryAngle=20.0 + k, PositionerIsocenterSecondaryAngle=5.0, PositionerIsocenterDetectorRotationAngle=0.0)]) for k in (0, 1)]
+    tags = {"Modality": "XA", "PerFrameFunctionalGroupsSequence": frames} | position
+    path = write(tmp_path / "x.dcm", np.stack([COUNTS] * 2), uid.EnhancedXAImageStorage, **tags)
+    _, found, said = taken(path, frame=0)
+    assert (found.primary_angle, found.secondary_angle, found.view) == (*angles, "PA") and f"patient {lying} on" in said
+    assert (found.reverse_x_axis, found.reverse_y_axis) == axes
+    turned = taken(path, frame=0, rotate=180)[1]  # letters and pixels are turned alike
+    assert (turned.reverse_x_axis, turned.reverse_y_axis) == (not axes[0], not axes[1])
+    with pytest.raises(ValueError, match="the arm moves"):
+        read_xray(path, frame="mean")
+
+
+def test_angles_against_a_table_of_which_nothing_is_known_are_left_out_aloud(tmp_path):
+    isocentre = {"PositionerIsocenterPrimaryAngle": 20.0, "PositionerIsocenterSecondaryAngle": 5.0}
+    for tags, why in (({}, "PatientPosition is not given"), ({"PatientPosition": "HFS", "TableHeadTiltAngle": 3.0}, "TableHeadTiltAngle is 3"), ({"PatientPosition": "HFS", "PositionerIsocenterDetectorRotationAngle": -12.0}, "PositionerIsocenterDetectorRotationAngle is -12")):
+        _, found, said = taken(write(tmp_path / "x.dcm", COUNTS, **(isocentre | tags), **XA))
+        assert found.primary_angle is None and found.view is None and why in said and "left out" in said
+    _, found, said = taken(write(tmp_path / "x.dcm", COUNTS, PositionerPrimaryAngle=3, PositionerSecondaryAngle=4, **isocentre, **XA))
+    assert (found.primary_angle, said) == (3, "")
 
 
 def test_functional_groups_of_an_enhanced_file(tmp_path):

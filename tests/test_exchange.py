@@ -155,7 +155,7 @@ def test_what_opencv_wrote_is_read(tmp_path, name, text):
     assert E[:3, 3].tolist() == [1, 2, 700]
 
 
-@pytest.mark.parametrize("ending", ["yml", "yaml", "xml", "json"])
+@pytest.mark.parametrize("ending", ["yml", "yaml", "xml", "json", "yml.gz", "yaml.gz", "xml.gz", "json.gz"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_what_opencv_writes_now_is_read(tmp_path, ending, packed):
     "Its calibration sample's fields: remarks, points of two channels, a list that OpenCV makes a matrix of one axis; numbers in digits and in base64."
@@ -199,7 +199,7 @@ def test_what_opencv_calibrates_is_a_camera_however_it_is_kept(tmp_path):
         load_start(str(tmp_path / "a.npz"))
 
 
-@pytest.mark.parametrize("name", ["view.yml", "view.xml", "view.opencv.json"])
+@pytest.mark.parametrize("name", ["view.yml", "view.xml", "view.opencv.json", "view.yml.gz", "view.xml.gz"])
 def test_opencv_reads_what_is_written_and_projects_to_the_same_pixels(tmp_path, shown, name):
     cv2 = pytest.importorskip("cv2")
     geometry, lps, pixels, subject, pose = shown

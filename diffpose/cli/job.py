@@ -268,7 +268,18 @@ class Found(NamedTuple):
     seconds: float
     view: str | None  # at zero angles
     why: str  # who says so
+    seen: "tuple[Tensor, Camera, Tensor]"  # what was registered
     bodies: Sequence[MovedBody] = ()  # those that were registered each for itself
+    mirrored: bool = False  # is that the mirror image of the file's picture?
+
+
+def left_for_right(
+    seen: "tuple[Tensor, Camera, Tensor]",  # X-ray, camera, which pixels count
+) -> "tuple[Tensor, Camera, Tensor]":
+    "The same of a picture whose left and right change places, whichever way its rows run."
+    image, camera, counts = seen
+    flipped = replace(camera.flip_horizontal(), reverse_x_axis=camera.reverse_x_axis)
+    return image.flip(-1), flipped, counts.flip(-1)
 
 
 @dataclass(frozen=True)
@@ -333,7 +344,8 @@ class Job:
         if tell is not None:  # the pictures take their time
             tell(found.result, found.start, found.seconds, found.view, found.why)
         step("writing")
-        self.write(found.result, found.start, found.drr, seen, found.bodies)
+        more = {"bodies": found.bodies, "mirrored": found.mirrored}
+        self.write(found.result, found.start, found.drr, found.seen, **more)
         return found.result, found.start, found.seconds
 
     def find(
@@ -343,7 +355,33 @@ class Job:
         subject: "torchio.Subject",
         estimator: "PoseEstimator | None" = None,
     ) -> Found:
-        "Register the X-ray."
+        "Register the X-ray; its mirror image, too, if that is wanted and it does not convince."
+        found = self._found(step, seen, subject, estimator)
+        if self.case.known.mirrored != "try" or found.result.verdict == "converged":
+            return found
+        step("trying the mirror image")
+        again = self._found(step, left_for_right(seen), subject, estimator)
+        agreed = [one.result.evidence["local_agreement"] for one in (again, found)]
+        seconds = found.seconds + again.seconds
+        explained = again.result.verdict == "converged" and agreed[0] > agreed[1]
+        said = "mirrored, left for right, it does not converge either"
+        if explained:
+            said = (
+                f"as it is stored the CT does not explain it (agreement {agreed[1]:.2f}), mirrored,"
+                f" left for right, it does ({agreed[0]:.2f}): the answer is that of the mirror"
+                " image, as --flip makes one"
+            )
+        warnings.warn(UserNotice(f"{self.xray}: {said}"), stacklevel=2)
+        return (again if explained else found)._replace(seconds=seconds, mirrored=explained)
+
+    def _found(
+        self,
+        step: Steps,
+        seen: "tuple[Tensor, Camera, Tensor]",
+        subject: "torchio.Subject",
+        estimator: "PoseEstimator | None",
+    ) -> Found:
+        "Register the X-ray as it is."
         from diffpose.pose import RigidTransform
         from diffpose.registration import SearchSpace
 
@@ -368,7 +406,7 @@ class Job:
                 [(result, drr, bodies)], more = solve_together(step, *how)
                 seconds += more
         _doubt_depth(result, camera, view, self.xray)
-        return Found(result, pose, drr, seconds, view, why, bodies)
+        return Found(result, pose, drr, seconds, view, why, seen, bodies)
 
     def begin(
         self,
@@ -467,6 +505,7 @@ class Job:
         drr: "DRR",  # with the camera as found
         seen: "tuple[Tensor, Camera, Tensor]",
         bodies: Sequence[MovedBody] = (),
+        mirrored: bool = False,  # is it the mirror image that was registered?
     ) -> None:
         "Everything that is left behind."
         # results are passed on, and folders may be named after patients
@@ -475,6 +514,8 @@ class Job:
         about = {"ct": shown(self.case.ct), "xray": shown(self.xray), "camera": camera}
         if drr.camera != seen[1]:
             about["camera_as_stated"] = seen[1].to_dict()
+        if mirrored:
+            about["mirrored"] = "left and right of the stored picture changed places"
         page = page_of(self, drr) if self.case.pages.report else None
         write_results(self.folder, result, pose, drr, seen[0], seen[2], about, page, bodies)
         if self.case.exports:
@@ -727,3 +768,56 @@ def solve_together(
     cameras = enumerate(result.cameras)
     found = [(result.of_view(k), made(camera), moved(k)) for k, camera in cameras]
     return found, time.perf_counter() - began
+
+# %% ../../notebooks/api/152_cli_job.ipynb #af19254f
+def in_other_cameras(
+    drrs: "Sequence[DRR]",  # with the camera of each X-ray
+    poses: "Sequence[RigidTransform]",  # of each alone
+    places: "Sequence[RigidTransform]",  # where the cameras stood, in any common frame
+    right: "Sequence[RigidTransform]",  # poses that they are held against
+    points: "Tensor",  # 1 N 3, world [mm]
+) -> list[list[dict]]:  # of each X-ray, of each other one
+    "How far off points are in the other cameras, on average: in pixels, and in mm at the patient."
+    from diffpose.pose import RigidTransform
+
+    found, points = [], points.reshape(1, -1, 3).double().cpu()
+    for i, pose in enumerate(poses):
+        moved, row = pose.matrix.double() @ places[i].inverse().matrix.double(), []
+        for j, drr in enumerate(drrs):
+            if j == i:
+                continue
+            carried = RigidTransform(moved @ places[j].matrix.double())
+            both = (carried, right[j].double())
+            one, other = (drr.detector.project(p, points) for p in both)
+            world, camera = drr.detector.world_from_camera(both[1])[0].double(), drr.camera
+            depth = (points - world[:3, 3]) @ world[:3, 2]
+            scale = 1.0 if camera.parallel else depth[..., None] / camera.sdd
+            pitch = points.new_tensor([camera.delx, camera.dely])
+            off = (one - other).double()
+            sizes = off.norm(dim=-1).mean(), (off * pitch * scale).norm(dim=-1).mean()
+            pixels, mm = (float(x) if x.isfinite() else None for x in sizes)
+            row.append({"view": j, "pixels": pixels, "mm": mm})
+        found.append(row)
+    return found
+
+
+def each_alone(
+    step: Steps,
+    seen: "list[tuple[Tensor, Camera, Tensor]]",  # of each X-ray
+    found: "list[tuple[Result, DRR, list[MovedBody]]]",  # as `solve_together` gives it
+    case: Case,
+) -> list[list[dict]]:  # of `in_other_cameras`
+    "How the pose of each X-ray alone, from that of all, looks in the other cameras."
+    from diffpose.registration import GaussNewton
+    from diffpose.registration.uncertainty import landmarks_of
+    from diffpose.registration.without_start import near_body
+
+    step("comparing the cameras")
+    poses, drrs = [result.pose for result, *_ in found], [drr for _, drr, _ in found]
+    alone = []
+    for drr, pose, (image, _, counts) in zip(drrs, poses, seen):
+        mask = near_body(drr, pose, counts) if case.start.init == "search" else counts
+        solver = GaussNewton(drr, restarts=0)
+        alone.append(solver.register(image, pose.float(), mask, find_field=False).pose)
+    points = landmarks_of(drrs[0], case.aimed(drrs[0].subject))
+    return in_other_cameras(drrs, alone, poses, poses, points)

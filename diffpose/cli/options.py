@@ -56,6 +56,13 @@ class Flip(str, Enum):
     vertical = "vertical"
 
 
+class Mirrored(str, Enum):
+    "Whether a picture may be mirrored."
+
+    as_is = "as-is"
+    tried = "try"
+
+
 class Turn(str, Enum):
     "By how much a picture is turned, degrees clockwise."
 
@@ -483,7 +490,9 @@ Bodies = Annotated[
 
 @dataclass(frozen=True)
 class Known:
-    "How well cameras are known, and how the views of several X-rays stand to each other."
+    """How well cameras are known, how the views of several X-rays stand to each other, and what
+    may be wrong with a picture.
+    """
 
     camera_tolerance: Annotated[
         str | None,
@@ -503,6 +512,14 @@ class Known:
         ),
     ] = "1,5"
     bodies: Bodies = None
+    mirrored: Annotated[
+        Mirrored,
+        option(
+            "Where the answer does not convince, try the picture mirrored, left for right, camera"
+            " and mask too; said aloud. --flip horizontal turns back what is known to be mirrored.",
+            IMAGE,
+        ),
+    ] = Mirrored.as_is
 
     @property
     def registers_more(self) -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from .inputs import load_camera, load_ct, viewed
-from .job import Case, Job, began_at, page_of, solve_together
+from .job import Case, Job, began_at, each_alone, page_of, solve_together
 from diffpose.cli.options import (
     CT,
     RESULT,
@@ -41,7 +41,7 @@ from .words import NOT_CONVERGED, explained, reported
 from ..errors import UserError, UserNotice
 from ..paths import alone, check_writable, existing, kind_of, written_together
 from ..report import PLAIN, Page, report, write_scene
-from ..report_page import PAGE, SCENE, write_page
+from ..report_page import PAGE, SCENE, off_in, write_page
 from ..report_parts import MovedBody
 from ..results import CONVENTIONS, pose_columns, write_json
 
@@ -447,6 +447,18 @@ def _stood(job: Job, subject: "torchio.Subject", camera: "Camera") -> "RigidTran
         ) from error
 
 
+def _one_view(jobs: list[Job], seen: list) -> str | None:
+    "The view at zero angles that all X-rays share."
+    views = {job.case.view(camera, job.start)[0] for job, (_, camera, _) in zip(jobs, seen)}
+    if len(views) > 1:
+        raise UserError(
+            "the X-rays are of several views at zero angles"
+            f" ({', '.join(map(str, sorted(views, key=str)))}): with --together they share one;"
+            " give --orientation, and starts in it"
+        )
+    return views.pop()
+
+
 def register_together(
     case: Case,
     xrays: list[Path],  # files, folders and patterns
@@ -459,9 +471,11 @@ def register_together(
     case.check()
     if case.start.model is not None:
         raise UserError("--together begins from the starts of the views: leave out --model")
+    if case.known.mirrored != "as-is":
+        raise UserError("--mirrored is for single X-rays: with --together give --flip, or --each")
     shots, _, out = _laid_out(case, xrays, out, force)
     names = [shot.name for shot in shots]
-    with steps(4 + 2 * len(shots)) as step:
+    with steps(5 + 2 * len(shots)) as step:
         jobs = [Job.checked(path, out / name, own, force) for path, own, name in shots]
         step("loading torch")
         from diffpose.data.frames import decoded_once
@@ -474,14 +488,7 @@ def register_together(
                     seen.append(job.seen())
             step("reading the CT")
             subject = load_ct(case.ct, case.patient)
-            views = {case.view(camera, job.start)[0] for job, (_, camera, _) in zip(jobs, seen)}
-            if len(views) > 1:
-                raise UserError(
-                    "the X-rays are of several views at zero angles"
-                    f" ({', '.join(map(str, sorted(views, key=str)))}): with --together they share"
-                    " one; give --orientation, and starts in it"
-                )
-            subject = viewed(subject, views.pop())
+            subject = viewed(subject, _one_view(jobs, seen))
             search = case.start.init == "search"
             if search:
                 poses = [_stood(job, subject, camera) for job, (_, camera, _) in zip(jobs, seen)]
@@ -501,6 +508,8 @@ def register_together(
                 shown = str(job.xray) if case.full_paths else job.xray.name
                 which = {"xray": shown, "frame": job.case.taken.frame, "folder": name}
                 rows.append({**which, **_row_of(result, seconds)})
+            if len(rows) > 1 and case.known.bodies is None:
+                _note_others(rows, each_alone(step, seen, found, case))
             write_summary(out, rows, together=True)
             if case.pages.report:
                 views = [(drr, result.pose, x[0]) for (result, drr, _), x in zip(found, seen)]
@@ -520,6 +529,14 @@ def _write_page_of_all(
         with written_together(out) as inside:
             write_scene(inside / SCENE, views, page.points, bodies)
     write_page(out, page.patient)
+
+
+def _note_others(rows: list[dict], errors: list[list[dict]]) -> None:
+    "What `in_other_cameras` says of each X-ray, into its row."
+    for row, others in zip(rows, errors):
+        row["in_other_cameras"] = [
+            {"folder": rows[other["view"]]["folder"], **other} for other in others
+        ]
 
 
 def write_summary(
@@ -552,13 +569,20 @@ def write_summary(
             "of_the_numbers": {
                 key: CONVENTIONS[key]
                 for key in ("units", "rotation_zxy_deg", "translation_mm", "pose_matrix")
-            },
+            }
+            | {"in_other_cameras": OTHERS},
             "poses_in_full": "pose.json in each X-ray's folder",
         }
         write_json(
             inside / "summary.json",
             {"n": len(rows), "together": together, "verdicts": counts, "xrays": rows, **about},
         )
+
+
+OTHERS = (
+    "how far the patient's points, as the pose of this X-ray alone has them, fall from where the"
+    " other camera has them, on average: pixels, and mm at the patient across the other beam"
+)
 
 
 def _summary_lines(out: Path, rows: list[dict]) -> list[str]:
@@ -570,6 +594,10 @@ def _summary_lines(out: Path, rows: list[dict]) -> list[str]:
             f", expected error {row['expected_tre_mm']:.2f} mm, {row['seconds']:.1f} s"
             if "seconds" in row
             else ""
+        )
+        + "".join(
+            f"; alone, {off_in(other, other['folder'])}"
+            for other in row.get("in_other_cameras", ())
         )
         for row in rows
     ]

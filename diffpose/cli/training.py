@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../notebooks/api/156_cli_training.ipynb #421e9f37
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,10 +17,13 @@ import typer
 from .inputs import chosen_camera, load_ct
 from diffpose.cli.options import (
     COUNT,
+    PATIENT,
     RESULT,
     SEED,
     START,
+    Density,
     Geometry,
+    Patient,
     Patients,
     Run,
     app,
@@ -121,23 +125,23 @@ class Course:
         int | None, option("X-rays per iteration. (default: the recipe's)", RESULT, **COUNT)
     ] = None
     start_from: Annotated[
-        Path | None, option("Network of another patient to start from.", RESULT, "--from")
+        Path | None,
+        option("Network of another patient, or of many, to start from.", RESULT, "--from"),
     ] = None
+    phantoms: Annotated[
+        int,
+        option(
+            "Learn as many people of the embedded phantom, too; without a CT, alone.",
+            PATIENT,
+            min=0,
+        ),
+    ] = 0
     seed: Annotated[int, option("Of everything that is drawn.", RESULT, **SEED)] = 0
 
 # %% ../../notebooks/api/156_cli_training.ipynb #33d57f2b
 @app.command()
 @grouped
 def train(
-    ct: Annotated[
-        list[Path],
-        typer.Argument(
-            help=(
-                "The patient's CT, or those of several patients for one network: NIfTI, NRRD,"
-                " MetaImage, NPY, a DICOM file or a folder of DICOM slices."
-            )
-        ),
-    ],
     out: Annotated[
         Path, option("Folder for the network; one that was begun there goes on.", RESULT)
     ],
@@ -146,13 +150,45 @@ def train(
     where: Range,
     course: Course,
     run: Run,
+    ct: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help=(
+                "The patient's CT, or those of several patients for one network: NIfTI, NRRD,"
+                " MetaImage, NPY, a DICOM file or a folder of DICOM slices; or a folder of NIfTI,"
+                " NRRD and MetaImage files, each a CT."
+            )
+        ),
+    ] = None,
     force: Annotated[
         bool, option("Begin anew, whatever the folder holds.", RESULT, "--force")
     ] = False,
 ):
-    "Teach a network a patient, so that X-rays of that patient need no start."
+    "Teach a network a patient, or many, so that X-rays need no start."
     with reported(run.debug, run.max_memory):
-        typer.echo(trained(ct, out, geometry, patients, where, course, force))
+        typer.echo(trained(ct or [], out, geometry, patients, where, course, force))
+
+
+_VOLUMES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+PHANTOM_MM = 3.0  # voxels of a phantom that is learned
+
+
+def found_cts(
+    given: list[Path],
+    apart: Sequence[Path] = (),  # label maps, which may lie beside
+) -> list[Path]:
+    "The CTs of files and folders: those that a folder holds as a file each, else the folder."
+    found, beside = [], {Path(path).expanduser().resolve() for path in apart}
+    for path in given:
+        where = existing(path, "a CT", folder=True)
+        inside = sorted(where.iterdir()) if where.is_dir() else []
+        files = [
+            p
+            for p in inside
+            if p.name.lower().endswith(_VOLUMES) and not p.name.startswith(".")
+        ]
+        found += [p for p in files if p.resolve() not in beside] or [where]
+    return found
 
 
 def trained(
@@ -165,14 +201,18 @@ def trained(
     force: bool = False,  # begin anew, whatever the folder holds
 ) -> str:
     "The work of `train`, and what to say of it."
-    cts = [existing(path, "a CT", folder=True) for path in cts]
+    cts = found_cts(cts, patients.labelmap or ())
+    if not cts and not course.phantoms:
+        raise UserError("there is nobody to learn: give a CT, or --phantoms")
+    if course.phantoms and patients.labels is not None:
+        raise UserError("--phantoms are learned whole: leave out --labels")
     each, files = patients.each(len(cts)), (geometry.camera, patients.structures)
     folder = check_writable(out, (), force)
     inputs = (*cts, *files, *(patients.labelmap or ()), course.start_from)
     check_writable(folder, TRAIN_FILES, True, inputs)
     from diffpose import training
 
-    view = each[0].view
+    view = Patient(patients.orientation).view
     changes: dict[str, Any] = {"poses": where.poses(view), "seed": course.seed}
     for name in ("iterations", "batch_size"):
         if getattr(course, name) is not None:
@@ -182,6 +222,7 @@ def trained(
     if init is not None:
         init = existing(init, "a network of `diffpose train`", folder=True)
     subjects = [load_ct(path, patient) for path, patient in zip(cts, each)]
+    subjects += _phantoms(course.phantoms, view, patients.density)
     estimator = training.train(subjects, camera, folder, config, init, resume=not force)
     v = estimator.about["validation"]
     made = ", ".join(name for name in TRAIN_FILES if (folder / name).exists())
@@ -191,8 +232,18 @@ def trained(
         f" ({v['mtre_mm_p90']:.0f}) mm at the landmarks"
     )
     view = "" if view == "AP" else f" --orientation {view or 'none'}"
+    patient = cts[0] if len(subjects) == len(cts) == 1 else "CT"
     return (
         f"{errors}\n{folder}: {made}\nregister with it: diffpose register"
-        f" {cts[0] if len(cts) == 1 else 'CT'} XRAY --camera CAMERA --model {folder}{view} --out"
+        f" {patient} XRAY --camera CAMERA --model {folder}{view} --out"
         " RESULT"
     )
+
+
+def _phantoms(n: int, view: str | None, density: Any) -> list:
+    "People of the embedded phantom."
+    from diffpose.phantom import make_phantom
+
+    how = {"orientation": view, "density": Density(density or "normalised").value}
+    return [make_phantom(seed, PHANTOM_MM, **how) for seed in range(n)]
+

@@ -45,9 +45,13 @@ _PARTS = (
     "AcquisitionTime",
     "SeriesTime",
     "ContentTime",
+    "ProtocolName",
+    "ImageComments",
+    "StackID",
 )
 _SLICE_TAGS = [
     *("Modality", "SeriesInstanceUID", "SOPInstanceUID", "NumberOfFrames", *_PARTS),
+    "InstanceNumber",
     *(
         "Rows",
         "Columns",
@@ -152,24 +156,89 @@ def _parted(slices):
     there is one, or where nothing tells them apart.
     """
 
-    def repeated(part):
-        one = {(str(h.get("SOPInstanceUID")), str(h.get("ImagePositionPatient"))) for _, h in part}
-        places = [place for _, place in one]
-        return len(set(places)) < len(places)
-
     def said(header, tag):
         value = header.get(tag)
         several = isinstance(value, Iterable) and not isinstance(value, str)
         return "\\".join(map(str, value)) if several else str(value)
 
     placed = all(h.get("ImagePositionPatient") for _, h in slices)
-    for tag in _PARTS if placed and repeated(slices) else ():
+    if not placed or not _repeated(slices):
+        return {"": slices}
+    for tag in _PARTS:
         parts = {}
         for path, header in slices:
             parts.setdefault(f"{tag}={said(header, tag)}", []).append((path, header))
-        if len(parts) > 1 and not any(len(p) < 2 or repeated(p) for p in parts.values()):
+        if len(parts) > 1 and not any(len(p) < 2 or _repeated(p) for p in parts.values()):
             return parts
-    return {"": slices}
+    return _by_files(slices) or {"": slices}
+
+
+def _place(header):
+    return str(header.get("ImagePositionPatient"))
+
+
+def _repeated(part):
+    "Are there several slices [(path, header)] at one place?"
+    one = {(str(h.get("SOPInstanceUID")), _place(h)) for _, h in part}
+    return len({place for _, place in one}) < len(one)
+
+
+def _by_files(slices):
+    """Scans that no tag tells apart, as the names of their files do, but for the number in them; or
+    as they follow each other, or take turns, by number or name. None where that makes no scans, or
+    where what shares a place is a copy.
+    """
+
+    def named(path):
+        "A name with a star for its last number."
+        return re.sub(r"\d+(?=\D*$)", "*", path.name)
+
+    def natural(path):
+        return [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", path.name)]
+
+    at, several = {}, len({path.parent for path, _ in slices}) > 1
+    for path, header in slices:
+        at.setdefault(_place(header), []).append(path)
+    most = max(at.values(), key=len)
+    if all(_same_slice(path, most[0]) for path in most[1:]):
+        return None
+    parts = {}
+    for path, header in slices:
+        name = f"{path.parent.name}/" * several + named(path)
+        parts.setdefault(f"files={name}", []).append((path, header))
+    if _are_scans(parts.values()):
+        return parts
+    numbers = {h.get("InstanceNumber") for _, h in slices}
+    counted = None not in numbers and len(numbers) == len(slices)
+    first = lambda s: s[1].InstanceNumber if counted else natural(s[0])
+    ordered, runs, met = sorted(slices, key=first), [[]], set()
+    for path, header in ordered:
+        if _place(header) in met:
+            runs.append([])
+            met = set()
+        runs[-1].append((path, header))
+        met.add(_place(header))
+    for parts in (runs, [ordered[k :: len(most)] for k in range(len(most))]):
+        if _are_scans(parts) and all(map(_onward, parts)):
+            return {f"files={p[0][0].name}..{p[-1][0].name}": p for p in parts}
+    return None
+
+
+def _are_scans(parts):
+    "Are these several scans of one patient, which share most of their places and repeat none?"
+    parts = list(parts)
+    if len(parts) < 2 or any(len(part) < 2 or _repeated(part) for part in parts):
+        return False
+    first, *others = ({_place(h) for _, h in part} for part in parts)
+    return all(2 * len(first & other) >= min(len(first), len(other)) for other in others)
+
+
+def _onward(part):
+    "Do slices go through the patient in one direction?"
+    plane = np.array(part[0][1].get("ImageOrientationPatient") or np.zeros(6), dtype=np.float64)
+    place = np.array([h.ImagePositionPatient for _, h in part], dtype=np.float64)
+    steps = np.diff(place @ np.cross(plane[:3], plane[3:]))
+    return (steps > 0).all() or (steps < 0).all()
 
 
 def _check_odd_files(odd, series, folder):
@@ -325,8 +394,9 @@ def _even_places(along, folder, tolerance=None, resample=False):
     if gaps.min() < 1e-3:
         at = along[gaps.argmin()]
         raise UserError(
-            f"{folder}: two slices at {at:.2f} mm that differ: several scans share this series;"
-            " keep one of them in the folder"
+            f"{folder}: two slices at {at:.2f} mm that differ: several scans share this series, and"
+            " neither their headers nor the names or numbers of their files tell them apart; keep"
+            " one of them in the folder"
         )
     step, worst, index = np.median(gaps), int(gaps.argmax()), np.arange(len(along))
     off = abs(along - np.polyval(np.polyfit(index, along, 1), index))

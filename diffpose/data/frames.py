@@ -72,6 +72,9 @@ _POSE_TAGS = (
     "DistanceSourceToIsocenter",
     "PositionerPrimaryAngle",
     "PositionerSecondaryAngle",
+    "PositionerIsocenterPrimaryAngle",
+    "PositionerIsocenterSecondaryAngle",
+    "PositionerIsocenterDetectorRotationAngle",
     "ImagerPixelSpacing",
     "FieldOfViewOrigin",
 )
@@ -79,6 +82,12 @@ _TABLE_TAGS = (
     "TableTopVerticalPosition",
     "TableTopLateralPosition",
     "TableTopLongitudinalPosition",
+    "TableXPositionToIsocenter",
+    "TableYPositionToIsocenter",
+    "TableZPositionToIsocenter",
+    "TableHorizontalRotationAngle",
+    "TableHeadTiltAngle",
+    "TableCradleTiltAngle",
 )
 _FRAME_TAGS = (
     *_POSE_TAGS,
@@ -87,6 +96,10 @@ _FRAME_TAGS = (
         "DetectorElementSpacing",
         "PixelSpacing",
         "PixelSpacingCalibrationType",
+        "ObjectPixelSpacingInCenterOfBeam",
+        "DistanceObjectToTableTop",
+        "TableHeight",
+        "BeamAngle",
         "EstimatedRadiographicMagnificationFactor",
         "PatientOrientation",
         "FieldOfViewRotation",

@@ -141,11 +141,14 @@ _PITCHES = (
     "DetectorElementSpacing",
     "NominalScannedPixelSpacing",
     "PixelSpacing",
+    "ObjectPixelSpacingInCenterOfBeam",
 )
 
 
-def _dicom_pitch(header, name):
-    "Pitch of the detector's pixels (row, column) in mm, None if the header does not give it."
+def _dicom_pitch(header, name, sdd=None):
+    """Pitch of the detector's pixels (row, column) in mm, None if the header does not give it;
+    `sdd` overrules the header's.
+    """
     tag = next((t for t in _PITCHES if header.get(t)), None)
     if tag is None:
         return None
@@ -158,11 +161,11 @@ def _dicom_pitch(header, name):
     if tag == "DetectorElementSpacing":
         binned = np.array(pitch) * _binning(header)
         return (binned[::-1] if _quarter_turns(header) % 2 else binned).tolist()
+    if _in_patient(header, tag):
+        scale = _magnification(header, tag, name, sdd)
+        return scale and [p * scale for p in pitch]
     if tag != "PixelSpacing":
         return pitch
-    if header.get("PixelSpacingCalibrationType"):
-        scale = _magnification(header, name)
-        return scale and [p * scale for p in pitch]
     _notice(
         f"{name} gives PixelSpacing {pitch} and not in which plane: taken as the pitch of the"
         f" detector; if it is the size in the patient, pass {argument('spacing')} (detector pixel,"
@@ -182,21 +185,53 @@ def _quarter_turns(header):
     return round((_number(header, "FieldOfViewRotation") or 0.0) / 90) % 4
 
 
-def _magnification(header, name):
-    "From the patient to the detector; None if unknown."
+def _in_patient(header, tag):
+    "Is this the size of pixels in the patient?"
+    calibrated = tag == "PixelSpacing" and header.get("PixelSpacingCalibrationType")
+    return bool(calibrated) or tag == "ObjectPixelSpacingInCenterOfBeam"
+
+
+def _by_fiducial(header, tag):
+    "Was the size of pixels measured on a thing whose depth is not known?"
+    return tag == "PixelSpacing" and header.get("PixelSpacingCalibrationType") != "GEOMETRY"
+
+
+def _object_distance(header):
+    "From the source to what `ObjectPixelSpacingInCenterOfBeam` is the size of [mm], else None."
+    source = _number(header, "DistanceSourceToIsocenter", "DistanceSourceToPatient")
+    table, above = _number(header, "TableHeight"), _number(header, "DistanceObjectToTableTop")
+    if source is None or table is None or above is None:
+        return source
+    tilt = math.cos(math.radians(_number(header, "BeamAngle") or 0.0))
+    return source - (table - above) / tilt if tilt > 0.1 else source
+
+
+def _magnification(header, tag, name, sdd=None):
+    "From the patient, where pixels are as large as `tag` says, to the detector; None if unknown."
     stated = _number(header, "EstimatedRadiographicMagnificationFactor")
-    sdd = _number(header, "DistanceSourceToDetector")
-    sid = _number(header, "DistanceSourceToIsocenter", "DistanceSourceToPatient")
-    kind = header.get("PixelSpacingCalibrationType")
-    if stated or kind != "GEOMETRY" or not sdd or not sid or sid >= sdd:
+    sdd = _number(header, "DistanceSourceToDetector") if sdd is None else sdd
+    sod = _object_distance(header)
+    if stated or _by_fiducial(header, tag) or not sdd or not sod or not 0 < sod < sdd:
         return stated
     _notice(
-        f"{name} gives the size of pixels in the patient (PixelSpacing, calibrated by"
-        f" {kind}): taken to be {sid:g} mm from the source, and that of the detector"
-        f" {sdd / sid:.3f} times as large; pass {argument('spacing')} (detector pixel, mm) if you"
-        " know it"
+        f"{name} gives the size of pixels in the patient ({tag}): taken to be {sod:g} mm from the"
+        f" source, and that of the detector {sdd / sod:.3f} times as large; pass"
+        f" {argument('spacing')} (detector pixel, mm) if you know it"
     )
-    return sdd / sid
+    return sdd / sod
+
+
+def _why_no_pitch(header):
+    "What is missing of the detector's pitch where pixels are given as they are in the patient."
+    tag = next((t for t in _PITCHES if header and header.get(t)), None)
+    if not _in_patient(header, tag):
+        return ""
+    missing = "neither EstimatedRadiographicMagnificationFactor nor"
+    if _by_fiducial(header, tag):
+        missing += " the depth of what it was measured on"
+    else:
+        missing += " both DistanceSourceToDetector and a shorter DistanceSourceToPatient"
+    return f" (its {tag} is in the patient, and it has {missing}, which lead to the detector)"
 
 
 def _check_pitch(header, shape, pitch, name):
@@ -278,6 +313,100 @@ def _dicom_principal(header, shape, pitch, name):
         )
     return {"x0": float(off[1]), "y0": float(off[0])}
 
+# %% ../../notebooks/api/035_data_xrays.ipynb #5b0c9b02
+# of how a patient lies on the table: the primary angle where that of the table is zero, and the
+# sense of both angles
+_LYING_ON_TABLE = {
+    "HFS": (0.0, 1.0),
+    "HFP": (180.0, 1.0),
+    "HFDR": (90.0, 1.0),
+    "HFDL": (-90.0, 1.0),
+    "FFS": (0.0, -1.0),
+    "FFP": (180.0, -1.0),
+    "FFDR": (90.0, -1.0),
+    "FFDL": (-90.0, -1.0),
+}
+_LEVEL = 0.5  # degrees that a table or a detector may be turned and count as not turned
+_TURNED = (
+    "PositionerIsocenterDetectorRotationAngle",
+    "TableHorizontalRotationAngle",
+    "TableHeadTiltAngle",
+    "TableCradleTiltAngle",
+)
+_OPPOSITE = str.maketrans("RLAPHF", "LRPAFH")
+
+
+def _turned_words(across, down, flip, quarters):
+    "Letters of the rows and columns of an image that was flipped, and then turned clockwise."
+    across = across.translate(_OPPOSITE) if flip == "horizontal" else across
+    down = down.translate(_OPPOSITE) if flip == "vertical" else down
+    for _ in range(quarters):
+        across, down = down.translate(_OPPOSITE), across
+    return [across, down]
+
+
+def _lying(header):
+    "How the patient lies on the table, such as HFS; an empty text where the header does not say."
+    from pydicom.sr.codedict import codes  # takes its time
+    from pydicom.sr.coding import Code
+
+    if header.get("PatientPosition"):
+        return str(header.PatientPosition).strip().upper()
+    turns = [
+        code
+        for item in header.get("PatientOrientationCodeSequence") or ()
+        for code in item.get("PatientOrientationModifierCodeSequence") or ()
+    ]
+    found = [
+        Code(item.get("CodeValue"), item.get("CodingSchemeDesignator"), "")
+        for item in (*(header.get("PatientGantryRelationshipCodeSequence") or ()), *turns)
+    ]
+    first = {"HF": codes.cid21.Headfirst, "FF": codes.cid21.FeetFirst}
+    side = {
+        "S": codes.cid20.Supine,
+        "P": codes.cid20.Prone,
+        "DR": codes.cid20.RightLateralDecubitus,
+        "DL": codes.cid20.LeftLateralDecubitus,
+    }
+    words = [word for kind in (first, side) for word, code in kind.items() if code in found]
+    return "".join(words) if len(words) == 2 else ""
+
+
+def _seen_from_patient(header, name):
+    """A header whose angles of the C-arm against the table are made those against the patient, if
+    it has no such angles and says how the patient lies; or says that they are left out.
+    """
+    tags = ("PositionerIsocenterPrimaryAngle", "PositionerIsocenterSecondaryAngle")
+    first, second = (None if header is None else _number(header, tag) for tag in tags)
+    if first is second is None or _number(header, "PositionerPrimaryAngle") is not None:
+        return header
+    lying = _lying(header)
+    odd = [f"has no {tag}" for tag, angle in zip(tags, (first, second)) if angle is None]
+    turns = {tag: _number(header, tag) or 0.0 for tag in _TURNED}
+    odd += [f"{tag} is {turn:g}" for tag, turn in turns.items() if abs(turn) > _LEVEL]
+    if lying not in _LYING_ON_TABLE:
+        odd.append(f"PatientPosition is {lying or 'not given'}")
+    given = f"{name} gives the angles of its C-arm against the table, not the patient ({tags[0]})"
+    if odd or first is None or second is None:
+        _notice(f"{given}, and {', '.join(odd)}: left out; pass {argument('camera')} or a start")
+        return header
+    at_zero, sense = _LYING_ON_TABLE[lying]
+    primary, secondary = (at_zero + sense * first + 180) % 360 - 180, sense * second
+    header.PositionerPrimaryAngle, header.PositionerSecondaryAngle = primary, secondary
+    if len(header.get("PatientOrientation") or ()) != 2:
+        # as radiologists hang it, for the head is up on the detector; or the feet are
+        left = "LPRA"[round(primary / 90) % 4]
+        words = [left, "F"] if sense > 0 else [left.translate(_OPPOSITE), "H"]
+        words = _turned_words(*words, None, _quarter_turns(header))
+        flipped = header.get("FieldOfViewHorizontalFlip") == "YES"
+        header.PatientOrientation = _turned_words(*words, "horizontal" if flipped else None, 0)
+    _notice(
+        f"{given}: with the patient {lying} on a table that is not turned they are {primary:g} and"
+        f" {secondary:g} degrees of the patient; pass {argument('camera')} or a start if"
+        " the patient lies otherwise"
+    )
+    return header
+
 # %% ../../notebooks/api/035_data_xrays.ipynb #5b0c9a23
 # of a patient's position on the table: the view at gantry 0, the sense of its angle, and whether
 # the image's first column and first row are reversed
@@ -331,9 +460,9 @@ def _rt_geometry(header, shape, pitch, name):
     return said
 
 # %% ../../notebooks/api/035_data_xrays.ipynb #5b0c9a26
-def _dicom_geometry(header, shape, name, spacing):
+def _dicom_geometry(header, shape, name, spacing, sdd=None):
     """Geometry that a header states, as keyword arguments of a Camera; says what it leaves open of
-    the pixel pitch, unless `spacing` is known.
+    the pixel pitch, unless `spacing` is known. `sdd` overrules the header's.
     """
     if header.get("Modality") == "RTIMAGE":
         stated = _pair(header, "ImagePlanePixelSpacing")
@@ -341,7 +470,7 @@ def _dicom_geometry(header, shape, name, spacing):
         said = _rt_geometry(header, shape, pitch if pitch is None else list(pitch), name)
         pitch = None if spacing is not None or stated is None else stated
     else:
-        pitch = _dicom_pitch(header, name) if spacing is None else None
+        pitch = _dicom_pitch(header, name, sdd) if spacing is None else None
         said = {
             "sdd": _number(header, "DistanceSourceToDetector"),
             "sid": _number(header, "DistanceSourceToIsocenter", "DistanceSourceToPatient"),
@@ -406,7 +535,7 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
                 " in mm"
             )
         spacing = np.broadcast_to(two, 2)
-    said = {} if header is None else _dicom_geometry(header, shape, name, spacing)
+    said = {} if header is None else _dicom_geometry(header, shape, name, spacing, sdd)
     if parallel and "sdd" in said:
         raise UserError(
             f"{name} says that its source is {said['sdd']:.6g} mm from the detector, and"
@@ -436,15 +565,15 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
         if key not in said
     ]
     if missing:
+        why = "" if "delx" in said else _why_no_pitch(header)
         raise UserError(
-            f"{name} does not say enough of its geometry: pass {' and '.join(missing)}, or"
+            f"{name} does not say enough of its geometry{why}: pass {' and '.join(missing)}, or"
             f" {argument('camera', 'Camera(...)', 'FILE')}"
         )
     return Camera(height=int(shape[0]), width=int(shape[1]), **said)
 
 # %% ../../notebooks/api/035_data_xrays.ipynb #7386759a
 _FLIPPED = {"horizontal": -1, "vertical": -2}  # dimension of an image
-_OPPOSITE = str.maketrans("RLAPHF", "LRPAFH")
 
 
 def _check_turn(flip, rotate):
@@ -473,12 +602,7 @@ def _turned_letters(header, flip, rotate):
     said = () if header is None else header.get("PatientOrientation") or ()
     words = [str(word).upper() for word in said]
     if len(words) == 2 and (flip or rotate):
-        across, down = words
-        across = across.translate(_OPPOSITE) if flip == "horizontal" else across
-        down = down.translate(_OPPOSITE) if flip == "vertical" else down
-        for _ in range(rotate // 90):
-            across, down = down.translate(_OPPOSITE), across
-        header.PatientOrientation = [across, down]
+        header.PatientOrientation = _turned_words(*words, flip, rotate // 90)
     return header
 
 
@@ -616,7 +740,8 @@ def read_xray(
     )
     name = str(image) if isinstance(image, (str, os.PathLike)) else "the array"
     if camera is None:
-        how = _turned_letters(header, flip, rotate), pitch, sdd, spacing, name, parallel
+        header = _turned_letters(_seen_from_patient(header, name), flip, rotate)
+        how = header, pitch, sdd, spacing, name, parallel
         camera = _hung(_camera_of(pixels.shape, *how), header, flip, rotate, name)
     else:
         _check_size(camera, pixels.shape[::-1] if rotate % 180 else pixels.shape, name)

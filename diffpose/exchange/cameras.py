@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../notebooks/api/141_exchange_cameras.ipynb #1778be95
 import base64
 import binascii
+import gzip
 import json
 import math
 import re
@@ -289,8 +290,13 @@ def _whole(path: Path, value: Any) -> int:
 
 
 def _read_opencv(path: Path) -> XrayGeometry | None:
-    way = {".json": _json, ".xml": _xml, ".npz": _npz}.get(path.suffix.lower(), _yaml)
+    way = {".json": _json, ".xml": _xml, ".npz": _npz}.get(_ending(path), _yaml)
     return _as_opencv(path, way(path))
+
+
+def _ending(path: Path) -> str:
+    "The ending of a file's name, without that of gzip."
+    return Path(path.name.lower().removesuffix(".gz")).suffix
 
 # %% ../../notebooks/api/141_exchange_cameras.ipynb #d0a392a4
 def _opencv_fields(geometry: XrayGeometry) -> dict[str, Any]:
@@ -315,9 +321,11 @@ def _opencv_fields(geometry: XrayGeometry) -> dict[str, Any]:
 
 
 def _write_opencv(geometry: XrayGeometry, path: Path) -> None:
-    "A file that cv::FileStorage reads: YAML, XML or JSON."
-    write = {".xml": _write_xml, ".json": _write_json}.get(path.suffix.lower(), _write_yaml)
+    "A file that cv::FileStorage reads: YAML, XML or JSON, packed if its name says so."
+    write = {".xml": _write_xml, ".json": _write_json}.get(_ending(path), _write_yaml)
     write(_opencv_fields(geometry), path)
+    if path.suffix.lower() == ".gz":
+        path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
 
 
 def _write_yaml(fields: dict[str, Any], path: Path) -> None:
@@ -585,7 +593,10 @@ FORMATS |= {
     ),
     "opencv": Format(
         "cv::FileStorage, ROS, or JSON with OpenCV's names: camera and pose",
-        (".yml", ".yaml", ".xml", ".opencv.json", ".json"),
+        (
+            *(".yml", ".yaml", ".xml", ".opencv.json", ".json"),
+            *(".yml.gz", ".yaml.gz", ".xml.gz", ".json.gz"),
+        ),
         _read_opencv,
         _write_opencv,
     ),

@@ -79,6 +79,12 @@ def rotations(
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
+def near_body(drr: DRR, poses: RigidTransform, mask: Tensor) -> Tensor:  # N 1 h w bool
+    "What counts of an X-ray, near a body as poses have it."
+    depth = poses.translation.norm(dim=-1).mean().item()
+    return mask & silhouette(drr, poses.float(), _AROUND * drr.camera.sdd / depth)
+
+
 class _Film(NamedTuple):
     "An X-ray, its camera as a DRR, and where that stood in the common frame."
 
@@ -96,9 +102,7 @@ class _Film(NamedTuple):
     def around(self, motions: Tensor) -> tuple[RigidTransform, Tensor]:  # N 4 4; N poses, N 1 h w
         "Poses of the camera in the worlds of a body that was moved, and the pixels near the body."
         poses = RigidTransform(torch.linalg.inv(motions) @ self.place)
-        depth = poses.translation.norm(dim=-1).mean().item()
-        margin = _AROUND * self.drr.camera.sdd / depth
-        return poses, self.mask & silhouette(self.drr, poses.float(), margin)
+        return poses, near_body(self.drr, poses, self.mask)
 
     def matched(self, motions: Tensor, reach: float) -> tuple[Tensor, Tensor]:  # N, N 2 [pixels]
         "How well DRRs agree where they are laid best, at most a reach [mm] off, and where that is."
