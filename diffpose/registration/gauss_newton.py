@@ -117,7 +117,12 @@ class GaussNewton:
             return self._kept[state, key]
 
     def _job(
-        self, xray: Tensor, masks: tuple[Tensor, Tensor], distance: float, landmarks: Tensor | None
+        self,
+        xray: Tensor,
+        masks: tuple[Tensor, Tensor],
+        distance: float,
+        landmarks: Tensor | None,
+        watch: Callable | None = None,
     ) -> Job:
         "Levels and targets for X-rays."
         drr = self.drr
@@ -151,9 +156,8 @@ class GaussNewton:
             points = check_landmarks(landmarks)
         levels, targets = [levels[k] for k in kept], [targets[k] for k in kept]
         local = max(len(levels) - 2, 0)
-        return Job(
-            levels, targets, local, points, Track(), torch.zeros(len(xray), dtype=torch.long)
-        )
+        renders = torch.zeros(len(xray), dtype=torch.long)
+        return Job(levels, targets, local, points, Track(watch), renders)
 
     @exactly
     def register(
@@ -169,6 +173,7 @@ class GaussNewton:
         callback: Callable | None = None,  # after each stage: (stage, stages, best pose, cost)
         more: RigidTransform | None = None,  # further starts, tried where the first do not convince
         find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
+        watch: Callable | None = None,  # after each step: the pose that agrees best then
     ) -> Result | Any:  # of several X-rays: a list of Results, which no type can tell from one
         "Find the pose of an X-ray, or of several at once."
         handed = xray, mask, find_field
@@ -180,7 +185,7 @@ class GaussNewton:
                 f"{n} X-rays need {n} starts, one each, or a PosePrior, not {len(init)} poses"
             )
         if isinstance(init, SearchSpace):
-            return self._search(xray, masks, init, landmarks, handed, (progress, callback))
+            return self._search(xray, masks, init, landmarks, handed, (progress, callback), watch)
         shared, starts = n == 1, init
         if isinstance(starts, PosePrior):
             shared, starts = True, starts.sample(n_starts, torch.Generator().manual_seed(seed))
@@ -188,7 +193,8 @@ class GaussNewton:
         depth = depth_of(self.drr, starts.matrix)
         level = lambda matrix, k: matrix if depth is None else at_depth(self.drr, matrix, depth[k])
         each = [level(starts.matrix, 0) if shared else starts.matrix[k : k + 1] for k in range(n)]
-        job = self._job(xray, masks, starts.translation.norm(dim=-1).median().item(), landmarks)
+        far = starts.translation.norm(dim=-1).median().item()
+        job = self._job(xray, masks, far, landmarks, watch)
         with torch.no_grad(), _Progress(len(job.levels), progress, callback) as tell:
             which = torch.arange(n).repeat_interleave(len(each[0]))
             first = torch.arange(n) * len(each[0])  # of each X-ray
@@ -225,6 +231,7 @@ class GaussNewton:
         landmarks: Tensor | None,
         handed: tuple,
         shown: tuple[bool, Callable | None],
+        watch: Callable | None,
     ) -> Result | Any:
         "Find the poses of X-rays anywhere in a space."
         side = getattr(self.drr.subject, "orientation", None)
@@ -234,7 +241,7 @@ class GaussNewton:
                 f" {argument('orientation', None)}: read it with {argument('orientation', 'AP')}"
             )
         (distance,) = space.distances(self.drr.camera, math.inf)
-        job = self._job(xray, masks, distance, landmarks)
+        job = self._job(xray, masks, distance, landmarks, watch)
         with torch.no_grad(), _Progress(len(job.levels), *shown) as tell:
             apart = self.thresholds.distance_mm
             pools = [
