@@ -9,6 +9,7 @@ __all__ = ['ARM_KEYS', 'pose_to_dict', 'names_carm', 'pose_from_dict', 'load_pos
 import contextlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -174,7 +175,7 @@ def names_carm(
     text: str,
 ) -> bool:
     "Does a text say how a C-arm stands, and names no file?"
-    return bool(_ARM.match(text.strip())) and not Path(text.strip()).expanduser().exists()
+    return bool(_ARM.match(text.strip())) and not os.path.exists(os.path.expanduser(text.strip()))
 
 # %% ../notebooks/api/139_results.ipynb #a9a9cc1e
 def carm_entry(pose: "RigidTransform", orientation: str | None) -> dict:

@@ -298,3 +298,22 @@ def test_register_and_save_equal_the_command_line(browser, served, scans):
         assert (mine / name).read_bytes() == (theirs / name).read_bytes(), name
     truth = json.loads((scans / "truth.json").read_text())["translation_mm"]
     assert torch.dist(torch.tensor(json.loads((mine / "pose.json").read_text())["translation_mm"]), torch.tensor(truth)) < 2
+
+
+def test_x_rays_of_one_moment_are_registered_together(browser, served, scans):
+    with opened(browser, served) as visit:
+        page = visit.page
+        settled(page)
+        assert page.locator(".q-checkbox:has-text('Register together')").count() == 0  # there is one X-ray
+        chooser(page, "X-ray")
+        page.locator(".chooser .entry", has_text=LONG).click()
+        page.locator(".q-checkbox:has-text('Register together')").click(timeout=30_000)
+        page.wait_for_selector(".verdict", state="detached")
+        marked(page, "register").click()
+        page.wait_for_selector(".verdict", timeout=120_000)
+        page.locator("text=The same on the command line").click()
+        command = page.locator(".command").text_content()
+        page.locator("button:has-text('Accept and save')").click()
+        page.wait_for_selector(".good:has-text('written: result_together')", timeout=60_000)
+    assert not visit.faults and "--together" in command
+    assert {x.name for x in (scans / "result_together").iterdir()} >= {"ap", LONG[:-4], "summary.csv", "report.html"}

@@ -283,6 +283,21 @@ def left_for_right(
 
 
 @dataclass(frozen=True)
+class _Unshown:
+    "Steps of a work whose poses are not those of the view that somebody looks at."
+
+    step: Steps
+    watch = None
+
+    def __call__(self, name: str) -> None:
+        self.step(name)
+
+    def note(self, text: str, pose: "RigidTransform | None" = None) -> None:
+        "Something happened in it."
+        self.step.note(text)
+
+
+@dataclass(frozen=True)
 class Job:
     "One X-ray to register, and where everything about it is."
 
@@ -485,10 +500,11 @@ class Job:
         if result.verdict != "converged":
             how = (counts, targets, replace(self.case.start, restarts=0), estimator)
             for way in self._ways(camera, begin, estimator):
-                if way[1] != begin[1]:
+                told = step if way[1] == begin[1] else _Unshown(step)
+                if told is not step:
                     step("trying the other view")
                 try:
-                    further = solve(step, viewed(subject, way[1]), camera, image, way[0], *how)
+                    further = solve(told, viewed(subject, way[1]), camera, image, way[0], *how)
                 except UserError:  # a start that sees nothing is no answer
                     continue
                 seconds += further[2]
@@ -704,6 +720,7 @@ def solve(
         "landmarks": targets,
         "seed": start.seed,
         "callback": lambda k, n, pose, _: step.note(f"registering, stage {k} of {n} done", pose),
+        "watch": step.watch,
     }
     solver = GaussNewton(drr, **around)
     if not isinstance(pose, RigidTransform):
@@ -748,7 +765,7 @@ def solve_together(
     begin = starts
     if search:
         how = cameras, starts, images, masks, case.aimed(subject)
-        result = search_together(drrs[0], *how, tell=step.note, **known)
+        result = search_together(drrs[0], *how, tell=step.note, watch=step.watch, **known)
         begin = result.poses
     if bodies or not search:
         joint = JointRegistration(
@@ -760,7 +777,7 @@ def solve_together(
             body_prior=case.body_prior(),
             restarts=case.start.restarts,
         )
-        result = joint.register(images, begin, masks, case.aimed(subject))
+        result = joint.register(images, begin, masks, case.aimed(subject), watch=step.watch)
     moved = lambda k: [
         MovedBody(name, ids, result.of_view(k, body))
         for body, (name, ids) in enumerate(bodies.items(), 1)

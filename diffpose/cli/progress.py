@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../notebooks/api/148_cli_progress.ipynb #5f484062
 import contextlib
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -26,9 +26,15 @@ class Steps(Protocol):
     def note(self, text: str, pose: "RigidTransform | None" = None) -> None:
         "Something happened in it; the pose, if it has found one, is the best so far."
 
+    @property
+    def watch(self) -> "Callable[[RigidTransform], None] | None":
+        "What is told poses on the way, those of all X-rays; None where nobody looks."
+
 
 class _Bar:
     "Steps as a progress bar."
+
+    watch = None  # it shows no poses
 
     def __init__(self, bar: "Progress", total: int):
         self.bar, self.task, self.begun = bar, bar.add_task("", total=total), False

@@ -47,10 +47,13 @@ from ..results import CONVENTIONS, pose_columns, write_json
 
 if TYPE_CHECKING:
     import torchio
+    from torch import Tensor
 
     from diffpose.calibration import Camera
+    from diffpose.drr import DRR
     from diffpose.pose import RigidTransform
     from diffpose.registration import Result
+    from diffpose.report_parts import MovedBody
     from diffpose.training import PoseEstimator
 
 # %% ../../notebooks/api/153_cli_registration.ipynb #5e9f1a02
@@ -264,7 +267,7 @@ def _frames_of(path: Path, said: str | None) -> list[str | None]:
 def _one_each(said: Any, n: int, option: str, between: str = ",") -> list:
     "What an option says of each of n X-rays: the same of all, or a list with one for each."
     parts = [part.strip() for part in str(said).split(between)]
-    if said is None or len(parts) == 1 or Path(str(said)).expanduser().exists():
+    if said is None or len(parts) == 1 or os.path.exists(os.path.expanduser(str(said))):
         return [said] * n
     if len(parts) != n:
         raise UserError(
@@ -283,8 +286,7 @@ def _laid_out(
     masks = _one_each(case.counted.mask, len(paths), "--mask")
     crops = _one_each(taken.crop, len(paths), "--crop", ";")
     typed = case.start.file is None
-    starts = [case.start.init] * len(paths)
-    starts = starts if typed else _one_each(case.start.init, len(paths), "--init")
+    starts = _one_each(case.start.init, len(paths), "--init", "|" if typed else ",")
     several: list[tuple[Path, Case]] = []
     for path, camera, mask, crop, init in zip(paths, cameras, masks, crops, starts):
         own = replace(
@@ -294,7 +296,7 @@ def _laid_out(
             start=replace(case.start, init=init),
         )
         several += [
-            (path, _case_of(own, path, frame)) for frame in _frames_of(path, taken.frame)
+            (path, case_of(own, path, frame)) for frame in _frames_of(path, taken.frame)
         ]
     alike = [path for path, _ in several]
     called = [
@@ -303,8 +305,12 @@ def _laid_out(
     ]
     shots = [Shot(*one, name) for one, name in zip(several, result_names(called))]
     given = (*case.files, *paths, *cameras, *masks, *({*starts} if not typed else ()))
-    files = (*SUMMARY_FILES, *([PAGE] if case.pages.report else []))
-    return shots, given, check_writable(out, files, force, given)
+    return shots, given, check_writable(out, summary_files(case), force, given)
+
+
+def summary_files(case: Case) -> tuple[str, ...]:
+    "What is written beside the folders of several X-rays."
+    return (*SUMMARY_FILES, *([PAGE] if case.pages.report else []))
 
 
 def register_each(
@@ -363,7 +369,7 @@ def _without_folders(text: str, paths: tuple) -> str:
     return text
 
 
-def _case_of(case: Case, xray: Path, frame: str | None) -> Case:
+def case_of(case: Case, xray: Path, frame: str | None) -> Case:
     "The case of one X-ray, with what stands for its folder and name put in."
 
     def put(text):
@@ -401,6 +407,11 @@ class _Named:
     def note(self, text: str, pose: "RigidTransform | None" = None) -> None:
         "Something happened in it."
         self.step.note(self.prefix + text, pose)
+
+    @property
+    def watch(self) -> "Callable[[RigidTransform], None] | None":
+        "Who looks at poses on the way."
+        return self.step.watch
 
 
 def _row(
@@ -459,6 +470,62 @@ def _one_view(jobs: list[Job], seen: list) -> str | None:
     return views.pop()
 
 
+class Joint(NamedTuple):
+    "X-rays of one moment, registered together."
+
+    jobs: "list[Job]"
+    seen: "list[tuple[Tensor, Camera, Tensor]]"  # of each, as `Job.seen` gives it
+    found: "list[tuple[Result, DRR, list[MovedBody]]]"  # of each
+    poses: "list[RigidTransform]"  # where each began
+    seconds: float
+
+    @classmethod
+    def solve(
+        cls,
+        step: Steps,
+        jobs: "list[Job]",
+        seen: "list[tuple[Tensor, Camera, Tensor]]",
+        subject: "torchio.Subject",
+    ) -> "Joint":
+        "Register them."
+        from diffpose.exchange import start_pose
+
+        case = jobs[0].case
+        subject, searched = viewed(subject, _one_view(jobs, seen)), case.start.init == "search"
+        start = lambda job, camera: start_pose(job.start, subject, camera, job.case.start.init)
+        poses = [
+            _stood(job, subject, camera) if searched else start(job, camera)
+            for job, (_, camera, _) in zip(jobs, seen)
+        ]
+        found, seconds = solve_together(step, subject, seen, poses, case, searched)
+        if searched:
+            poses = [began_at(result) for result, *_ in found]
+        return cls(jobs, seen, found, poses, seconds)
+
+    def write(self, step: Steps, out: Path) -> list[dict]:  # what the table says of each
+        "Everything that is left behind: in the folders of the jobs, and beside them."
+        rows: list[dict] = []
+        for job, x, (result, drr, bodies), pose in zip(
+            self.jobs, self.seen, self.found, self.poses
+        ):
+            step(f"writing {job.folder.name}")
+            with alone(job.folder):
+                job.write(result, pose, drr, x, bodies)
+            shown = str(job.xray) if job.case.full_paths else job.xray.name
+            which = {"xray": shown, "frame": job.case.taken.frame, "folder": job.folder.name}
+            rows.append({**which, **_row_of(result, self.seconds)})
+        first = self.jobs[0]
+        if len(rows) > 1 and first.case.known.bodies is None:
+            _note_others(rows, each_alone(step, self.seen, self.found, first.case))
+        write_summary(out, rows, together=True)
+        if first.case.pages.report:
+            views = [(drr, result.pose, x[0]) for (result, drr, _), x in zip(self.found, self.seen)]
+            scene = views if first.case.pages.scene else ()
+            page = page_of(first, self.found[-1][1])
+            _write_page_of_all(out, scene, page, self.found[0][2])
+        return rows
+
+
 def register_together(
     case: Case,
     xrays: list[Path],  # files, folders and patterns
@@ -466,8 +533,6 @@ def register_together(
     force: bool = False,  # may they be overwritten?
 ) -> tuple[list[str], int]:  # what to say on stdout and then on stderr, and the exit code
     "The work of `register` on several X-rays of one moment."
-    from diffpose.exchange import start_pose
-
     case.check()
     if case.start.model is not None:
         raise UserError("--together begins from the starts of the views: leave out --model")
@@ -488,33 +553,7 @@ def register_together(
                     seen.append(job.seen())
             step("reading the CT")
             subject = load_ct(case.ct, case.patient)
-            subject = viewed(subject, _one_view(jobs, seen))
-            search = case.start.init == "search"
-            if search:
-                poses = [_stood(job, subject, camera) for job, (_, camera, _) in zip(jobs, seen)]
-            else:
-                poses = [
-                    start_pose(job.start, subject, camera, job.case.start.init)
-                    for job, (_, camera, _) in zip(jobs, seen)
-                ]
-            found, seconds = solve_together(step, subject, seen, poses, case, search)
-            if search:
-                poses = [began_at(result) for result, *_ in found]
-            rows: list[dict] = []
-            for name, job, (result, drr, bodies), pose, x in zip(names, jobs, found, poses, seen):
-                step(f"writing {name}")
-                with alone(job.folder):
-                    job.write(result, pose, drr, x, bodies)
-                shown = str(job.xray) if case.full_paths else job.xray.name
-                which = {"xray": shown, "frame": job.case.taken.frame, "folder": name}
-                rows.append({**which, **_row_of(result, seconds)})
-            if len(rows) > 1 and case.known.bodies is None:
-                _note_others(rows, each_alone(step, seen, found, case))
-            write_summary(out, rows, together=True)
-            if case.pages.report:
-                views = [(drr, result.pose, x[0]) for (result, drr, _), x in zip(found, seen)]
-                shown = views if case.pages.scene else ()
-                _write_page_of_all(out, shown, page_of(jobs[0], drr), found[0][2])
+            rows = Joint.solve(step, jobs, seen, subject).write(step, out)
     return _summary_lines(out, rows), max(row["exit_code"] for row in rows)
 
 # %% ../../notebooks/api/153_cli_registration.ipynb #92966719
@@ -680,7 +719,8 @@ def register(
         option(
             "Register each of several X-rays by itself, into a folder of its own within --out, and"
             " write a table. {folder} and {name} in --camera, --init, --mask are the X-ray's; or"
-            " they list a file for each, with commas, and --crop a part for each, with ';'.",
+            " they list a file for each, with commas, --crop a part for each, with ';', and --init"
+            " starts that are typed, with '|'.",
             RESULT,
             "--each",
         ),

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../notebooks/api/167_explorer_page.ipynb #e1c0ab02
 import asyncio
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +20,6 @@ from ..errors import UserError
 from .pictures import PLANES
 from .session import Session
 from diffpose.explorer.window import (
-    EDGES,
     HANDS,
     MODES,
     POINTER,
@@ -71,6 +71,7 @@ class Page:
         self.window, self.session, self.ui, self.client = window, window.session, ui, client
         self.drag: Drag | None = None
         self.there: tuple[float, float] | None = None  # where the hand is, not followed yet
+        self.drawn: RigidTransform | None = None  # of the last picture
         self.told = 0.0  # when the pose was told in numbers [s]
         self.marked, self.seen, self.wheeled = False, (), 0.0
         self.sources: dict[str, str] = {}
@@ -139,10 +140,12 @@ class Page:
                 self.drag = None
 
     def follow(self) -> None:
-        "The patient goes where the hand is now."
+        "The patient goes where the hand is now, and is drawn there."
         if self.drag is not None and self.there is not None and not self.session.busy:
             self.session.place.move(self.drag.to(*self.there))
             self.there = None
+        shot = self.session.shot
+        self.drawn = None if shot is None else shot.place.pose
 
     def wheel(self, event: Any) -> None:
         "Depth by the mouse wheel: turns that follow each other are one step."
@@ -197,11 +200,17 @@ class Page:
     # what is shown
 
     def show(self, picture: str | None) -> None:
-        "The DRR."
-        self._source(self.over, "drr", picture)
+        "The DRR and its pose, set where they stand: NiceGUI would draw the whole page anew."
+        changes = []
+        if picture is not None and self.sources.get("drr") != picture:
+            self.sources["drr"] = picture
+            changes.append(f"getElement({self.over.id}).src = {json.dumps(picture)}")
         if self.drag is None or time.monotonic() - self.told > TOLD_S:
             self.told = time.monotonic()
-            self.where.set_text(self.window.where())
+            said = json.dumps(self.window.where())
+            changes.append(f"getElement({self.where.id}).textContent = {said}")
+        if changes:
+            self.client.run_javascript("; ".join(changes))
 
     def _source(self, image: Any, name: str, picture: str | None) -> None:
         if picture is not None and self.sources.get(name) != picture:
@@ -256,7 +265,7 @@ class Page:
             len(session.notices),
             shot and shot.found,
         )
-        if session.busy:
+        if shot is not None and session.busy and shot.place.pose is not self.drawn:
             self.window.changed.set()
         if shot is not None:
             self.undo.set_enabled(shot.place.can_undo and not session.busy)
@@ -299,7 +308,6 @@ def text(ui: Any, what: str, kind: str = "") -> Any:
 def stage(page: Page) -> None:
     "The X-ray with the DRR over it."
     ui, window = page.ui, page.window
-    ui.html(EDGES, sanitize=False)
     with ui.element("div").classes("stage").mark("stage") as page.stage:
         page.under = ui.element("img").props('class="under" alt="X-ray" draggable="false"')
         page.over = ui.element("img").props('class="over" alt="DRR" draggable="false"')
@@ -322,7 +330,7 @@ def stage(page: Page) -> None:
     for name, kind in (("pointerdown", "down"), ("pointerup", "up"), ("pointercancel", "up")):
         page.stage.on(name, lambda e, kind=kind: page.pointer(e, kind), js_handler=POINTER)
     page.stage.on(
-        "pointermove", lambda e: page.pointer(e, "move"), js_handler=POINTER, throttle=0.02
+        "pointermove", lambda e: page.pointer(e, "move"), js_handler=POINTER, throttle=0.035
     )
     page.stage.on("wheel.prevent", page.wheel, js_handler="(e) => emit(e.deltaY)", throttle=0.03)
     page.stage.on("contextmenu.prevent", js_handler="() => {}")
@@ -448,6 +456,10 @@ def files(page: Page) -> None:
                 )
                 with button:
                     text(ui, shot.path.name)
+            if len(session.shots) > 1:
+                moment = "They are of one moment, and their files say how the cameras stood"
+                box = ui.checkbox("Register together", on_change=lambda: page.result.refresh())
+                box.bind_value(session, "together").props("dense").mark("together").tooltip(moment)
             if session.shots:
                 ui.button(
                     icon="close", on_click=lambda: (page.act(session.close_xray), page.refresh())
@@ -630,6 +642,8 @@ def result(page: Page) -> None:
             text(ui, session.error, "bad")
         if shot is None:
             return
+        joined = session.joined if shot.found is None else shot.joint is not None
+        folder = "result_together" if joined else f"result_{shot.path.stem}"[:120]
         if shot.found is not None:
             found = shot.found.result
             with ui.row().classes("line"):
@@ -641,7 +655,7 @@ def result(page: Page) -> None:
                 ui.label(str(reason)).classes("reason")
             with ui.row().classes("line"):
                 name = (
-                    ui.input("Folder for the results", value=f"result_{shot.path.stem}"[:120])
+                    ui.input("Folder for the results", value=folder)
                     .props("dense outlined")
                     .classes("grow")
                     .mark("out")
@@ -657,7 +671,7 @@ def result(page: Page) -> None:
         for note in session.notices:
             ui.label(note).classes("reason")
         try:
-            line = session.command(f"result_{shot.path.stem}"[:120])
+            line = session.command(folder)
         except (UserError, OSError) as error:
             line = explained(error)[0]
         with ui.expansion("The same on the command line").props("dense").classes("wide"):

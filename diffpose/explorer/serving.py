@@ -31,7 +31,7 @@ from diffpose.explorer.page import (
     structures,
 )
 from .placing import LIVE
-from .session import Session
+from .session import SHOWN_S, Session
 from .window import STILL, TAKE_S, Guard, Window
 
 # %% ../../notebooks/api/168_explorer_serving.ipynb #c00d746b
@@ -93,7 +93,7 @@ def build(page: Page) -> None:
     page.waiting = ui.linear_progress(show_value=False).props("indeterminate").classes("waiting")
     page.waiting.set_visibility(False)
     page.refresh()
-    ui.timer(0.15, page.tick)
+    ui.timer(SHOWN_S, page.tick)
 
 
 async def opened(window: Window, ui: Any) -> None:

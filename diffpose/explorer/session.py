@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../notebooks/api/165_explorer_session.ipynb #a2a908c9
 import shlex
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import numpy as np
 
 from ..cli.inputs import landmark_names, load_ct, load_landmarks, viewed
 from ..cli.job import Case, Found, Job, given_options
+from ..cli.registration import Joint, case_of, result_names, summary_files
 from ..cli.words import explained, in_words
 from ..errors import UserError
 from .folders import Root
@@ -25,7 +27,7 @@ from .motions import pose_from_points
 from .pictures import Slices
 from .placing import Placement
 from ..files import load_table
-from ..paths import alone
+from ..paths import alone, check_writable
 
 if TYPE_CHECKING:
     import torchio
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 # %% ../../notebooks/api/165_explorer_session.ipynb #afa2db8d
 GUESS = 0.8  # of the way from the source to the detector, where nothing states a distance
 WORK = {"carm": "registering", "search": "searching"}
+SHOWN_S = 0.1  # poses on the way to an answer are shown this often at most
 
 
 class Stopped(Exception):
@@ -56,6 +59,7 @@ class Shot:
     found: Found | None = None  # what a registration led to
     job: Job | None = None  # as it was when that was found
     used: "tuple[Tensor, Camera, Tensor] | None" = None  # what was registered
+    joint: Joint | None = None  # what was found in all X-rays together, this one among them
 
 
 @dataclass
@@ -65,6 +69,7 @@ class _Watch:
     tell: Callable[[str], None]
     move: "Callable[[RigidTransform], None]"
     stop: threading.Event
+    moved: float = 0.0  # when it did [s]
 
     def __call__(self, name: str) -> None:
         self.note(name)
@@ -77,6 +82,14 @@ class _Watch:
         if pose is not None:
             self.move(pose)
 
+    def watch(self, pose: "RigidTransform") -> None:
+        "Where the patient lies after a step, unless that was shown just now."
+        if self.stop.is_set():
+            raise Stopped
+        if time.monotonic() - self.moved >= SHOWN_S:
+            self.moved = time.monotonic()
+            self.move(pose)
+
 # %% ../../notebooks/api/165_explorer_session.ipynb #a7b2f77c
 def typed(case: Case) -> list[str]:
     "The options of `diffpose register` that a case is made of."
@@ -87,6 +100,20 @@ def typed(case: Case) -> list[str]:
         else:
             found.append(name if value is True else f"{name}={value}")
     return found
+
+
+def listed(cases: Sequence[Case]) -> Case:
+    "The cases of X-rays that are registered together as one, with a list of what is of each."
+
+    def said(each: list[str], between: str) -> str:
+        return each[0] if len({*each}) == 1 else between.join(each)
+
+    first = cases[0]
+    start = replace(first.start, init=said([case.start.init for case in cases], "|"))
+    if first.taken.camera is None:
+        return replace(first, start=start)
+    camera = Path(said([str(case.taken.camera) for case in cases], ","))
+    return replace(first, start=start, taken=replace(first.taken, camera=camera))
 
 
 def numbers_of(pose: "RigidTransform") -> str:
@@ -106,6 +133,7 @@ class Session:
         self.slices: Slices | None = None
         self.shots: list[Shot] = []
         self.current = 0
+        self.together = False  # are all X-rays of one moment, and registered as such?
         self.landmarks: dict[str, np.ndarray] = {}  # 3, world [mm]
         self.progress, self.error = "", ""
         self.notices: list[str] = []
@@ -124,6 +152,11 @@ class Session:
         if self.shot is None:
             raise UserError("open a CT and an X-ray first")
         return self.shot.place
+
+    @property
+    def joined(self) -> bool:
+        "Are there several X-rays, to be registered together?"
+        return self.together and len(self.shots) > 1
 
     @property
     def busy(self) -> bool:
@@ -209,6 +242,7 @@ class Session:
         from diffpose.drr import DRR
         from diffpose.exchange import load_start, start_pose
 
+        case = case_of(case, path, case.taken.frame)
         job = Job(path, path.parent, case, load_start(case.start.init))
         xray, camera, counts = seen = job.seen()
         view, _ = case.view(camera, job.start)
@@ -273,58 +307,119 @@ class Session:
         place.step(pose)
         return rms
 
-    def job(self, search: bool = False, out: Path | None = None) -> Job:
+    def job(self, search: bool = False) -> Job:
         "What `diffpose register` would be given."
-        from diffpose.exchange import load_start
-
         place, shot = self.place, self.shot
         assert shot is not None
-        start, patient = self.case.start, self.case.patient
+        return self._job(shot, place.pose if place.moved or not shot.stated else None, search)
+
+    def jobs(self, search: bool = False) -> list[Job]:
+        """What `diffpose register --together` would be given. The patient lies before all X-rays as
+        before the one that is looked at, for they say how their cameras stood to each other.
+        """
+        from diffpose.pose import RigidTransform
+
+        place, names = self.place, result_names([shot.path for shot in self.shots])
+        unknown = [name for name, shot in zip(names, self.shots) if not shot.stated]
+        if unknown:
+            raise UserError(
+                f"nothing says where the camera of {', '.join(unknown)} stood among the others:"
+                " choose camera files that do, or open X-rays whose headers state angles"
+            )
+        if len({shot.path.resolve() for shot in self.shots}) < len(self.shots):
+            raise UserError("an X-ray is open twice: close one, to register all of them together")
+        motion = place.pose.matrix @ place.begun.inverse().matrix
+        at = lambda shot: RigidTransform(motion @ shot.place.begun.matrix) if place.moved else None
+        return [
+            self._job(shot, at(shot), search, shot.path.parent / name)
+            for shot, name in zip(self.shots, names)
+        ]
+
+    def _job(
+        self,
+        shot: Shot,
+        start: "RigidTransform | None",  # None: where files say
+        search: bool,
+        out: Path | None = None,
+    ) -> Job:
+        "The work on an X-ray from a start."
+        from diffpose.exchange import load_start
+
+        case = case_of(self.case, shot.path, self.case.taken.frame)
         if search:
-            start = replace(start, init="search")
-        elif place.moved or not shot.stated:
-            start = replace(start, init=numbers_of(place.pose))
-            if patient.orientation is not None or shot.view != "AP":
-                patient = replace(patient, orientation=shot.view or "none")
-        case = replace(self.case, start=start, patient=patient)
+            case = replace(case, start=replace(case.start, init="search"))
+        elif start is not None:
+            case = replace(case, start=replace(case.start, init=numbers_of(start)))
+            if case.patient.orientation is not None or shot.view != "AP":
+                patient = replace(case.patient, orientation=shot.view or "none")
+                case = replace(case, patient=patient)
         case.check()
-        return Job(shot.path, out or shot.path.parent, case, load_start(start.init))
+        return Job(shot.path, out or shot.path.parent, case, load_start(case.start.init))
 
     def command(self, out: str = "result", search: bool = False) -> str:
         "The same on the command line."
-        shot = self.shot
-        job = shot.job if shot and shot.job and not search else self.job(search)
-        named = ["diffpose", "register", str(job.case.ct), str(job.xray)]
-        return shlex.join([*named, "--out", str(self.root.find(out)), *typed(job.case)])
+        shot, jobs = self.shot, []
+        if shot is not None and shot.job is not None and not search:
+            jobs = [shot.job] if shot.joint is None else shot.joint.jobs
+        jobs = jobs or (self.jobs(search) if self.joined else [self.job(search)])
+        case = listed([job.case for job in jobs])
+        named = ["diffpose", "register", str(case.ct), *(str(job.xray) for job in jobs)]
+        named += ["--together"] if len(jobs) > 1 else []
+        return shlex.join([*named, "--out", str(self.root.find(out)), *typed(case)])
 
     def register(self, search: bool = False) -> None:
-        "Begin to register the X-ray that is looked at, or to search where it was taken."
+        """Begin to register the X-ray that is looked at, or to search where it was taken; all of
+        them where they are `joined`.
+        """
         self._idle()
-        job, shot, subject = self.job(search), self.shot, self.subject
-        assert shot is not None and subject is not None
+        subject, shot = self.subject, self.shot
+        shots = self.shots[:] if self.joined or shot is None else [shot]
+        jobs = self.jobs(search) if self.joined else [self.job(search)]
+        assert subject is not None
         self._stop.clear()
         self.progress, self.error, self.notices = WORK["search" if search else "carm"], "", []
         tell = lambda text: setattr(self, "progress", text)
-        shot.place.hold()
-        watch = _Watch(tell, shot.place.move, self._stop)
 
-        def work():
+        def move(poses: "RigidTransform") -> None:
+            for k, shot in enumerate(shots):
+                shot.place.move(poses[k : k + 1])
+
+        def work() -> None:
+            watch = _Watch(tell, move, self._stop)
             try:
-                seen = job.seen()
-                found = self._heard(lambda: job.find(watch, seen, subject))
-                shot.found, shot.job, shot.used = found, job, seen
-                if found.drr.subject.orientation == shot.view:
-                    shot.place.move(found.result.pose)
+                seen = [job.seen() for job in jobs]
+                self._heard(lambda: self._found(watch, shots, jobs, seen, subject))
             except Stopped:
                 self.notices.append("stopped: the patient lies where it was then")
             except Exception as error:
                 self.error = explained(error)[0]
             finally:
-                shot.place.hold()
+                for shot in shots:
+                    shot.place.hold()
                 self.progress = ""
+
+        for shot in shots:
+            shot.place.hold()
 
         self._thread = threading.Thread(target=work, daemon=True)
         self._thread.start()
+
+    @staticmethod
+    def _found(
+        step: _Watch, shots: list[Shot], jobs: list[Job], seen: list, subject: "torchio.Subject"
+    ) -> None:
+        "Register X-rays, and put the patient where that leads."
+        if len(jobs) == 1:
+            joint, found = None, [jobs[0].find(step, seen[0], subject)]
+        else:
+            joint, found = Joint.solve(step, jobs, seen, subject), []
+            for (result, drr, bodies), start in zip(joint.found, joint.poses):
+                about = joint.seconds, drr.subject.orientation, "as the X-rays share it"
+                found.append(Found(result, start, drr, *about, bodies))
+        for shot, job, x, one in zip(shots, jobs, seen, found):
+            shot.found, shot.job, shot.used, shot.joint = one, job, x, joint
+            if one.drr.subject.orientation == shot.view:
+                shot.place.move(one.result.pose)
 
     def wait(self) -> None:
         "Until a registration has ended."
@@ -332,7 +427,7 @@ class Session:
             self._thread.join()
 
     def cancel(self) -> None:
-        "End a registration at its next stage."
+        "End a registration at its next step."
         self._stop.set()
 
     def save(self, out: str, force: bool = False) -> Path:
@@ -342,8 +437,23 @@ class Session:
         if shot is None or shot.found is None or shot.job is None or shot.used is None:
             raise UserError("nothing is registered yet: press Register or Search first")
         case, found, seen = shot.job.case, shot.found, shot.used
+        if shot.joint is not None:
+            return self._save(shot.joint, self.root.find(out), force)
         job = Job.checked(shot.path, self.root.find(out), case, force)
         with alone(job.folder):
             self._heard(lambda: job.write(found.result, found.start, found.drr, seen, found.bodies))
         self.saved = job.folder
         return job.folder
+
+    def _save(self, joint: Joint, out: Path, force: bool) -> Path:
+        "What was found in X-rays together, as `register --together` writes it."
+        case, tell = joint.jobs[0].case, _Watch(lambda text: None, lambda pose: None, self._stop)
+        given = (*case.files, *(job.xray for job in joint.jobs))
+        folder = check_writable(out, summary_files(case), force, given)
+        checked = lambda job: Job.checked(job.xray, folder / job.folder.name, job.case, force)
+        joint = joint._replace(jobs=[checked(job) for job in joint.jobs])
+        self._stop.clear()
+        with alone(folder):
+            self._heard(lambda: joint.write(tell, folder))
+        self.saved = folder
+        return folder

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..calibration.carm import carm_angles, in_carm_words
 from .motions import Sight
-from .pictures import encoded, grey
+from .pictures import encoded, grey, outlined
 from .placing import FINE, LIVE
 from .session import Session
 from ..images import resize_image
@@ -123,17 +123,8 @@ def by_key(sight: Sight, key: str, shift: bool) -> "RigidTransform | None":
 MODES = {"blend": "Blend", "wipe": "Wipe", "difference": "Difference", "edges": "Edges"}
 XRAY_PX = 1024  # greatest height and width of an X-ray on the page
 TAKE_S = 10.0  # for so long a window waits for the browser that takes it over
-TOLD_S = 0.15  # the numbers of a pose that is dragged are told this often
+TOLD_S = 0.3  # the numbers of a pose that is dragged are told this often
 REST_S = 0.25  # a hand that is still for so long gets the finer picture
-# what is brighter than around it, in orange: the difference of two blurred pictures
-EDGES = (
-    '<svg width="0" height="0" style="position:absolute">'
-    '<filter id="edges" color-interpolation-filters="sRGB">'
-    '<feGaussianBlur in="SourceGraphic" stdDeviation="1.6" result="fine"/>'
-    '<feGaussianBlur in="SourceGraphic" stdDeviation="6"/>'
-    '<feComposite in2="fine" operator="arithmetic" k2="1" k3="-1" k4="0.5"/>'
-    '<feColorMatrix values="0 0 0 0 1  0 0 0 0 .5  0 0 0 0 .1  -30 0 0 0 29.2"/></filter></svg>'
-)
 # keeps a drag that leaves the picture, and says where it is as shares of width and height
 POINTER = """(e) => {
   const t = e.currentTarget, r = t.getBoundingClientRect();
@@ -169,7 +160,10 @@ class Window:
     def drr(self, kind: tuple[int, int, str]) -> str | None:
         "The DRR of now, as the source of an image."
         shot = self.session.shot
-        return None if shot is None else encoded(grey(shot.place.image(kind)))
+        if shot is None:
+            return None
+        picture = grey(shot.place.image(kind))
+        return outlined(picture) if self.mode == "edges" else encoded(picture)
 
     def xray(self) -> str | None:
         "The X-ray, as the source of an image."
@@ -220,7 +214,7 @@ class Window:
         while True:
             try:
                 await asyncio.wait_for(self.changed.wait(), REST_S if finer else None)
-                kind, finer = LIVE, True
+                kind, finer = LIVE, not self.session.busy  # which has the cores
             except asyncio.TimeoutError:
                 kind, finer = FINE, False
             self.changed.clear()

@@ -118,7 +118,12 @@ class GaussNewton:
             return self._kept[state, key]
 
     def _job(
-        self, xray: Tensor, masks: tuple[Tensor, Tensor], distance: float, landmarks: Tensor | None
+        self,
+        xray: Tensor,
+        masks: tuple[Tensor, Tensor],
+        distance: float,
+        landmarks: Tensor | None,
+        watch: Callable | None = None,
     ) -> Job:
         "Levels and targets for X-rays."
         drr = self.drr
@@ -152,9 +157,8 @@ class GaussNewton:
             points = check_landmarks(landmarks)
         levels, targets = [levels[k] for k in kept], [targets[k] for k in kept]
         local = max(len(levels) - 2, 0)
-        return Job(
-            levels, targets, local, points, Track(), torch.zeros(len(xray), dtype=torch.long)
-        )
+        renders = torch.zeros(len(xray), dtype=torch.long)
+        return Job(levels, targets, local, points, Track(watch), renders)
 
     @exactly
     def register(
@@ -171,6 +175,7 @@ class GaussNewton:
         more: RigidTransform | None = None,  # further starts, tried where the first do not convince
         find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
         check: int = 0,  # X-rays to simulate from the answer, of the subject's CT, and to find again
+        watch: Callable | None = None,  # after each step: the pose that agrees best then
     ) -> Result | Any:  # of several X-rays: a list of Results, which no type can tell from one
         "Find the pose of an X-ray, or of several at once."
         if isinstance(check, bool) or not isinstance(check, int) or not 0 <= check <= 1000:
@@ -186,7 +191,7 @@ class GaussNewton:
             )
         if isinstance(init, SearchSpace):
             shown = progress, callback
-            return self._search(xray, masks, init, landmarks, handed, shown, trial)
+            return self._search(xray, masks, init, landmarks, handed, shown, watch, trial)
         shared, starts = n == 1, init
         if isinstance(starts, PosePrior):
             shared, starts = True, starts.sample(n_starts, torch.Generator().manual_seed(seed))
@@ -194,7 +199,8 @@ class GaussNewton:
         depth = depth_of(self.drr, starts.matrix)
         level = lambda matrix, k: matrix if depth is None else at_depth(self.drr, matrix, depth[k])
         each = [level(starts.matrix, 0) if shared else starts.matrix[k : k + 1] for k in range(n)]
-        job = self._job(xray, masks, starts.translation.norm(dim=-1).median().item(), landmarks)
+        far = starts.translation.norm(dim=-1).median().item()
+        job = self._job(xray, masks, far, landmarks, watch)
         with torch.no_grad(), _Progress(len(job.levels), progress, callback) as tell:
             which = torch.arange(n).repeat_interleave(len(each[0]))
             first = torch.arange(n) * len(each[0])  # of each X-ray
@@ -238,6 +244,7 @@ class GaussNewton:
         landmarks: Tensor | None,
         handed: tuple,
         shown: tuple[bool, Callable | None],
+        watch: Callable | None,
         trial: tuple[int, int],
     ) -> Result | Any:
         "Find the poses of X-rays anywhere in a space."
@@ -248,7 +255,7 @@ class GaussNewton:
                 f" {argument('orientation', None)}: read it with {argument('orientation', 'AP')}"
             )
         (distance,) = space.distances(self.drr.camera, math.inf)
-        job = self._job(xray, masks, distance, landmarks)
+        job = self._job(xray, masks, distance, landmarks, watch)
         with torch.no_grad(), _Progress(len(job.levels), *shown) as tell:
             apart = self.thresholds.distance_mm
             pools = [

@@ -6,7 +6,7 @@
 __all__ = ['JointRegistration']
 
 # %% ../../notebooks/api/108_registration_joint.ipynb #9a77617c
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -139,6 +139,7 @@ class JointRegistration:
         motions: RigidTransform | None = None,
         find_field: bool = True,  # leave out what `open_field` does
         more: RigidTransform | None = None,  # N poses where the first view may have been as well
+        watch: Callable | None = None,  # after each step: the poses of all views then
     ) -> JointResult:
         "Find where everything was."
         images = [xrays] if isinstance(xrays, Tensor) else list(xrays)
@@ -158,7 +159,7 @@ class JointRegistration:
         points = landmarks_of(solvers[0].drr, landmarks)
         if list(unknowns.layout) == [("body", 0)] and n == 1 and not matches:
             one = images[0], init, masks[0], points
-            result = solvers[0].register(*one, more=more, find_field=find_field)
+            result = solvers[0].register(*one, more=more, find_field=find_field, watch=watch)
             return _of_one(unknowns, result, points)
         seen = []
         for solver, image, mask in zip(solvers, images, masks):
@@ -167,7 +168,8 @@ class JointRegistration:
         with torch.no_grad():
             bodies = torch.linalg.inv(check_poses(moved).matrix)
             others = None if more is None else check_poses(more).matrix
-            return self._solve(drrs, unknowns, solvers, seen, begin, bodies, points, others)
+            where = begin, bodies, points, others
+            return self._solve(drrs, unknowns, solvers, seen, *where, watch)
 
     def _solve(
         self,
@@ -179,10 +181,12 @@ class JointRegistration:
         bodies: Tensor,  # K 4 4
         points: Tensor,  # N 3
         others: Tensor | None,  # N 4 4
+        watch: Callable | None,
     ) -> JointResult:
         "Each view alone, up to the level that says whether images agree; then all together."
         distance = begin[:, :3, 3].norm(dim=-1).median().item()
-        jobs = [s._job(*x, distance, points) for s, x in zip(solvers, seen)]
+        tell = [None if watch is None else _of_all(begin, v, watch) for v in range(len(begin))]
+        jobs = [s._job(*x, distance, points, w) for s, x, w in zip(solvers, seen, tell)]
         alone = []
         if len(self.drrs) == 1:  # a whole patient
             for solver, job, (image, masks), start in zip(solvers, jobs, seen, begin):
@@ -197,10 +201,21 @@ class JointRegistration:
             levels = [_bodies(drrs, job.levels[k], distance) for job, k in zip(jobs, numbers)]
             targets = [job.targets[k] for job, k in zip(jobs, numbers)]
             n = len(levels)
-            scenes.append(Scene(unknowns, levels, targets, [0.0] * n, [1.0] * n))
+            scenes.append(Scene(unknowns, levels, targets, [0.0] * n, [1.0] * n, watch=watch))
         work = Work(unknowns, drrs, *scenes, points, self.thresholds)
         work.renders = sum(int(job.renders.sum()) for job in jobs)
         return work.solve(begin, bodies, alone, others)
+
+
+def _of_all(begin: Tensor, view: int, watch: Callable) -> Callable:
+    "What a view finds alone, told with where the others began."
+
+    def told(pose: RigidTransform) -> None:
+        poses = begin.clone()
+        poses[view] = pose.matrix[0]
+        watch(RigidTransform(poses))
+
+    return told
 
 
 def _bodies(drrs: list[DRR], level: Level, distance: float) -> list[Level]:

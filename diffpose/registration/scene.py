@@ -6,7 +6,7 @@
 __all__ = []
 
 # %% ../../notebooks/api/102_registration_scene.ipynb #db897626
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -99,6 +99,7 @@ class Scene:
     weights: list[float]  # how many independent looks a view's cost is worth
     scale: float = 1.0  # about what the whole problem costs, in squares of standard deviations
     kept: dict = field(default_factory=dict)  # what was rendered last, of each view
+    watch: Callable | None = None  # is told, after each step, the best poses of all views
 
     @property
     def stage(self) -> Stage:
@@ -237,9 +238,15 @@ class Scene:
         which = torch.zeros(len(states), dtype=torch.long)
         with torch.no_grad():
             fit, _, settled, renders = descend(
-                self, None, states, which, look=self, motion=self
+                self, None, states, which, self.told, look=self, motion=self
             )
         return fit, bool(settled.all()), int(renders.sum()) * len(self.levels)
+
+    def told(self, states: Tensor, cost: Tensor, similarity: Tensor) -> None:
+        "Tell who watches where the best of some states has the views."
+        if self.watch is not None:
+            best, views = states[cost.argmin()], range(len(self.levels))
+            self.watch(RigidTransform(torch.stack([self.unknowns.pose(best, 0, v) for v in views])))
 
 # %% ../../notebooks/api/102_registration_scene.ipynb #786cace4
 def fuse(

@@ -250,11 +250,14 @@ def survey(
 class Track:
     "History of every start through the stages, by a number of its own."
 
-    def __init__(self):
+    def __init__(self, watch: Callable[[RigidTransform], None] | None = None):
         self.rows, self.ids, self.level = [], None, 0
+        self.watch = watch  # is told, after each step, the pose that agrees best
 
     def __call__(self, matrix: Tensor, cost: Tensor, similarity: Tensor) -> None:
         self.rows.append((self.level, self.ids, matrix.clone(), cost.clone(), similarity.clone()))
+        if self.watch is not None:
+            self.watch(RigidTransform._of(self.rows[-1][2][similarity.argmax()][None]))
 
     def of(self, start: int) -> list:
         "The iterations of one start: level, pose 4 4, cost, similarity."

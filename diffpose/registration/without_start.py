@@ -38,6 +38,7 @@ def search(
     progress: bool = False,  # show a progress bar
     callback: Callable | None = None,  # as `GaussNewton.register` has it
     find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
+    watch: Callable | None = None,  # as `GaussNewton.register` has it
     **options: Any,  # of `GaussNewton`
 ) -> Result | Any:  # of several X-rays: a list of Results
     """Find the pose of an X-ray without a start. Raises UserError for what cannot be registered,
@@ -51,6 +52,7 @@ def search(
         progress=progress,
         callback=callback,
         find_field=find_field,
+        watch=watch,
     )
 
 # %% ../../notebooks/api/109_registration_without_start.ipynb #11a34d86
@@ -167,6 +169,7 @@ def search_together(
     reach_mm: float = 15.0,  # how far the body may be off, at each of two looks
     tried: int = 5,  # candidates that are registered, and after each that is better than before
     tell: Callable[[str], None] = lambda text: None,  # what is being done
+    watch: Callable | None = None,  # as `JointRegistration.register` has it
     **options: Any,  # of `JointRegistration`
 ) -> JointResult:
     "Find a body in several X-rays of one moment without a start."
@@ -190,15 +193,14 @@ def search_together(
     motions, scores = (torch.cat(part) for part in zip(*parts))
     generator, solved = torch.Generator().manual_seed(0), []
     solver = JointRegistration(drr, cameras, RigidTransform(places), restarts=0, **options)
-    views = [view_like(drr, camera) for camera in cameras]
-    last = tried  # candidates, unless one that is better asks for more
+    views, last = [view_like(drr, camera) for camera in cameras], tried  # candidates at least
     for k, one in enumerate(scores.argsort(descending=True)[: _MOST * tried].tolist()):
         if k >= last and any(result.verdict != "stalled" for result in solved):
             break
         tell(f"registering, candidate {k + 1}")
         near = _shaken(films, motions[one], body, reach_mm, generator)
         try:
-            found = _followed(solver, views, places, (xrays, masks), near, landmarks)
+            found = _followed(solver, views, places, (xrays, masks), near, landmarks, watch)
         except UserError as error:  # it left an image
             why = error
             continue
@@ -308,12 +310,14 @@ def _followed(
     seen: tuple,  # X-rays, masks
     motion: Tensor,  # 4 4
     landmarks: Tensor | None,
+    watch: Callable | None,
 ) -> JointResult:
     "The registration from a candidate, in masks around the body as it is found."
     poses, result = RigidTransform(torch.linalg.inv(motion) @ places), None
     for _ in range(2):
         near = _around(views, places, seen[1], poses)
-        result = solver.register(seen[0], poses, near, landmarks, find_field=False)
+        how: dict[str, Any] = {"find_field": False, "watch": watch}
+        result = solver.register(seen[0], poses, near, landmarks, **how)
         poses = result.poses
     assert result is not None
     return result

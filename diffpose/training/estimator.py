@@ -109,6 +109,7 @@ class PoseEstimator:
         # try the view from the other side too, which a network may have taken for this one
         antipodal: bool = False,
         find_field: bool = True,  # leave out what `open_field` does; False: the mask alone counts
+        watch: Callable | None = None,  # as for `GaussNewton.register`
     ) -> Result:  # its `evidence` holds "guess", the network's pose 4 4
         "Network, refinement, verdict."
         solver = GaussNewton(solver) if isinstance(solver, DRR) else solver
@@ -145,6 +146,7 @@ class PoseEstimator:
                 callback=callback,
                 more=RigidTransform.cat([*other, around, anywhere]),
                 find_field=find_field,
+                watch=watch,
             )
         result.evidence["guess"] = guess.matrix[0].tolist()
         return result
