@@ -440,9 +440,9 @@ class Session:
         if shot.joint is not None:
             return self._save(shot.joint, self.root.find(out), force)
         job = Job.checked(shot.path, self.root.find(out), case, force)
-        more = {"bodies": found.bodies, "mirrored": found.mirrored}
+        more = found.bodies, found.mirrored
         with alone(job.folder):
-            self._heard(lambda: job.write(found.result, found.start, found.drr, seen, **more))
+            self._heard(lambda: job.write(found.result, found.start, found.drr, seen, *more))
         self.saved = job.folder
         return job.folder
 

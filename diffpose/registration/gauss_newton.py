@@ -179,7 +179,7 @@ class GaussNewton:
     ) -> Result | Any:  # of several X-rays: a list of Results, which no type can tell from one
         "Find the pose of an X-ray, or of several at once."
         if isinstance(check, bool) or not isinstance(check, int) or not 0 <= check <= 1000:
-            given = argument("check", repr(check))
+            given = argument("check", check)
             raise UserError(f"{given}: a number of X-rays to simulate, from 0 to 1000")
         handed, trial = (xray, mask, find_field), (check, seed)
         xray, mask = check_xray(self.drr, *handed)
