@@ -130,6 +130,14 @@ class Case:
                 "--camera-tolerance registers the camera with the pose, from one start: leave out"
                 " --model and --antipodal"
             )
+        known = self.known
+        if not 0 <= known.check <= 1000:
+            raise UserError(f"--check is a number of X-rays from 0 to 1000, not {known.check}")
+        if known.check and (start.model or known.registers_more):
+            raise UserError(
+                "--check tries one pose from a start: leave out --model, --camera-tolerance and"
+                " --bodies"
+            )
         for name in self.exports:
             if Path(name).name != name or name in (*RESULT_FILES, *REPORT_FILES, SCENE):
                 raise UserError(
@@ -494,11 +502,12 @@ class Job:
     ) -> "tuple[tuple[Result, DRR, RigidTransform, str | None, str], float]":  # and seconds
         "The first answer that converges, else that of the start."
         image, camera, counts = seen
-        how = (counts, targets, self.case.start, estimator)
+        check = self.case.known.check
+        how = (counts, targets, self.case.start, estimator, check)
         result, drr, seconds = solve(step, subject, camera, image, begin[0], *how)
         found = result, drr, *begin
         if result.verdict != "converged":
-            how = (counts, targets, replace(self.case.start, restarts=0), estimator)
+            how = (counts, targets, replace(self.case.start, restarts=0), estimator, check)
             for way in self._ways(camera, begin, estimator):
                 told = step if way[1] == begin[1] else _Unshown(step)
                 if told is not step:
@@ -698,6 +707,7 @@ def solve(
     targets: "Tensor | None" = None,  # 1 N 3, where the expected error is stated [mm]
     start: Start | None = None,  # where else to look; None: as GaussNewton does by itself
     estimator: "PoseEstimator | None" = None,
+    check: int = 0,  # X-rays to simulate from the answer, without a network
 ) -> "tuple[Result, DRR, float]":  # result, the DRR that was fitted, seconds
     "Register one X-ray from a start that sees the patient, or from a network's guess."
     from diffpose.calibration import antipode
@@ -724,10 +734,10 @@ def solve(
     }
     solver = GaussNewton(drr, **around)
     if not isinstance(pose, RigidTransform):
-        result = solver.register(xray, init=pose, **given)
+        result = solver.register(xray, init=pose, check=check, **given)
     elif estimator is None:
         more = antipode(pose, subject.orientation) if start.antipodal else None
-        result = solver.register(xray, init=pose, more=more, **given)
+        result = solver.register(xray, init=pose, more=more, check=check, **given)
     else:
         result = estimator.register(
             xray, solver, n_more=start.restarts, antipodal=start.antipodal, **given

@@ -512,6 +512,15 @@ class Known:
         ),
     ] = "1,5"
     bodies: Bodies = None
+    check: Annotated[
+        int,
+        option(
+            "X-rays to simulate from the answer, each with physics of its own, and to register from"
+            " there: an answer that they do not lead back to is ambiguous. Eight take three to nine"
+            " times as long as the registration.",
+            RESULT,
+        ),
+    ] = 0
     mirrored: Annotated[
         Mirrored,
         option(

@@ -536,6 +536,8 @@ def register_together(
     case.check()
     if case.start.model is not None:
         raise UserError("--together begins from the starts of the views: leave out --model")
+    if case.known.check:
+        raise UserError("--check tries the answer to one X-ray: leave out --together, or give --each")
     if case.known.mirrored != "as-is":
         raise UserError("--mirrored is for single X-rays: with --together give --flip, or --each")
     shots, _, out = _laid_out(case, xrays, out, force)
