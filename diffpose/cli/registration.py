@@ -537,7 +537,7 @@ def register_together(
     if case.start.model is not None:
         raise UserError("--together begins from the starts of the views: leave out --model")
     if case.known.check:
-        raise UserError("--check tries the answer to one X-ray: leave out --together, or give --each")
+        raise UserError("--check tries the answer to one X-ray: with --together, leave it out")
     if case.known.mirrored != "as-is":
         raise UserError("--mirrored is for single X-rays: with --together give --flip, or --each")
     shots, _, out = _laid_out(case, xrays, out, force)
