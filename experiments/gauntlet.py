@@ -2,6 +2,7 @@
 
     DIFFPOSE_GAUNTLET=folder DIFFPOSE_DATA=folder python experiments/gauntlet.py [FOLDER] [--starts small medium large] [--scenarios clean real]
     python experiments/gauntlet.py FOLDER --methods none only_band no_band   an ablation: without any idea, with one, with all but one
+    python experiments/gauntlet.py FOLDER --methods check                      and eight X-rays simulated from each answer, registered: check_mm, rms
     python experiments/gauntlet.py FOLDER --report                              only the tables and the plot of what is there
     python experiments/gauntlet.py FOLDER --pictures lowdose-5 head-4           X-ray, DRR at the true pose, and outlines at the pose that was found
 
@@ -12,6 +13,7 @@ DIFFPOSE_DATA, and `phantomN`, `make_phantom(seed=N)` at 2 mm. Processes that do
 
 import argparse
 import json
+import math
 import os
 import time
 from dataclasses import replace
@@ -55,6 +57,7 @@ def without(*ideas: str) -> tuple[dict, dict, dict]:
 
 METHODS = {"default": without(), "none": without(*IDEAS)}
 METHODS |= {f"no_{name}": without(name) for name in IDEAS}
+METHODS["check"] = {}, {}, {"check": 8}
 METHODS |= {f"only_{name}": without(*(other for other in IDEAS if other != name)) for name in IDEAS}
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -118,7 +121,8 @@ def one(z, i: int, case: dict, start: str, method: str) -> dict:
         inside = False
     codes = " ".join(reason.code for reason in result.reasons)
     off = mtre(truth.double(), result.pose, points[None]).item()
-    return outcome(result, off, seconds) | {"inside_90": inside and bool(result.covariance.isfinite().all()), "codes": codes}
+    tried = {"check_mm": math.sqrt(sum(mm**2 for mm in again) / len(again))} if (again := result.evidence.get("check_mm")) else {}
+    return outcome(result, off, seconds) | {"inside_90": inside and bool(result.covariance.isfinite().all()), "codes": codes} | tried
 
 
 def run(args) -> None:
