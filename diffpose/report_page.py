@@ -71,9 +71,9 @@ def _mm(x: float | None) -> str:
     return "not known" if x is None or not math.isfinite(x) else f"{x:.2f} mm"
 
 
-def _uri(path: Path, kind: str) -> str:
+def image_uri(content: bytes, kind: str) -> str:
     "A picture inside a page."
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 # %% ../notebooks/api/146_report_page.ipynb #98b25b9b
 def _shown(matrix: Sequence[Sequence[float]]) -> dict[str, Any]:
@@ -341,11 +341,13 @@ def view_of(
         "figures": _figures(data, parts),
         "missing": missing,
         "pictures": {
-            role: _uri(folder / name, "jpeg")
+            role: image_uri((folder / name).read_bytes(), "jpeg")
             for role, name in PICTURES.items()
             if there and (folder / name).is_file()
         },
-        "overlay": _uri(overlay, "png") if not there and overlay.is_file() else None,
+        "overlay": (
+            None if there or not overlay.is_file() else image_uri(overlay.read_bytes(), "png")
+        ),
         **_bodies(folder, parts),
         "charts": _charts(folder, parts, data.get("expected_tre_mm")),
         "camera": _camera(data.get("camera", {})),

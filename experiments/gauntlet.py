@@ -13,7 +13,6 @@ DIFFPOSE_DATA, and `phantomN`, `make_phantom(seed=N)` at 2 mm. Processes that do
 
 import argparse
 import json
-import math
 import os
 import time
 from dataclasses import replace
@@ -121,7 +120,8 @@ def one(z, i: int, case: dict, start: str, method: str) -> dict:
         inside = False
     codes = " ".join(reason.code for reason in result.reasons)
     off = mtre(truth.double(), result.pose, points[None]).item()
-    tried = {"check_mm": math.sqrt(sum(mm**2 for mm in again) / len(again))} if (again := result.evidence.get("check_mm")) else {}
+    again = result.evidence.get("check_mm", [])
+    tried = {"check_mm": np.sqrt(np.square(again).mean())} if again else {}
     return outcome(result, off, seconds) | {"inside_90": inside and bool(result.covariance.isfinite().all()), "codes": codes} | tried
 
 

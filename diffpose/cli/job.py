@@ -367,9 +367,13 @@ class Job:
         if tell is not None:  # the pictures take their time
             tell(found.result, found.start, found.seconds, found.view, found.why)
         step("writing")
+        self.keep(found)
+        return found.result, found.start, found.seconds
+
+    def keep(self, found: Found) -> None:
+        "Write what was found."
         more = {"bodies": found.bodies, "mirrored": found.mirrored}
         self.write(found.result, found.start, found.drr, found.seen, **more)
-        return found.result, found.start, found.seconds
 
     def find(
         self,
@@ -800,8 +804,7 @@ def solve_together(
 def in_other_cameras(
     drrs: "Sequence[DRR]",  # with the camera of each X-ray
     poses: "Sequence[RigidTransform]",  # of each alone
-    places: "Sequence[RigidTransform]",  # where the cameras stood, in any common frame
-    right: "Sequence[RigidTransform]",  # poses that they are held against
+    right: "Sequence[RigidTransform]",  # that they are held against: how the cameras stood, too
     points: "Tensor",  # 1 N 3, world [mm]
 ) -> list[list[dict]]:  # of each X-ray, of each other one
     "How far off points are in the other cameras, on average: in pixels, and in mm at the patient."
@@ -809,11 +812,11 @@ def in_other_cameras(
 
     found, points = [], points.reshape(1, -1, 3).double().cpu()
     for i, pose in enumerate(poses):
-        moved, row = pose.matrix.double() @ places[i].inverse().matrix.double(), []
+        moved, row = pose.matrix.double() @ right[i].inverse().matrix.double(), []
         for j, drr in enumerate(drrs):
             if j == i:
                 continue
-            carried = RigidTransform(moved @ places[j].matrix.double())
+            carried = RigidTransform(moved @ right[j].matrix.double())
             both = (carried, right[j].double())
             one, other = (drr.detector.project(p, points) for p in both)
             world, camera = drr.detector.world_from_camera(both[1])[0].double(), drr.camera
@@ -847,4 +850,4 @@ def each_alone(
         solver = GaussNewton(drr, restarts=0)
         alone.append(solver.register(image, pose.float(), mask, find_field=False).pose)
     points = landmarks_of(drrs[0], case.aimed(drrs[0].subject))
-    return in_other_cameras(drrs, alone, poses, poses, points)
+    return in_other_cameras(drrs, alone, poses, points)

@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from diffpose.drr import DRR
     from diffpose.pose import RigidTransform
     from diffpose.registration import Result
-    from diffpose.report_parts import MovedBody
     from diffpose.training import PoseEstimator
 
 # %% ../../notebooks/api/154_cli_registration.ipynb #5e9f1a02

@@ -344,13 +344,6 @@ def _check_case(case: Case) -> None:
     case.check()
 
 
-def _check_batch(batch: int, bodies: Sequence[str]) -> None:
-    "Refuse what --batch must not be."
-    from diffpose.tracking.following import check_batch
-
-    check_batch(batch, len(bodies))
-
-
 NO_TRACKS: "Mapping[str, Track]" = {}
 
 
@@ -404,8 +397,10 @@ def track_sequence(
         with in_options(Path(case.start.init), frame="--init-frame"):
             start = load_start(case.start.init, case.start.init_frame)
         step("loading torch")
+        from diffpose.tracking.following import check_batch
+
         even, job = even_motion(motion), Job(files[0], folder, case, start)
-        _check_batch(batch, several)
+        check_batch(batch, len(several))
         step("reading the X-rays")
         said = case.said_view(start)
         frames = load_frames(files, case, "any" if said is None else said[0])

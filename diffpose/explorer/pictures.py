@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../notebooks/api/163_explorer_pictures.ipynb #8e64b823
-import base64
 import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..report import contrast, jpeg
+from ..report_page import image_uri
 
 if TYPE_CHECKING:
     import torchio
@@ -40,7 +40,7 @@ def encoded(
     quality: int = QUALITY,
 ) -> str:  # the address of an image on a page, with the image in it
     "A picture as the source of an image."
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture, quality)).decode()
+    return image_uri(jpeg(picture, quality), "jpeg")
 
 
 def blended(
@@ -81,7 +81,7 @@ def outlined(
     image, buffer = Image.fromarray(lines(picture), "P"), io.BytesIO()
     image.putpalette(LINES * 256)
     image.save(buffer, "PNG", transparency=bytes(range(256)), compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return image_uri(buffer.getvalue(), "png")
 
 # %% ../../notebooks/api/163_explorer_pictures.ipynb #5b9f0a06
 PLANES = ("axial", "coronal", "sagittal")

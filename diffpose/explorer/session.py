@@ -58,7 +58,6 @@ class Shot:
     pixels: dict[str, tuple[float, float]] = field(default_factory=dict)  # of landmarks
     found: Found | None = None  # what a registration led to
     job: Job | None = None  # as it was when that was found
-    used: "tuple[Tensor, Camera, Tensor] | None" = None  # what was registered
     joint: Joint | None = None  # what was found in all X-rays together, this one among them
 
 
@@ -417,7 +416,7 @@ class Session:
                 about = joint.seconds, drr.subject.orientation, "as the X-rays share it", x
                 found.append(Found(result, start, drr, *about, bodies))
         for shot, job, one in zip(shots, jobs, found):
-            shot.found, shot.job, shot.used, shot.joint = one, job, one.seen, joint
+            shot.found, shot.job, shot.joint = one, job, joint
             if one.drr.subject.orientation == shot.view:
                 shot.place.move(one.result.pose)
 
@@ -434,15 +433,14 @@ class Session:
         "Write what was found into a folder within the root, as `register` does."
         self._idle()
         shot = self.shot
-        if shot is None or shot.found is None or shot.job is None or shot.used is None:
+        found = None if shot is None else shot.found
+        if shot is None or found is None or shot.job is None:
             raise UserError("nothing is registered yet: press Register or Search first")
-        case, found, seen = shot.job.case, shot.found, shot.used
         if shot.joint is not None:
             return self._save(shot.joint, self.root.find(out), force)
-        job = Job.checked(shot.path, self.root.find(out), case, force)
-        more = found.bodies, found.mirrored
+        job = Job.checked(shot.path, self.root.find(out), shot.job.case, force)
         with alone(job.folder):
-            self._heard(lambda: job.write(found.result, found.start, found.drr, seen, *more))
+            self._heard(lambda: job.keep(found))
         self.saved = job.folder
         return job.folder
 
