@@ -46,12 +46,13 @@ demo: $(installed)
 	@$(VENV)/bin/diffpose demo --force
 
 bench: $(installed)
-	@$(python) -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	@$(python) -m pip install --quiet --disable-pip-version-check -e '.[bench,docs]'
 	@$(python) benchmarks/render.py --out _runs/bench
 	@$(python) benchmarks/register.py --out _runs/bench
 	@$(python) benchmarks/train.py --out _runs/bench
 	@$(python) benchmarks/metrics.py --out _runs/bench
 	@$(python) benchmarks/growth.py --out _runs/bench
+	@$(python) benchmarks/window.py --out _runs/bench
 	@$(python) benchmarks/gpu.py --out _runs/bench
 
 $(documented): $(installed)

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 import torchio
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for tools/, which is not installed
+
 SDD = 1020.0  # source to detector [mm]
 FIELD = 400.0  # side of the detector [mm]
 ISOCENTER = 850.0  # source to isocenter [mm]

@@ -8,6 +8,25 @@ import sys
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 SWITCHES = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]  # WebGL without a GPU
+FLAT = ["--no-sandbox", "--disable-gpu"]  # pages put together as Chromium does without a GPU: no WebGL, and no GPU that is emulated
+DRAGGED = """async (seconds) => { // DRRs a second while a hand goes about, which is of the page and costs a driver nothing
+  const stage = document.querySelector('.stage'), over = document.querySelector('.over'), begun = performance.now();
+  const box = stage.getBoundingClientRect(), [x, y] = [box.left + box.width / 2, box.top + box.height / 2];
+  const hand = (kind, k, buttons) => stage.dispatchEvent(new PointerEvent(kind, {clientX: x + k % 120, clientY: y + k % 50, buttons, pointerId: 1, bubbles: true}));
+  let seen = 0;
+  stage.setPointerCapture = () => {};
+  const observer = new MutationObserver(() => seen++);
+  observer.observe(over, {attributes: true, attributeFilter: ['src']});
+  hand('pointerdown', 0, 1);
+  for (let k = 0; performance.now() - begun < 1000 * seconds; k++) {
+    hand('pointermove', k, 1);
+    await new Promise(requestAnimationFrame);
+  }
+  const rate = 1000 * seen / (performance.now() - begun);
+  hand('pointerup', 0, 0);
+  observer.disconnect();
+  return rate;
+}"""
 NONE = f"no browser: install Chromium (Debian: apt install chromium), or name one in DIFFPOSE_BROWSER; looked for {', '.join(BROWSERS)}"
 
 
