@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60  # s
 # what the commands go through where the work begins, and every other way to a result
 WORK = (
-    *("diffpose.cli.job.solve", "diffpose.cli.registration.solve_together"),  # before anything is rendered, which a first time compiles
+    *("diffpose.cli.job.solve", "diffpose.cli.together.solve_together"),  # before anything is rendered, which a first time compiles
     *("diffpose.registration.GaussNewton.register", "diffpose.registration.JointRegistration.register"),
     *("diffpose.training.train", "diffpose.deepfluoro.write_twin"),
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from diffpose.calibration import Camera, carm_pose
-from diffpose.cli.registration import write_summary
+from diffpose.cli.summary import write_summary
 from diffpose.drr import DRR
 from diffpose.phantom import make_phantom
 from diffpose.registration import GaussNewton

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 from diffpose.calibration import Camera, carm_angles, carm_pose, reorientation
 from diffpose.cli import app
 from diffpose.cli.inputs import viewed
-from diffpose.cli.job import Case, Job, _doubt_depth
+from diffpose.cli.case import Case
+from diffpose.cli.job import Job, _doubt_depth
 from diffpose.cli.options import Counted, Patient, Start, Taken
 from diffpose.cli.tracking import load_frames
 from diffpose.data import pictures, read_xray

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .job import solve
 from .options import PATIENT, RESULT, SEED, START, Debug, Force, app, option
 from .progress import Steps, steps
+from .solving import solve
 from .words import NOT_CONVERGED, reported
 from ..errors import UserError
 from ..paths import alone, check_writable, written_together

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .case import Case
 from .films import film_suffix
 from .inputs import as_recorded, cut_out, load_bodies, load_ct, mask_as_read, viewed
-from .job import Case, Job, check_start
+from .job import Job
 from diffpose.cli.options import (
     CT,
     RESULT,
@@ -40,8 +41,10 @@ from diffpose.cli.options import (
     option,
 )
 from .progress import Steps, steps
-from .registration import ended, found_xrays
+from .registration import ended
+from .solving import check_start
 from .words import NOT_CONVERGED, in_options, reported
+from .xrays import found_xrays
 from ..errors import UserError
 from ..paths import alone, check_writable, existing, written_together
 from ..report import FILM_PX, overlay, reduced, windowed

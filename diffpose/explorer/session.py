@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cli.case import Case, given_options
 from ..cli.inputs import landmark_names, load_ct, load_landmarks, viewed
-from ..cli.job import Case, Found, Job, given_options
-from ..cli.registration import Joint, case_of, result_names, summary_files
+from ..cli.job import Found, Job
+from ..cli.together import Joint
 from ..cli.words import explained, in_words
+from ..cli.xrays import case_of, result_names, summary_files
 from ..errors import UserError
 from .folders import Root
 from .motions import pose_from_points
