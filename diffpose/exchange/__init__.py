@@ -30,7 +30,8 @@ def poses_of(
     "The poses of a file, not yet tied to a patient."
     found = XrayGeometry.read(path)
     if not found.poses:
-        raise UserError(f"{path} holds a camera, and no pose")
+        held = "no pose" if found.K is None and found.stated is None else "a camera, and no pose"
+        raise UserError(f"{path} holds {held}")
     return [in_frame(pose, frame, found.source) for pose in found.poses]
 
 
