@@ -338,10 +338,19 @@ def in_frame(
     source: str,  # for messages
 ) -> dict:  # for `pose_from_dict`
     "A pose whose matrix has a frame, if the file or the caller names one."
-    if "opencv_from" not in pose:
-        return pose
     if frame not in (None, "ras", "lps", "world"):
         raise UserError(f"{argument('frame', repr(frame), frame)} is unknown: ras, lps or world")
+    if "opencv_from" not in pose:
+        said = [key.rpartition("_")[2] for key in OPENCV_KEYS if key in pose]
+        if frame is not None and said and frame not in said:
+            warnings.warn(
+                UserNotice(
+                    f"{source} says itself that its pose is from {said[0].upper()}:"
+                    f" {argument('frame', repr(frame), frame)} is left aside"
+                ),
+                stacklevel=3,
+            )
+        return pose
     if frame is None:
         other = argument("frame", "'ras'", "ras")
         warnings.warn(

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ..errors import UserError, UserNotice
+from ..errors import UserError, UserNotice, argument
 from ..files import TEXT_MAX
 from .geometry import FORMATS, LPS, Format, XrayGeometry, read_xml, xml_of
 
@@ -111,7 +111,8 @@ def _write_dicom(geometry: XrayGeometry, path: Path) -> None:
         warnings.warn(
             UserNotice(
                 f"{path.name}: the CT is not known as DICOM with a frame of reference, so the"
-                " registration names new ones; a PACS cannot match it to the CT"
+                " registration names new ones; a PACS cannot match it to the CT. It can where the CT is"
+                f" given ({argument('ct')}) as its folder of DICOM slices"
             ),
             stacklevel=2,
         )
