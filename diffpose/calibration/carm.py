@@ -186,8 +186,8 @@ def read_carm_words(
             f"{what} {text[:80]!r} cannot be read{f' at {odd!r}' if odd else ''}. They are each"
             f" said once, as in {CARM_WORDS!r}: LAO or RAO, CRAN or CAUD and ROLL in degrees, SOD"
             " (source to isocentre), SID (source to detector) and TABLE left up head in mm, and"
-            f" where the angles are the gantry's, how the patient lies: {', '.join(_DIRECTIONS)} (S on"
-            " the back, P prone, DL and DR on a side)"
+            f" where the angles are the gantry's, how the patient lies: {', '.join(_DIRECTIONS)}"
+            " (S on the back, P prone, DL and DR on a side)"
         )
     _check_display(found, f"{what} {text[:80]!r}")
     return found
@@ -199,9 +199,10 @@ def _check_display(found: dict, what: str) -> None:
     wide = [name for name in most if abs(found.get(name, 0.0)) > most[name]]
     short = [name.upper() for name in ("sod", "sid") if found.get(name, 1.0) <= 0]
     if wide or short:
+        fault = "turns too far" if wide else f"has {short[0]} without a length"
         raise UserError(
-            f"{what} {'turns too far' if wide else f'has {short[0]} without a length'}: LAO, RAO and"
-            " ROLL go up to 180 degrees, CRAN and CAUD up to 90, and SOD and SID are positive, in mm"
+            f"{what} {fault}: LAO, RAO and ROLL go up to 180 degrees, CRAN and CAUD up to 90, and"
+            " SOD and SID are positive, in mm"
         )
 
 

@@ -102,7 +102,7 @@ class XrayGeometry:
             self._turn_upright()
 
     def _turn_upright(self) -> None:
-        "The same pixels by a camera whose rows run down: turned half around its axis, with its pose."
+        "Make rows run down: the same pixels by a camera turned half around its axis, and its pose."
         assert self.K is not None
         half = np.diag([-1.0, -1, 1, 1])
         turned = {*OPENCV_KEYS, "opencv_from"}

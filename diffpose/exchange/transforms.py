@@ -111,8 +111,8 @@ def _write_dicom(geometry: XrayGeometry, path: Path) -> None:
         warnings.warn(
             UserNotice(
                 f"{path.name}: the CT is not known as DICOM with a frame of reference, so the"
-                " registration names new ones; a PACS cannot match it to the CT. It can where the CT is"
-                f" given ({argument('ct')}) as its folder of DICOM slices"
+                " registration names new ones; a PACS cannot match it to the CT. It can where the"
+                f" CT is given ({argument('ct')}) as its folder of DICOM slices"
             ),
             stacklevel=2,
         )
@@ -409,8 +409,8 @@ def _of_scene(root: ElementTree.Element, path: Path) -> XrayGeometry:
         numbers = []
     if len(numbers) != 16 or abs(np.linalg.det(np.reshape(numbers, (4, 4)))) < 1e-9:
         raise UserError(
-            f"{path}: {ours[0].get('name')} has no matrixTransformToParent of 4 x 4. Where the scene"
-            " keeps it in a file of its own (.h5, .tfm), give that file"
+            f"{path}: {ours[0].get('name')} has no matrixTransformToParent of 4 x 4. Where the"
+            " scene keeps it in a file of its own (.h5, .tfm), give that file"
         )
     _check_moved(root, ours[0], path)
     matrix = np.linalg.inv(LPS @ np.reshape(numbers, (4, 4)) @ LPS)
