@@ -363,3 +363,25 @@ def test_the_real_calibrations_of_a_biplane_system_are_cameras():
         lines = path.read_text().split("\n\n")
         f = [float(x) for x in lines[1].splitlines()[1].split(",")]
         assert abs(camera.sdd / camera.delx / f[0] - 1) < 1e-9 and abs(camera.K[0, 2] - f[2] - 0.5) < 1e-6
+
+
+@pytest.mark.parametrize("fx, fy", [(500.0, -510.0), (-500.0, -510.0)])
+@pytest.mark.parametrize("view", ["AP", "PA"])
+def test_axes_of_the_image_may_run_either_way(tmp_path, fx, fy, view):
+    "A camera with negative focal lengths and a lens: OpenCV's pixels are ours, straight and bent."
+    cv2 = pytest.importorskip("cv2")
+    K, lens = np.array([[fx, 0, 61], [0, fy, 47], [0, 0, 1]]), np.array([-0.1, 0.02, 0.01, -0.02, 0.03, 0.01, 0.02, 0.003, 0.01, 0.02, 0.03, 0.04])
+    rvec, tvec, subject = np.array([1.5, 0.1, -0.2]), np.array([10.0, -5, 720]), make_phantom(spacing=20.0, orientation=view)
+    np.savez(tmp_path / "a.npz", K=K, dist=lens, rvec=rvec, tvec=tvec, image_size=(120, 100), frame="LPS")
+    found = XrayGeometry.read(tmp_path / "a.npz")
+    camera, points = found.camera(sdd=1000.0, orientation=view), subject.fiducials.double()
+    pixels = Detector.from_camera(camera, subject.reorient.double()).double().project(found.pose(subject, camera), points)[0].numpy()
+    lps = subject.scan_from_world(points)[0].numpy() @ LPS
+    straight, bent = (cv2.projectPoints(lps, rvec, tvec, K, k)[0][:, 0] + 0.5 for k in (None, lens))
+    assert np.abs(pixels - straight).max() < 1e-6 < np.abs(straight - bent).max()
+    inside = (np.abs(straight - [60, 50]) < [55, 45]).all(1)  # where a pixel of the straight image looks in the bent one
+    assert inside.any()
+    ramps = torch.from_numpy(np.stack(np.mgrid[0.5:100, 0.5:120][::-1]))[:, None]
+    looked = found.undistorted(ramps)[:, 0].numpy()
+    at = np.floor(straight[inside]).astype(int)
+    assert np.abs(looked[:, at[:, 1], at[:, 0]].T - bent[inside]).max() < 1.5

@@ -175,6 +175,11 @@ def read_carm_words(
         if not name or len(numbers) < n or name in found or not all(map(math.isfinite, numbers)):
             odd = word
             break
+        if sign < 0 and values[0].startswith("-"):
+            raise UserError(
+                f"{what} {text[:80]!r}: {word} {values[0]} names the side twice, by the word and by"
+                f" the minus. Say {word} {values[0][1:]}, or the word of the other side"
+            )
         found[name] = word if name == "position" else numbers if n == 3 else numbers[0]
     if odd or not found:
         raise UserError(
@@ -182,8 +187,23 @@ def read_carm_words(
             f" said once, as in {CARM_WORDS!r}: LAO or RAO, CRAN or CAUD and ROLL in degrees, SOD"
             " (source to isocentre), SID (source to detector) and TABLE left up head in mm, and"
             f" where the angles are the gantry's, how the patient lies: {', '.join(_DIRECTIONS)}"
+            " (S on the back, P prone, DL and DR on a side)"
         )
+    _check_display(found, f"{what} {text[:80]!r}")
     return found
+
+
+def _check_display(found: dict, what: str) -> None:
+    "Refuse what no display shows."
+    most = {"primary": 180, "secondary": 90, "roll": 180}
+    wide = [name for name in most if abs(found.get(name, 0.0)) > most[name]]
+    short = [name.upper() for name in ("sod", "sid") if found.get(name, 1.0) <= 0]
+    if wide or short:
+        fault = "turns too far" if wide else f"has {short[0]} without a length"
+        raise UserError(
+            f"{what} {fault}: LAO, RAO and ROLL go up to 180 degrees, CRAN and CAUD up to 90, and"
+            " SOD and SID are positive, in mm"
+        )
 
 
 def pose_in_words(

@@ -30,7 +30,8 @@ def poses_of(
     "The poses of a file, not yet tied to a patient."
     found = XrayGeometry.read(path)
     if not found.poses:
-        raise UserError(f"{path} holds a camera, and no pose")
+        held = "no pose" if found.K is None and found.stated is None else "a camera, and no pose"
+        raise UserError(f"{path} holds {held}")
     return [in_frame(pose, frame, found.source) for pose in found.poses]
 
 
@@ -111,4 +112,11 @@ def _whole_arm(start: dict, camera: "Camera") -> dict:
             "how far the source is from the isocentre is unknown: neither --init nor the camera"
             " says it; add SOD, in mm, as in 'LAO 30 CRAN 10 SOD 700'"
         )
-    return {**start, "carm": {"sod_mm": camera.sid, **arm}}
+    arm = {"sod_mm": camera.sid, **arm}
+    sod = arm["sod_mm"]
+    if isinstance(sod, (int, float)) and not camera.parallel and sod >= camera.sdd:
+        raise UserError(
+            f"the isocentre, SOD {sod:g} mm from the source, would lie behind the detector,"
+            f" which is {camera.sdd:g} mm from it (SID): SOD is the shorter of the two"
+        )
+    return {**start, "carm": arm}

@@ -23,7 +23,7 @@ import numpy as np
 from ..errors import UserError, UserNotice, extra
 from .geometry import FORMATS, Format, XrayGeometry, read_xml
 from ..files import load_json, read_text
-from ..results import OPENCV_KEYS, POSE_KEYS, load_poses
+from ..results import MOST, OPENCV_KEYS, POSE_KEYS, load_poses
 
 # %% ../../notebooks/api/142_exchange_cameras.ipynb #5a31aa71
 _NUMBERS = r"(\[[^\]]*\]|!!binary \|[ \t]*\r?\n(?:[ \t]+[A-Za-z0-9+/=]+[ \t]*\r?\n)+)"
@@ -65,6 +65,8 @@ def _sized(path: Path, name: str, values: np.ndarray, sizes: Any, kind: str) -> 
     return values.reshape(shape)
 _LIST = re.compile(r"^(\w+):[ \t]*(\[[^A-Za-df-z]*?\])[ \t]*\r?$", re.MULTILINE)
 _SCALAR = re.compile(r"^(\w+):[ \t]*([^\s\[{!&|>][^\r\n]*?)[ \t]*\r?$", re.MULTILINE)
+_REMARK = re.compile(r"(?:^|(?<=[ \t]))#.*$", re.MULTILINE)
+_ENTRY = re.compile(r"^(\w+):(.*(?:\n(?:[ \t-].*|\r?(?=\n[ \t-])))*)", re.MULTILINE)
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?", re.I)
 
 
@@ -87,7 +89,7 @@ def _array(path: Path, name: str, text: str, shape: tuple | None = None) -> np.n
 
 def _yaml(path: Path) -> dict[str, Any]:
     "Names and values of a YAML file as OpenCV, ROS and MATLAB's users write it."
-    text = read_text(path, "a calibration (YAML)")
+    text = _REMARK.sub("", read_text(path, "a calibration (YAML)"))
     found: list[tuple[str, Any]] = []
     for name, rows, columns, sizes, kind, data in _MATRIX.findall(text):
         size = _flat(path, name, sizes) if sizes else (rows, columns)
@@ -97,7 +99,23 @@ def _yaml(path: Path) -> dict[str, Any]:
         (name, float(value) if _NUMBER.fullmatch(value) else value.strip("\"'"))
         for name, value in _SCALAR.findall(text)
     ]
+    known = {name for name, _ in found}
+    for name, said in _ENTRY.findall(text):
+        if name not in known and said.strip():
+            found.append((name, _dashed(path, name, said)))
     return _each_once(path, found)
+
+
+def _dashed(path: Path, name: str, text: str) -> Any:
+    "A list of numbers, or of lists of them, with a dash before each entry; other text as it is."
+    bare = re.sub(r"(?<![^\s])-(?=\s)", " ", text)
+    if not text.strip().startswith("- ") or re.search(r"[^-+.eE0-9,\s\[\]]", bare):
+        return text.strip()
+    indent = re.match(r"\s*\n([ \t]*)", text)
+    rows = re.split(rf"^{indent[1] if indent else ''}-(?=\s)", text, flags=re.MULTILINE)[1:]
+    nested = any(re.search(r"\[|(?<![^\s])-\s", row) for row in rows)
+    flat = [re.sub(r"(?<![^\s])-(?=\s)|[\[\]]", " ", row) for row in rows]
+    return _array(path, name, f"[{' '.join(f'[{row}]' if nested else row for row in flat)}]")
 
 
 def _xml(path: Path) -> dict[str, Any]:
@@ -239,8 +257,14 @@ def _as_opencv(path: Path, found: dict[str, Any]) -> XrayGeometry | None:
     "What names and values of OpenCV say."
     said = _named(found)
     K, poses = said.get("K"), ()
-    if _shape(K) != (3, 3):
-        K = None
+    if K is not None:
+        K = _floats(path, "the intrinsic matrix", K)
+        if K.size != 9:
+            raise UserError(
+                f"{path}: an intrinsic matrix has three rows of three numbers, and this is of the"
+                f" shape {K.shape}: keep its 3 x 3 numbers in pixels"
+            )
+        K = K.reshape(3, 3)
     if {"R", "t"} <= said.keys() or _shape(said.get("E")) in ((3, 4), (4, 4)):
         frame = str(said.get("frame", "")).lower()
         key = f"opencv_from_{frame}" if f"opencv_from_{frame}" in OPENCV_KEYS else "opencv_from"
@@ -252,10 +276,46 @@ def _as_opencv(path: Path, found: dict[str, Any]) -> XrayGeometry | None:
         size = tuple(np.ravel(said["size"])[::-1])
     rows, columns = (None if n is None else _whole(path, n) for n in size)
     if K is not None:
-        K = np.array(K, dtype=np.float64) + [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
-    lens = tuple(np.ravel(said.get("distortion", ())).astype(float)) if K is not None else ()
+        K = K + [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]]
+    lens = _lens(path, said, found) if K is not None else ()
     sdd = said.get("sdd")
+    if sdd is not None and not (isinstance(sdd, (int, float)) and 0 < sdd < MOST):
+        raise UserError(f"{path}: sdd_mm is a positive number of mm, not {sdd!r}")
     return XrayGeometry(str(path), K, rows, columns, sdd, distortion=lens, poses=poses)
+
+
+def _floats(path: Path, name: str, value: Any) -> np.ndarray:
+    "Numbers, of whichever shape."
+    try:
+        return np.array(value, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"{path}: {name} is of numbers alone, not {str(value)[:60]!r}") from None
+
+
+_LENS = re.compile("(?<!un)distortion|distcoe|fisheye|^(radial|tangential)|^([kp][1-6]|kc)$")
+_MODELS = {"", "none", "no", "false", "plumbbob", "rationalpolynomial", "radtan", "brownconrady"}
+
+
+def _lens(path: Path, said: dict[str, Any], found: dict[str, Any]) -> tuple[float, ...]:
+    "The coefficients of OpenCV's model. Raises UserError for other models, and for other names."
+    for name, value in found.items():
+        bare = name.replace("_", "").lower()
+        if not _LENS.search(bare) or bare in _NAMES["distortion"] or value is None:
+            continue
+        if isinstance(value, (bool, np.bool_)) and not value:
+            continue
+        if isinstance(value, str):
+            none = re.sub(r"[\W_]", "", value).lower() in _MODELS
+        else:
+            none = not (isinstance(value, dict) or _floats(path, name, value).any())
+        if not none:
+            raise UserError(
+                f"{path}: {name} ({' '.join(str(value).split())[:60]}) says that the lens distorts,"
+                " and is not what is read: distortion_coefficients, in OpenCV's order, of its model"
+                " (plumb_bob, rational_polynomial), which is not that of a fisheye. Undistort the"
+                " image by the program that calibrated it, and leave the entry out"
+            )
+    return tuple(_floats(path, "distortion", said.get("distortion", ())).ravel())
 
 
 def _extrinsics(path: Path, said: dict[str, Any]) -> np.ndarray:  # n 4 4
@@ -263,7 +323,7 @@ def _extrinsics(path: Path, said: dict[str, Any]) -> np.ndarray:  # n 4 4
     from diffpose.calibration.formats import opencv_extrinsics
 
     if "R" in said and "t" in said:
-        R, t = (np.array(said[name], dtype=np.float64) for name in ("R", "t"))
+        R, t = (_floats(path, f"a pose ({name})", said[name]) for name in ("R", "t"))
         if R.ndim == 2 and R.shape[1] == 3 and R.shape[0] != 3 and t.shape == R.shape:
             R, t = R[:, :, None], t[:, :, None]
         if R.shape[-2:] in ((3, 1), (1, 3)) and R.ndim == 2:
@@ -277,8 +337,18 @@ def _extrinsics(path: Path, said: dict[str, Any]) -> np.ndarray:  # n 4 4
         both = np.tile(np.eye(4), (len(R), 1, 1))
         both[:, :3, :3], both[:, :3, 3] = R, t
         return both
-    E = np.array(said["E"], dtype=np.float64)
-    return np.concatenate([E[:3], [[0.0, 0, 0, 1]]])[None]
+    return _closed(path, said["E"])[None]
+
+
+def _closed(path: Path, matrix: Any) -> np.ndarray:  # 4 4
+    "A matrix of three rows or four, of which the last one says nothing."
+    E = _floats(path, "a pose", matrix)
+    if len(E) == 4 and abs(E[3] - [0, 0, 0, 1]).max() > 1e-9:
+        raise UserError(
+            f"{path}: the last row of a 4 x 4 matrix is 0, 0, 0, 1, not {E[3].tolist()}. One that"
+            " acts on rows, with the translation in the last one, is transposed first"
+        )
+    return np.concatenate([E[:3], [[0.0, 0, 0, 1]]])
 
 
 def _whole(path: Path, value: Any) -> int:
@@ -376,7 +446,7 @@ def _write_npz(geometry: XrayGeometry, path: Path) -> None:
 # %% ../../notebooks/api/142_exchange_cameras.ipynb #1b0012c6
 def _as_matlab(path: Path, found: dict[str, Any]) -> XrayGeometry | None:
     "What a struct of cameraParameters or cameraIntrinsics says."
-    marks = {"IntrinsicMatrix", "FocalLength", "PrincipalPoint", "RadialDistortion"}
+    marks = {"IntrinsicMatrix", "K", "FocalLength", "PrincipalPoint", "RadialDistortion"}
     inside = [part for part in (found, *found.values()) if isinstance(part, dict)]
     inside += [p["Intrinsics"] for p in inside if isinstance(p.get("Intrinsics"), dict)]
     said = [part for part in inside if len(marks & part.keys()) > 1]
@@ -384,18 +454,25 @@ def _as_matlab(path: Path, found: dict[str, Any]) -> XrayGeometry | None:
         return None
     if len(said) > 1:
         raise UserError(f"{path} holds {len(said)} cameras of MATLAB: save one of them")
-    part, row = said[0], lambda key, n: np.ravel(said[0].get(key, [0.0] * n)).astype(float)
+    part, K = said[0], said[0].get("K", said[0].get("IntrinsicMatrix"))
+
+    def row(key: str, *n: int) -> np.ndarray:
+        values = _floats(path, key, part.get(key, [0.0] * n[0])).ravel()
+        if len(values) not in n:
+            raise UserError(f"{path}: {key} has {n[0]} numbers, not {len(values)}")
+        return values
+
     if "FocalLength" in part and "PrincipalPoint" in part:
         (fx, fy), (cx, cy) = row("FocalLength", 2), row("PrincipalPoint", 2)
         K = np.array([[fx, row("Skew", 1)[0], cx], [0, fy, cy], [0, 0, 1]])
-    elif _shape(part.get("IntrinsicMatrix")) == (3, 3):
-        K = np.array(part["IntrinsicMatrix"], dtype=float)
+    elif _shape(K) == (3, 3):
+        K = _floats(path, "the intrinsic matrix", K)
         K = K if abs(K[2] - [0, 0, 1]).max() < 1e-9 and abs(K[:2, 2]).max() > 1e-9 else K.T
     else:
-        raise UserError(f"{path} has neither FocalLength and PrincipalPoint nor IntrinsicMatrix")
+        raise UserError(f"{path} has neither FocalLength and PrincipalPoint nor a 3 x 3 matrix")
     size = np.ravel(part.get("ImageSize", ()))
     rows, columns = (_whole(path, n) for n in size) if len(size) == 2 else (None, None)
-    k1, k2, k3 = (*row("RadialDistortion", 2), 0.0)[:3]
+    k1, k2, k3 = (*row("RadialDistortion", 2, 3), 0.0)[:3]
     p1, p2 = row("TangentialDistortion", 2)
     lens = (k1, k2, p1, p2, k3) if any((k1, k2, k3, p1, p2)) else ()
     return XrayGeometry(
@@ -462,8 +539,7 @@ def _read_deepdrr(path: Path) -> XrayGeometry | None:
         raise UserError(f"{path}: extrinsic is a matrix of 4 x 4 numbers")
     poses = ()
     if outer is not None:
-        matrix = np.concatenate([np.array(outer)[:3], [[0.0, 0, 0, 1]]])
-        poses = ({"opencv_from_ras": matrix.tolist()},)
+        poses = ({"opencv_from_ras": _closed(path, outer).tolist()},)
     size = [inner.get(f"sensor_{name}") for name in ("height", "width")]
     rows, columns = (None if n is None else _whole(path, n) for n in size)
     return XrayGeometry(str(path), np.array(inner["data"]), rows, columns, poses=poses)
@@ -549,7 +625,8 @@ def _read_own(path: Path) -> XrayGeometry | None:
     poses: tuple[dict, ...] = ()
     stated = None
     if path.suffix.lower() == ".csv":
-        if not re.search("[A-Za-z]{2}", read_text(path, "a table (CSV)").partition("\n")[0]):
+        first = read_text(path, "a table (CSV)").partition("\n")[0]
+        if not re.search("[A-Za-z]{2}", first) or first.lower().startswith("image size"):
             return None
         return XrayGeometry(str(path), poses=tuple(load_poses(path)))
     found = load_json(path, "a camera or a pose (JSON)")
@@ -559,7 +636,7 @@ def _read_own(path: Path) -> XrayGeometry | None:
     if isinstance(first, dict) and keys & first.keys():
         poses = tuple(load_poses(path))
     ours = isinstance(part, dict) and {"sdd_mm", "height_px"} & part.keys()
-    if ours and "camera_matrix" not in part:
+    if ours and "K" not in _named(part):
         stated = Camera.from_dict(part, path)
     return XrayGeometry(str(path), stated=stated, poses=poses) if poses or stated else None
 

@@ -98,6 +98,21 @@ class XrayGeometry:
             )
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "distortion", k)
+        if K[1, 1] < 0:
+            self._turn_upright()
+
+    def _turn_upright(self) -> None:
+        "Make rows run down: the same pixels by a camera turned half around its axis, and its pose."
+        assert self.K is not None
+        half = np.diag([-1.0, -1, 1, 1])
+        turned = {*OPENCV_KEYS, "opencv_from"}
+        k = tuple(-x if i in (2, 3, 8, 9, 10, 11) else x for i, x in enumerate(self.distortion))
+        poses = tuple(
+            {n: (half @ np.array(m)).tolist() if n in turned else m for n, m in pose.items()}
+            for pose in self.poses
+        )
+        for name, value in (("K", self.K @ half[:3, :3]), ("distortion", k), ("poses", poses)):
+            object.__setattr__(self, name, value)
 
     @classmethod
     def read(
@@ -122,7 +137,10 @@ class XrayGeometry:
         known = (f"{kind} ({suffixes})" for kind, suffixes in ends.items())
         raise UserError(
             f"{path} holds neither a camera nor a pose of a kind that is known by its ending and"
-            f" its content: {', '.join(known)}"
+            " its content. Numbers alone do not say what they are: name them, as"
+            " numpy.savez('camera.npz', K=K, image_size=(width, height)) and"
+            " numpy.savez('pose.npz', extrinsics=E) do, E from the CT to OpenCV's camera. Known are"
+            f" {', '.join(known)}"
         )
 
     def write(
@@ -320,10 +338,19 @@ def in_frame(
     source: str,  # for messages
 ) -> dict:  # for `pose_from_dict`
     "A pose whose matrix has a frame, if the file or the caller names one."
-    if "opencv_from" not in pose:
-        return pose
     if frame not in (None, "ras", "lps", "world"):
         raise UserError(f"{argument('frame', repr(frame), frame)} is unknown: ras, lps or world")
+    if "opencv_from" not in pose:
+        said = [key.rpartition("_")[2] for key in OPENCV_KEYS if key in pose]
+        if frame is not None and said and frame not in said:
+            warnings.warn(
+                UserNotice(
+                    f"{source} says itself that its pose is from {said[0].upper()}:"
+                    f" {argument('frame', repr(frame), frame)} is left aside"
+                ),
+                stacklevel=3,
+            )
+        return pose
     if frame is None:
         other = argument("frame", "'ras'", "ras")
         warnings.warn(

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ..errors import UserError, UserNotice
+from ..errors import UserError, UserNotice, argument
 from ..files import TEXT_MAX
 from .geometry import FORMATS, LPS, Format, XrayGeometry, read_xml, xml_of
 
@@ -42,6 +42,11 @@ def _read_itk(path: Path) -> XrayGeometry | None:
         raise UserError(f"{path} is no transform of ITK: {str(error).strip()[-120:]}") from None
     if transform.GetDimension() != 3:
         raise UserError(f"{path} is a transform in {transform.GetDimension()} dimensions, not 3")
+    if not transform.IsLinear():
+        raise UserError(
+            f"{path} is no rigid transform: it bends space ({transform.GetName()}). Write its rigid"
+            " part alone"
+        )
     moved = np.array([transform.TransformPoint(point.tolist()) for point in _BALL])
     matrix = np.eye(4)
     matrix[:3, 3] = moved[0]
@@ -106,7 +111,8 @@ def _write_dicom(geometry: XrayGeometry, path: Path) -> None:
         warnings.warn(
             UserNotice(
                 f"{path.name}: the CT is not known as DICOM with a frame of reference, so the"
-                " registration names new ones; a PACS cannot match it to the CT"
+                " registration names new ones; a PACS cannot match it to the CT. It can where the"
+                f" CT is given ({argument('ct')}) as its folder of DICOM slices"
             ),
             stacklevel=2,
         )
@@ -139,25 +145,48 @@ def _write_dicom(geometry: XrayGeometry, path: Path) -> None:
 def _read_dicom(path: Path) -> XrayGeometry | None:
     "A Spatial Registration object, or what an X-ray's header says."
     from pydicom.misc import is_dicom
+    from pydicom.uid import UID
 
     if not is_dicom(path):
         return None
     ds = header_of(path)
     assert ds is not None
     if ds.get("SOPClassUID") != _REGISTRATION:
+        if "Rows" not in ds:
+            what = UID(ds.get("SOPClassUID", "")).name or "no kind that it states"
+            raise UserError(
+                f"{path} is DICOM of another kind ({what}): a pose is a Spatial Registration with"
+                " rigid matrices, and a camera is an X-ray"
+            )
         return _read_xray(path)
     found = []
     for item in ds.get("RegistrationSequence", ()):
-        matrix = np.eye(4)
-        for step in item.get("MatrixRegistrationSequence", ()):
-            for part in step.get("MatrixSequence", ()):
-                values = [float(x) for x in part.get("FrameOfReferenceTransformationMatrix", ())]
-                if len(values) != 16:
-                    raise UserError(f"{path}: a matrix of a registration has 16 numbers")
-                matrix = np.array(values).reshape(4, 4) @ matrix
+        matrix = _matrix_in(item, path)
         if item.get("FrameOfReferenceUID") != ds.get("FrameOfReferenceUID"):
             found.append({"opencv_from_lps": np.linalg.inv(matrix).tolist()})
+        elif abs(matrix - np.eye(4)).max() > 1e-6:
+            raise UserError(
+                f"{path} moves its own frame of reference, that of the CT: the camera's is a frame"
+                " of reference of its own"
+            )
     return XrayGeometry(str(path), poses=tuple(found))
+
+
+def _matrix_in(item: "pydicom.Dataset", path: Path) -> np.ndarray:  # 4 4
+    "From the frame of reference of an item to the registered one."
+    steps = item.get("MatrixRegistrationSequence", ())
+    parts = [part for step in steps for part in step.get("MatrixSequence", ())]
+    if not parts:
+        raise UserError(f"{path}: an item of the registration has no matrix")
+    matrix = np.eye(4)
+    for part in parts:
+        values = [float(x) for x in part.get("FrameOfReferenceTransformationMatrix", ())]
+        if len(values) != 16:
+            raise UserError(f"{path}: a matrix of a registration has 16 numbers")
+        matrix = np.array(values).reshape(4, 4) @ matrix
+    if not abs(np.linalg.det(matrix)) > 1e-9:
+        raise UserError(f"{path}: a matrix of the registration has no inverse")
+    return matrix
 
 
 def _read_xray(path: Path) -> XrayGeometry:
@@ -345,6 +374,25 @@ def _read_mrml(path: Path) -> XrayGeometry | None:
     return _of_scene(read_xml(path, "a scene of 3D Slicer", "scene"), path)
 
 
+def _above(node: ElementTree.Element) -> str:
+    "The id of the transform that a node of a scene hangs under; empty for none."
+    said = dict(part.split(":", 1) for part in node.get("references", "").split(";") if ":" in part)
+    return said.get("transform", "") or node.get("transformNodeRef", "")
+
+
+def _check_moved(root: ElementTree.Element, ours: ElementTree.Element, path: Path) -> None:
+    "Refuse a scene whose volumes, or the camera's transform, are moved by another transform."
+    camera = (ours.get("id"), "") if ours.get("name") == "ct_from_camera" else ("",)
+    held = [(ours, ("",)), *((volume, camera) for volume in root.iter("Volume"))]
+    moved = [str(n.get("name")) for n, free in held if _above(n) not in free]
+    if moved:
+        raise UserError(
+            f"{path}: {', '.join(moved)} hangs under a transform, which would move it against the"
+            " CT file: harden it in 3D Slicer, or take it out of the transform, and save the scene"
+            " anew. The transform that takes the camera to the CT is named ct_from_camera"
+        )
+
+
 def _of_scene(root: ElementTree.Element, path: Path) -> XrayGeometry:
     "The transform that takes the camera to the CT."
     nodes = list(root.iter("LinearTransform"))
@@ -360,7 +408,11 @@ def _of_scene(root: ElementTree.Element, path: Path) -> XrayGeometry:
     except ValueError:
         numbers = []
     if len(numbers) != 16 or abs(np.linalg.det(np.reshape(numbers, (4, 4)))) < 1e-9:
-        raise UserError(f"{path}: {ours[0].get('name')} has no matrixTransformToParent of 4 x 4")
+        raise UserError(
+            f"{path}: {ours[0].get('name')} has no matrixTransformToParent of 4 x 4. Where the"
+            " scene keeps it in a file of its own (.h5, .tfm), give that file"
+        )
+    _check_moved(root, ours[0], path)
     matrix = np.linalg.inv(LPS @ np.reshape(numbers, (4, 4)) @ LPS)
     return XrayGeometry(str(path), poses=({"opencv_from_lps": matrix.tolist()},))
 
