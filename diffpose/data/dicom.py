@@ -570,6 +570,7 @@ def stored_pixels(path):
             int(header.get("NumberOfFrames") or 1),
             int(header.get("BitsAllocated") or 16) // 8,
         )
+        _check_bits(header)
         return header, _from_low_bits(header)  # of every frame
     except InvalidDicomError as error:
         raise UserError(
@@ -587,6 +588,34 @@ def stored_pixels(path):
             return header, _decoded_by_itk(header)
         except RuntimeError:  # neither can
             raise UserError(f"cannot decode the pixels of {path}: {marked(error)}") from error
+
+
+def _check_bits(header):
+    "Say where pixels of 16 bits have more of them than the header states, and no overlay has them."
+    stored, high = header.get("BitsStored") or 16, header.get("HighBit")
+    high = stored - 1 if high is None else int(high)
+    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
+    if header.get("BitsAllocated") != 16 or high >= 15 or syntax is None or syntax.is_compressed:
+        return
+    kind = "<u2" if syntax.is_little_endian else ">u2"
+    data = header.get("PixelData") or b""
+    raw = np.frombuffer(data[: len(data) // 2 * 2], kind)
+    signed = raw.view(kind.replace("u", "i"))
+    extended = -(2**high) <= signed.min(initial=0) and signed.max(initial=0) < 2**high
+    beside = range(0x6000, 0x6020, 2)
+    if (
+        raw.max(initial=0) >= 2 ** (high + 1)
+        and not (header.get("PixelRepresentation") and extended)
+        and not any(int(header[g, 0x102].value or 0) > high for g in beside if (g, 0x102) in header)
+    ):
+        warnings.warn(
+            UserNotice(
+                f"pixels have bits beyond the {stored} that their header states (BitsStored, with"
+                f" HighBit {high}): they are cut off; if they belong to the values, correct the"
+                " header"
+            ),
+            stacklevel=2,
+        )
 
 
 def _from_low_bits(header):
