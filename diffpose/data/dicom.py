@@ -888,6 +888,23 @@ def looks_like_dicom(path):
     return path.suffix.lower() in (".dcm", ".dicom", ".ima") or is_dicom(path)
 
 
+def holds_scan(folder, within=True):
+    "Does a folder, or one `within` it, hold two slices of a CT or more?"
+    import pydicom
+
+    count = 0
+    for path in sorted(folder.rglob("*") if within else folder.iterdir()):
+        try:
+            _check_deflated(path)
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_SLICE_TAGS)
+            count += _frames(header) if _may_be_slice(header) else 0
+        except Exception:  # no DICOM, or damaged: what reads the folder says so
+            continue
+        if count > 1:
+            return True
+    return False
+
+
 _PLACE_TAGS = (
     "ImagePositionPatient",
     "ImageOrientationPatient",

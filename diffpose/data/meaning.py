@@ -49,7 +49,8 @@ def to_line_integrals(
 
 # %% ../../notebooks/api/032_data_meaning.ipynb #bb1fa1e1
 FLUOROSCOPY = "XA", "RF"  # modalities that show bone dark
-_STORED_AS = {  # modality by storage class, without 1.2.840.10008.5.1.4.1.1.
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_STORED_AS = {  # modality by storage class, without what all of them begin with
     "12.1": "XA",
     "12.1.1": "XA",
     "12.2": "RF",
@@ -69,8 +70,9 @@ XRAYS = (*dict.fromkeys(_STORED_AS.values()), "PX", "RG")  # modalities
 def xray_modality(header):
     "The modality of an X-ray: what the header says, else its storage class; None if unknown."
     said = str(header.get("Modality") or "").strip().upper()
-    kind = str(header.get("SOPClassUID") or "").removeprefix("1.2.840.10008.5.1.4.1.1.")
-    return said if said in XRAYS else _STORED_AS.get(kind, said or None)
+    kind = str(header.get("SOPClassUID") or "")
+    stored = _STORED_AS.get(kind.removeprefix(_STORAGE)) if kind.startswith(_STORAGE) else None
+    return said if said in XRAYS else stored or said or None
 
 
 class PixelMeaning(NamedTuple):
