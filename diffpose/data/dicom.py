@@ -135,18 +135,7 @@ def _dicom_series(folder):
                 other.append(str(header.get("Modality") or "no modality"))
                 continue
             _lift_places(path, header)
-            plane = _plane(header)
-            same = (
-                str(header.get("SeriesInstanceUID") or ""),
-                str(header.get("FrameOfReferenceUID") or ""),
-                header.Rows,
-                header.Columns,
-            )
-            key = next(
-                (k for k in series if k[:4] == same and np.allclose(k[4:], plane, atol=1e-2)),
-                (*same, *plane),
-            )
-            series.setdefault(key, []).append((path, header))
+            series.setdefault(_series_of(header, series), []).append((path, header))
         if any(sum(_frames(h) for _, h in v) > 1 for v in series.values()):
             break
     _check_odd_files(odd, series, folder)
@@ -170,6 +159,19 @@ def _dicom_series(folder):
             stacklevel=2,
         )
     return several or series
+
+
+def _series_of(header, known):
+    "What slices of a series have in common, as its `known` slices have it."
+    plane = _plane(header)
+    same = (
+        str(header.get("SeriesInstanceUID") or ""),
+        str(header.get("FrameOfReferenceUID") or ""),
+        header.Rows,
+        header.Columns,
+    )
+    alike = (k for k in known if k[:4] == same and np.allclose(k[4:], plane, atol=1e-2))
+    return next(alike, (*same, *plane))
 
 
 def _frames(header):
@@ -590,12 +592,20 @@ def stored_pixels(path):
             raise UserError(f"cannot decode the pixels of {path}: {marked(error)}") from error
 
 
+def _is_compressed(syntax):
+    "Does a transfer syntax compress pixels? None if nothing is known of it."
+    try:
+        return syntax.is_compressed
+    except (AttributeError, ValueError):  # missing, or no transfer syntax
+        return None
+
+
 def _check_bits(header):
     "Say where pixels of 16 bits have more of them than the header states, and no overlay has them."
     stored, high = header.get("BitsStored") or 16, header.get("HighBit")
     high = stored - 1 if high is None else int(high)
     syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
-    if header.get("BitsAllocated") != 16 or high >= 15 or syntax is None or syntax.is_compressed:
+    if header.get("BitsAllocated") != 16 or high >= 15 or _is_compressed(syntax) is not False:
         return
     kind = "<u2" if syntax.is_little_endian else ">u2"
     data = header.get("PixelData") or b""
@@ -651,7 +661,7 @@ def _decoded_by_itk(header):
     from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
     syntax = header.file_meta.get("TransferSyntaxUID")
-    if not getattr(syntax, "is_compressed", False):
+    if not _is_compressed(syntax):
         raise RuntimeError  # ITK would make up what is missing
     bare = Dataset()
     bare.file_meta = FileMetaDataset()

@@ -92,7 +92,9 @@ def _relation(header):
 def _falls(tables):
     "Does the first of some look-up tables end below its start?"
     data = tables[0].get("LUTData") if tables else None
-    data = np.frombuffer(data[: len(data) // 2 * 2], np.uint16) if isinstance(data, bytes) else np.atleast_1d(data or 0)
+    if isinstance(data, bytes):
+        data = np.frombuffer(data[: len(data) // 2 * 2], np.uint16)
+    data = data if isinstance(data, np.ndarray) else np.atleast_1d(data or 0)
     return bool(data.size and data[-1] < data[0])
 
 

@@ -256,7 +256,7 @@ def _magnification(header, tag, name, sdd=None):
     sdd = _number(header, "DistanceSourceToDetector") if sdd is None else sdd
     sod = _object_distance(header)
     if stated is not None and stated < 1:
-        _notice(f"{name} has {factor} {stated:g}, and no X-ray shrinks a patient: it is passed over")
+        _notice(f"{name} has {factor} {stated:g}, and no X-ray shrinks a patient: passed over")
         stated = None
     known = not _by_fiducial(header, tag) and sdd and sod and 0 < sod < sdd
     if stated and known and abs(stated * sod / sdd - 1) > 0.1:
@@ -776,7 +776,8 @@ def _doubt_polarity(values, shutter, dark, header, name):
 
 def _doubt_relation(header, log, name):
     "Say where fluoroscopy says that its values are neither counts nor their logarithm."
-    said = str(header.get("PixelIntensityRelationship") or "").strip().upper()
+    said = "" if header is None else header.get("PixelIntensityRelationship")
+    said = str(said or "").strip().upper()
     if said not in ("", "LIN", "LOG") and header.get("Modality") in FLUOROSCOPY:
         other = worded(f"already_line_integral={not log}", "--line-integrals")
         _notice(
@@ -883,8 +884,7 @@ def read_xray(
         )
     dark = (polarity or stated.polarity) == "bone_dark"
     log = stated.log if already_line_integral is None else already_line_integral
-    if already_line_integral is None and header is not None:
-        _doubt_relation(header, log, name)
+    _doubt_relation(None if already_line_integral is not None else header, log, name)
     values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
     shutter = _shutter(None if return_mask == "pixels" else header, values)
     if polarity is None:
