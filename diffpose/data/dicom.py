@@ -904,6 +904,8 @@ def holds_scan(folder, within=True):
 
     count = 0
     for path in sorted(folder.rglob("*") if within else folder.iterdir()):
+        if not path.is_file():  # a pipe would wait for ever
+            continue
         try:
             _check_deflated(path)
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_SLICE_TAGS)
