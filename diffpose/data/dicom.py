@@ -607,7 +607,7 @@ def _check_bits(header):
     syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
     if header.get("BitsAllocated") != 16 or high >= 15 or _is_compressed(syntax) is not False:
         return
-    kind = "<u2" if syntax.is_little_endian else ">u2"
+    kind = "<u2" if getattr(syntax, "is_little_endian", True) else ">u2"
     data = header.get("PixelData") or b""
     raw = np.frombuffer(data[: len(data) // 2 * 2], kind)
     signed = raw.view(kind.replace("u", "i"))

@@ -156,10 +156,10 @@ def pixel_meaning(header, name="the header"):
             f"contradicts itself: {kind} and PresentationLUTShape {shape} do not go together; the"
             " former is taken"
         )
-    elif modality not in XRAYS and stated is None:
+    elif modality and modality not in XRAYS and stated is None:
         shows = "dark" if dark else "bright"
-        doubt = f"does not say what kind of X-ray it is (Modality {modality or 'missing'}): bone is"
-        doubt += f" taken to be {shows}, as in a radiograph"
+        doubt = f"does not say what kind of X-ray it is (Modality {modality}): bone is taken to be"
+        doubt += f" {shows}, as in a radiograph"
     elif modality == "RTIMAGE" and stated is None:
         doubt = "does not say how its pixels are related to the beam: bone is taken to be bright"
     usual = not dark if modality == "RTIMAGE" else not fluoroscopy or sign == -1

@@ -150,7 +150,8 @@ def _load_pages(folder, pages, floating, sized, placed):
         sizes.setdefault((reader.GetSize(), reader.GetNumberOfComponents(), kind), path.name)
     (size, count, _), *others = sizes
     if others or count != 1 or len(size) != 2:
-        found = (f"{name}: {size} with {n} values, {kind}" for (size, n, kind), name in sizes.items())
+        said = sizes.items()
+        found = (f"{name}: {size} with {n} values, {kind}" for (size, n, kind), name in said)
         raise UserError(
             f"{folder}: the pages of a volume have one size and type, and one value per pixel"
             f" ({', '.join(found)})"
