@@ -6,6 +6,7 @@
 __all__ = []
 
 # %% ../../notebooks/api/157_cli_training.ipynb #421e9f37
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -31,7 +32,7 @@ from diffpose.cli.options import (
     option,
 )
 from .words import reported
-from ..errors import UserError
+from ..errors import UserError, UserNotice
 from ..paths import check_writable, existing
 from ..results import numbers
 
@@ -156,7 +157,7 @@ def train(
             help=(
                 "The patient's CT, or those of several patients for one network: NIfTI, NRRD,"
                 " MetaImage, NPY, a DICOM file or a folder of DICOM slices; or a folder of NIfTI,"
-                " NRRD and MetaImage files, each a CT."
+                " NRRD and MetaImage files and of folders of DICOM slices, each a CT."
             )
         ),
     ] = None,
@@ -177,7 +178,9 @@ def found_cts(
     given: list[Path],
     apart: Sequence[Path] = (),  # label maps, which may lie beside
 ) -> list[Path]:
-    "The CTs of files and folders: those that a folder holds as a file each, else the folder."
+    """The CTs of files and folders: those that a folder holds as a file each, or as a folder of
+    DICOM slices each, else the folder.
+    """
     found, beside = [], {Path(path).expanduser().resolve() for path in apart}
     for path in given:
         where = existing(path, "a CT", folder=True)
@@ -187,8 +190,24 @@ def found_cts(
             for p in inside
             if p.name.lower().endswith(_VOLUMES) and not p.name.startswith(".")
         ]
-        found += [p for p in files if p.resolve() not in beside] or [where]
+        files = [p for p in files + _scans(where, inside) if p.resolve() not in beside]
+        found += files or [where]
     return found
+
+
+def _scans(where: Path, inside: list[Path]) -> list[Path]:
+    "Those folders of a folder that hold DICOM slices each, if it has none itself; said aloud."
+    folders = [p for p in inside if p.is_dir() and not p.name.startswith(".")]
+    if not folders:
+        return []
+    from diffpose.data.dicom import holds_scan
+
+    scans = [] if holds_scan(where, within=False) else [p for p in folders if holds_scan(p)]
+    if scans:
+        names = ", ".join(p.name for p in scans)
+        what = "is taken as a CT" if len(scans) == 1 else "are taken as a CT each"
+        warnings.warn(UserNotice(f"{where}: the DICOM slices of {names} {what}"), stacklevel=3)
+    return scans
 
 
 def trained(

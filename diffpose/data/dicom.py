@@ -25,6 +25,25 @@ from .grids import RAS_FROM_LPS, three_positive
 from .memory import check_memory, check_pixels, check_volume_memory, memory_limit
 from ..errors import UserError, UserNotice, argument, marked, worded
 
+# %% ../../notebooks/api/028_data_dicom.ipynb #c9339da1
+def stated_numbers(header, tag):
+    "The numbers (float64) of an entry of a header; none where it is missing or damaged."
+    try:
+        said = header.get(tag)
+        several = isinstance(said, Iterable) and not isinstance(said, (str, bytes))
+        found = np.array(list(said) if several else [said], dtype=object)
+        empty = said in (None, "") or found.size == 0
+        numbers = np.zeros(0) if empty else found.astype(np.float64)
+    except (ValueError, TypeError) as error:
+        said, numbers = str(error), np.array([np.nan])
+    if np.isfinite(numbers).all():
+        return numbers
+    warnings.warn(
+        UserNotice(f"{tag} in the header is damaged ({said}): it is passed over"), stacklevel=2
+    )
+    return np.zeros(0)
+
+
 # %% ../../notebooks/api/028_data_dicom.ipynb #c9339dd2
 # what tells scans apart that a scanner stored under one series UID
 _PARTS = (
@@ -50,7 +69,7 @@ _PARTS = (
     "StackID",
 )
 _SLICE_TAGS = [
-    *("Modality", "SeriesInstanceUID", "SOPInstanceUID", "NumberOfFrames", *_PARTS),
+    *("Modality", "SOPClassUID", "SeriesInstanceUID", "SOPInstanceUID", "NumberOfFrames", *_PARTS),
     "InstanceNumber",
     *(
         "Rows",
@@ -63,8 +82,13 @@ _SLICE_TAGS = [
 ]
 
 
-# storage classes of CT slices and enhanced CT
-_CT_IMAGES = ("1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1")
+# storage classes: of CT slices, of enhanced CT, and of CT that was converted to it
+_CT_IMAGES = (
+    "1.2.840.10008.5.1.4.1.1.2",
+    "1.2.840.10008.5.1.4.1.1.2.1",
+    "1.2.840.10008.5.1.4.1.1.2.2",
+)
+_CONE_BEAM = "1.2.840.10008.5.1.4.1.1.13.1.1"  # what an angiography unit reconstructs
 _NOT_HU = ("MR", "PT", "NM", "US")  # modalities that do not measure attenuation
 _PROJECTIONS = ("XA", "RF", "DX", "CR", "MG", "PX", "IO", "RG", "RTIMAGE")  # X-rays
 
@@ -80,6 +104,7 @@ def _counted(modalities, odd=()):
 def _may_be_slice(header):
     "An image, and neither a scout nor of a modality that has no HU in slices."
     other = header.get("Modality") in (*_NOT_HU, *_PROJECTIONS)
+    other &= header.get("SOPClassUID") != _CONE_BEAM
     return "Rows" in header and not other and "LOCALIZER" not in header.get("ImageType", [])
 
 
@@ -89,8 +114,9 @@ def _dicom_series(folder):
     """
     import pydicom
 
-    series, odd, other = {}, [], []
+    odd, other = [], []
     for files in (sorted(folder.iterdir()), sorted(folder.rglob("*"))):
+        series = {}
         odd.clear()
         other.clear()
         for path in files:
@@ -108,19 +134,9 @@ def _dicom_series(folder):
             if not _may_be_slice(header):
                 other.append(str(header.get("Modality") or "no modality"))
                 continue
-            plane = np.array(header.get("ImageOrientationPatient") or np.zeros(6), dtype=np.float64)
-            same = (
-                str(header.get("SeriesInstanceUID") or ""),
-                str(header.get("FrameOfReferenceUID") or ""),
-                header.Rows,
-                header.Columns,
-            )
-            key = next(
-                (k for k in series if k[:4] == same and np.allclose(k[4:], plane, atol=1e-2)),
-                (*same, *plane),
-            )
-            series.setdefault(key, []).append((path, header))
-        if series:
+            _lift_places(path, header)
+            series.setdefault(_series_of(header, series), []).append((path, header))
+        if any(sum(_frames(h) for _, h in v) > 1 for v in series.values()):
             break
     _check_odd_files(odd, series, folder)
     if not series:
@@ -145,9 +161,54 @@ def _dicom_series(folder):
     return several or series
 
 
+def _series_of(header, known):
+    "What slices of a series have in common, as its `known` slices have it."
+    plane = _plane(header)
+    same = (
+        str(header.get("SeriesInstanceUID") or ""),
+        str(header.get("FrameOfReferenceUID") or ""),
+        header.Rows,
+        header.Columns,
+    )
+    alike = (k for k in known if k[:4] == same and np.allclose(k[4:], plane, atol=1e-2))
+    return next(alike, (*same, *plane))
+
+
 def _frames(header):
     "How many images a DICOM file holds."
     return int(header.get("NumberOfFrames") or 1)
+
+
+def _framed(header):
+    "Are the facts of an image told frame by frame, as in enhanced files?"
+    return _frames(header) > 1 or "PerFrameFunctionalGroupsSequence" in header
+
+
+def _lift_places(path, header):
+    """Put what the functional groups of a file say of its frames at the top of its header: the
+    places of all of them, one after the other.
+    """
+    import pydicom
+
+    if header.get("ImagePositionPatient"):
+        return
+    groups = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
+    whole = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=groups)
+    if groups[1] not in whole:
+        return
+    header.PerFrameFunctionalGroupsSequence = []  # it is there
+    frames = frame_headers(whole, _frames(header), path)
+    places = [stated_numbers(frame, "ImagePositionPatient") for frame in frames]
+    if all(place.size == 3 for place in places):
+        header.ImagePositionPatient = [x for place in places for x in place.round(6).tolist()]
+    if stated_numbers(frames[0], "ImageOrientationPatient").size == 6:
+        header.ImageOrientationPatient = frames[0].ImageOrientationPatient
+
+
+def _plane(header):
+    "Directions of the rows and columns of a slice, six numbers; zeros where they are not stated."
+    stated = stated_numbers(header, "ImageOrientationPatient")
+    return stated if stated.size == 6 else np.zeros(6)
 
 
 def _parted(slices):
@@ -161,16 +222,21 @@ def _parted(slices):
         several = isinstance(value, Iterable) and not isinstance(value, str)
         return "\\".join(map(str, value)) if several else str(value)
 
-    placed = all(h.get("ImagePositionPatient") for _, h in slices)
+    placed = all(stated_numbers(h, "ImagePositionPatient").size >= 3 for _, h in slices)
     if not placed or not _repeated(slices):
         return {"": slices}
     for tag in _PARTS:
         parts = {}
         for path, header in slices:
             parts.setdefault(f"{tag}={said(header, tag)}", []).append((path, header))
-        if len(parts) > 1 and not any(len(p) < 2 or _repeated(p) for p in parts.values()):
+        if len(parts) > 1 and not any(_is_lone(p) or _repeated(p) for p in parts.values()):
             return parts
     return _by_files(slices) or {"": slices}
+
+
+def _is_lone(part):
+    "Do slices [(path, header)] hold one image only?"
+    return sum(_frames(header) for _, header in part) < 2
 
 
 def _place(header):
@@ -227,7 +293,7 @@ def _by_files(slices):
 def _are_scans(parts):
     "Are these several scans of one patient, which share most of their places and repeat none?"
     parts = list(parts)
-    if len(parts) < 2 or any(len(part) < 2 or _repeated(part) for part in parts):
+    if len(parts) < 2 or any(_is_lone(part) or _repeated(part) for part in parts):
         return False
     first, *others = ({_place(h) for _, h in part} for part in parts)
     return all(2 * len(first & other) >= min(len(first), len(other)) for other in others)
@@ -235,8 +301,8 @@ def _are_scans(parts):
 
 def _onward(part):
     "Do slices go through the patient in one direction?"
-    plane = np.array(part[0][1].get("ImageOrientationPatient") or np.zeros(6), dtype=np.float64)
-    place = np.array([h.ImagePositionPatient for _, h in part], dtype=np.float64)
+    plane = _plane(part[0][1])
+    place = np.array([h.ImagePositionPatient[:3] for _, h in part], dtype=np.float64)
     steps = np.diff(place @ np.cross(plane[:3], plane[3:]))
     return (steps > 0).all() or (steps < 0).all()
 
@@ -285,6 +351,17 @@ def _choose_series(series, wanted, folder):
             f" {count} slices)"
         )
 
+    own = {k: s for k, s in series.items() if all(h.get("SOPClassUID") in _CT_IMAGES for _, h in s)}
+    if wanted is None and len(own) == 1 < len(series):
+        others = ", ".join(about(k, s) for k, s in series.items() if k not in own)
+        warnings.warn(
+            UserNotice(
+                f"{folder}: {others}: passed over, for only one series is stored as a CT; pass"
+                f" {argument('series')} for another"
+            ),
+            stacklevel=2,
+        )
+        series = own
     listing = "\n  ".join(about(k, s) for k, s in series.items())
     parted = any(k[-1] for k in series)
     if wanted is not None:
@@ -325,12 +402,7 @@ def _slice_geometry(slices, folder, spacing, tolerance=None, resample=False):
     first, n = slices[0][1], len(slices)
     if n < 2:
         raise UserError(f"{folder} holds one slice: a volume needs at least two")
-    for tag in ("ImagePositionPatient", "ImageOrientationPatient"):
-        if any(not h.get(tag) for _, h in slices):
-            raise UserError(
-                f"{folder}: a slice has no {tag}, so its place is unknown;"
-                f" {worded(*_WITHOUT_PLACE)}"
-            )
+    _check_places(slices, folder)
     pitch = {
         tuple(round(float(p), 4) for p in np.atleast_1d(h.get("PixelSpacing") or ()))
         for _, h in slices
@@ -347,7 +419,7 @@ def _slice_geometry(slices, folder, spacing, tolerance=None, resample=False):
             f"{folder}: PixelSpacing is {list(next(iter(pitch)))}, two positive numbers are"
             f" expected; pass {argument('spacing', '(x, y, z)')} in mm"
         )
-    row, column = np.reshape(np.array(first.ImageOrientationPatient, dtype=np.float64), (2, 3))
+    row, column = _plane(first).reshape(2, 3)
     if abs(np.array([row, column]) @ np.array([row, column]).T - np.eye(2)).max() > 0.01:
         raise UserError(
             f"{folder}: ImageOrientationPatient {[*row.tolist(), *column.tolist()]} is not a pair"
@@ -366,6 +438,29 @@ def _slice_geometry(slices, folder, spacing, tolerance=None, resample=False):
     )
     affine[:3, 3] = place[order[0]]
     return [slices[i][0] for i in order], affine, even
+
+
+def _check_places(slices, folder):
+    "Refuse slices [(path or number, header)] that do not say where they are."
+    for tag, n in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6)):
+        for path, header in slices:
+            if not header.get(tag):
+                raise UserError(
+                    f"{folder}: a slice has no {tag}, so its place is unknown;"
+                    f" {worded(*_WITHOUT_PLACE)}"
+                )
+            if stated_numbers(header, tag).size != n:
+                which = path.name if isinstance(path, Path) else f"frame {path}"
+                raise UserError(
+                    f"{folder}: {tag} of {which} is {header.get(tag)}, {n} numbers are expected:"
+                    " its header is damaged; copy or export it again"
+                )
+            if n == 6 and not np.allclose(_plane(header), _plane(slices[0][1]), atol=1e-2):
+                raise UserError(
+                    f"{folder}: slices lie in several planes (ImageOrientationPatient"
+                    f" {_plane(slices[0][1]).tolist()} and {_plane(header).tolist()}): save those"
+                    " of one plane as a scan of their own"
+                )
 
 
 def _check_line(place, along, folder, tolerance=None):
@@ -393,6 +488,11 @@ def _even_places(along, folder, tolerance=None, resample=False):
     gaps = np.diff(along)
     if gaps.min() < 1e-3:
         at = along[gaps.argmin()]
+        if Path(folder).is_file():
+            raise UserError(
+                f"{folder}: two frames at {at:.2f} mm that differ: the file holds several scans"
+                " (times, stacks); save one of them as a file of its own"
+            )
         raise UserError(
             f"{folder}: two slices at {at:.2f} mm that differ: several scans share this series, and"
             " neither their headers nor the names or numbers of their files tell them apart; keep"
@@ -472,6 +572,7 @@ def stored_pixels(path):
             int(header.get("NumberOfFrames") or 1),
             int(header.get("BitsAllocated") or 16) // 8,
         )
+        _check_bits(header)
         return header, _from_low_bits(header)  # of every frame
     except InvalidDicomError as error:
         raise UserError(
@@ -489,6 +590,42 @@ def stored_pixels(path):
             return header, _decoded_by_itk(header)
         except RuntimeError:  # neither can
             raise UserError(f"cannot decode the pixels of {path}: {marked(error)}") from error
+
+
+def _is_compressed(syntax):
+    "Does a transfer syntax compress pixels? None if nothing is known of it."
+    try:
+        return syntax.is_compressed
+    except (AttributeError, ValueError):  # missing, or no transfer syntax
+        return None
+
+
+def _check_bits(header):
+    "Say where pixels of 16 bits have more of them than the header states, and no overlay has them."
+    stored, high = header.get("BitsStored") or 16, header.get("HighBit")
+    high = stored - 1 if high is None else int(high)
+    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
+    if header.get("BitsAllocated") != 16 or high >= 15 or _is_compressed(syntax) is not False:
+        return
+    kind = "<u2" if getattr(syntax, "is_little_endian", True) else ">u2"
+    data = header.get("PixelData") or b""
+    raw = np.frombuffer(data[: len(data) // 2 * 2], kind)
+    signed = raw.view(kind.replace("u", "i"))
+    extended = -(2**high) <= signed.min(initial=0) and signed.max(initial=0) < 2**high
+    beside = range(0x6000, 0x6020, 2)
+    if (
+        raw.max(initial=0) >= 2 ** (high + 1)
+        and not (header.get("PixelRepresentation") and extended)
+        and not any(int(header[g, 0x102].value or 0) > high for g in beside if (g, 0x102) in header)
+    ):
+        warnings.warn(
+            UserNotice(
+                f"pixels have bits beyond the {stored} that their header states (BitsStored, with"
+                f" HighBit {high}): they are cut off; if they belong to the values, correct the"
+                " header"
+            ),
+            stacklevel=2,
+        )
 
 
 def _from_low_bits(header):
@@ -524,7 +661,7 @@ def _decoded_by_itk(header):
     from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
     syntax = header.file_meta.get("TransferSyntaxUID")
-    if not getattr(syntax, "is_compressed", False):
+    if not _is_compressed(syntax):
         raise RuntimeError  # ITK would make up what is missing
     bare = Dataset()
     bare.file_meta = FileMetaDataset()
@@ -589,16 +726,26 @@ def _check_deflated(path):
 
 def stated_rescale(header, path):
     "Slope and intercept that a header states, else 1 and 0."
+    said = [header.get(tag) for tag in ("RescaleSlope", "RescaleIntercept")]
     slope, intercept = (
-        default if header.get(tag) in (None, "") else float(header.get(tag))
-        for tag, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+        default if value in (None, "") else float(value) if _is_number(value) else math.nan
+        for value, default in zip(said, (1.0, 0.0))
     )
     if not (math.isfinite(slope) and math.isfinite(intercept) and slope != 0):
         raise UserError(
-            f"{path} rescales its pixels with slope {slope} and intercept {intercept}: its header"
+            f"{path} rescales its pixels with slope {said[0]} and intercept {said[1]}: its header"
             " is damaged"
         )
     return slope, intercept
+
+
+def _is_number(value):
+    "Is this one number?"
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def padding_values(header, stored):
@@ -721,7 +868,7 @@ def _same_slice(path, twin):
 def load_dicom(folder, series, spacing, tolerance, resample=False):
     "Tensor [X Y Z] and RAS affine of a folder of slices, or of files that hold several each."
     slices = _once(_choose_series(_dicom_series(folder), series, folder))
-    if any(_frames(header) > 1 for _, header in slices):
+    if any(_framed(header) for _, header in slices):
         paths = [path for path, _ in slices]
         return load_multiframe(paths, folder, spacing, None, tolerance, resample)
     paths, affine, even = _slice_geometry(
@@ -749,6 +896,25 @@ def looks_like_dicom(path):
     from pydicom.misc import is_dicom
 
     return path.suffix.lower() in (".dcm", ".dicom", ".ima") or is_dicom(path)
+
+
+def holds_scan(folder, within=True):
+    "Does a folder, or one `within` it, hold two slices of a CT or more?"
+    import pydicom
+
+    count = 0
+    for path in sorted(folder.rglob("*") if within else folder.iterdir()):
+        if not path.is_file():  # a pipe would wait for ever
+            continue
+        try:
+            _check_deflated(path)
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_SLICE_TAGS)
+            count += _frames(header) if _may_be_slice(header) else 0
+        except Exception:  # no DICOM, or damaged: what reads the folder says so
+            continue
+        if count > 1:
+            return True
+    return False
 
 
 _PLACE_TAGS = (
@@ -782,11 +948,38 @@ def frame_headers(header, n, path, wanted=_PLACE_TAGS):
                 if sequence.VR == "SQ"
                 for item in sequence.value
                 for e in item
-                if e.keyword in wanted
+                if e.keyword in wanted and not e.is_empty
             ):
                 setattr(said, element.keyword, element.value)
         found.append(said)
     return found
+
+
+def _settled_frames(header, n, path):
+    "What a file says of each of n frames: what its groups do not say stands at the top."
+    said = frame_headers(header, n, path)
+    tags = (*_PLACE_TAGS, "Modality") if n == 1 else (*_PLACE_TAGS[1:], "Modality")
+    for frame in said:
+        for tag in tags:
+            if tag not in frame and header.get(tag) not in (None, ""):
+                setattr(frame, tag, header.get(tag))
+    return said
+
+
+def _frames_once(images, frames, name):
+    "Images, and what is said of them, without those that are a copy of another one."
+    met, kept = {}, []
+    for k, frame in enumerate(frames):
+        place = [str(frame.get(tag)) for tag in _PLACE_TAGS[:2]]
+        twins = met.setdefault(tuple(place), []) if frame.get(_PLACE_TAGS[0]) else []
+        if any(np.array_equal(images[k], images[j]) for j in twins):
+            continue
+        twins.append(k)
+        kept.append(k)
+    if len(kept) < len(frames):
+        count = f"{len(frames) - len(kept)} of the {len(frames)} frames of {name}"
+        warnings.warn(f"{count} are copies of others and are passed over", stacklevel=2)
+    return [images[k] for k in kept], [frames[k] for k in kept]
 
 
 def load_multiframe(paths, name, spacing, affine, tolerance, resample=False):
@@ -796,20 +989,24 @@ def load_multiframe(paths, name, spacing, affine, tolerance, resample=False):
     """
     frames, images, removed = [], [], set()
     for path in paths:
-        header, stack, padded = _dicom_pixels(path)
+        header, stack = stored_pixels(path)
+        padded = padding_values(header, stack)
+        if header.get("ModalityLUTSequence"):
+            stack = looked_up_values(header, stack, path)
         if stack.ndim != 3 and len(paths) == 1:
             raise UserError(
                 f"{path} is a single slice: pass the folder that holds all slices of the scan"
             )
         stack, padded = (x if x.ndim == 3 else x[None] for x in (stack, padded))
         check_volume_memory(name, (stack[0].size, len(images) + 2 * len(stack)), 0)
-        said = frame_headers(header, len(stack), path)
+        said = _settled_frames(header, len(stack), path)
         for image, empty, frame in zip(stack, padded, said):
             slope, intercept = stated_rescale(frame, path)
-            images.append(image * np.float32(slope) + np.float32(intercept))
+            images.append(image.astype(np.float32) * np.float32(slope) + np.float32(intercept))
             removed |= _remove_padding(images[-1], empty)
-        _check_scale(path, said if header.get("RescaleSlope") in (None, "") else [header])
+        _check_scale(path, [header] if header.get("ModalityLUTSequence") else said)
         frames += said
+    images, frames = _frames_once(images, frames, name)
     even = None
     if affine is not None and not any(f.get("ImagePositionPatient") for f in frames):
         order, affine = range(len(frames)), np.eye(4)

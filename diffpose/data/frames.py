@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .dicom import frame_headers
+from .dicom import frame_headers, stated_numbers
 from ..errors import UserError, UserNotice, argument
 
 # %% ../../notebooks/api/033_data_frames.ipynb #5d0c0a02
@@ -89,7 +89,7 @@ _TABLE_TAGS = (
     "TableHeadTiltAngle",
     "TableCradleTiltAngle",
 )
-_FRAME_TAGS = (
+_GEOMETRY_TAGS = (
     *_POSE_TAGS,
     *_TABLE_TAGS,
     *(
@@ -107,14 +107,19 @@ _FRAME_TAGS = (
         "DetectorBinning",
         "DetectorActiveOrigin",
         "DetectorActiveDimensions",
+        "GantryAngle",
+        "GantryPitchAngle",
+        "PatientSupportAngle",
     ),
+)
+_FRAME_TAGS = (
+    *_GEOMETRY_TAGS,
     *(
         "PixelIntensityRelationship",
         "PixelIntensityRelationshipSign",
         "PresentationLUTShape",
         "RescaleSlope",
         "RescaleIntercept",
-        "GantryAngle",
     ),
     *_WINDOWS,
 )
@@ -123,6 +128,13 @@ _FRAME_TAGS = (
 def settle_frame(header, n, frame, name):
     "What a header says of each of n frames, to be put at its top."
     said = frame_headers(header, n, name, _FRAME_TAGS)
+    exposures = header.get("ExposureSequence") or ()  # of an RT Image
+    for exposure in exposures:
+        which = stated_numbers(exposure, "ReferencedFrameNumber") - 1
+        for k in range(n) if len(exposures) == 1 else which.astype(int):
+            for element in exposure:
+                if element.keyword in _GEOMETRY_TAGS and not element.is_empty and 0 <= k < n:
+                    setattr(said[k], element.keyword, element.value)
     for angle in ("PositionerPrimaryAngle", "PositionerSecondaryAngle"):
         for s, value in zip(said, _frame_angles(header, angle, n, name)):
             if value is not None:
@@ -134,7 +146,7 @@ def settle_frame(header, n, frame, name):
     ]
     if frame == "mean" and (
         any(map(float, table))
-        or any(s.get(tag) != said[0].get(tag) for s in said for tag in (*_POSE_TAGS, *_TABLE_TAGS))
+        or any(s.get(tag) != said[0].get(tag) for s in said for tag in _GEOMETRY_TAGS)
     ):
         raise UserError(
             f"the arm moves between the frames of {name}, or the table does, so that their mean is"
@@ -159,7 +171,13 @@ def _frame_angles(header, angle, n, name):
     if steps in (None, "", []) or header.get(angle) in (None, ""):
         return [None] * n
     steps = np.atleast_1d(np.array(steps, dtype=np.float64))
-    if len(steps) != n or not np.isfinite(steps).all():
+    if not np.isfinite(steps).all():
+        raise UserError(
+            f"{angle}Increment of {name} is {steps.tolist()}, and numbers are expected: correct its"
+            f" header, or save the frame that you need as a file of its own, and pass"
+            f" {argument('camera')}"
+        )
+    if len(steps) != n:
         raise UserError(
             f"{name} has {n} frames and {len(steps)} of {angle}Increment: it contradicts itself;"
             f" save the frame that you need as a file of its own, and pass {argument('camera')}"

@@ -49,6 +49,30 @@ def to_line_integrals(
 
 # %% ../../notebooks/api/032_data_meaning.ipynb #bb1fa1e1
 FLUOROSCOPY = "XA", "RF"  # modalities that show bone dark
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_STORED_AS = {  # modality by storage class, without what all of them begin with
+    "12.1": "XA",
+    "12.1.1": "XA",
+    "12.2": "RF",
+    "12.2.1": "RF",
+    "1": "CR",
+    "1.1": "DX",
+    "1.1.1": "DX",
+    "1.2": "MG",
+    "1.2.1": "MG",
+    "1.3": "IO",
+    "1.3.1": "IO",
+    "481.1": "RTIMAGE",
+}
+XRAYS = (*dict.fromkeys(_STORED_AS.values()), "PX", "RG")  # modalities
+
+
+def xray_modality(header):
+    "The modality of an X-ray: what the header says, else its storage class; None if unknown."
+    said = str(header.get("Modality") or "").strip().upper()
+    kind = str(header.get("SOPClassUID") or "")
+    stored = _STORED_AS.get(kind.removeprefix(_STORAGE)) if kind.startswith(_STORAGE) else None
+    return said if said in XRAYS else stored or said or None
 
 
 class PixelMeaning(NamedTuple):
@@ -68,7 +92,9 @@ def _relation(header):
 def _falls(tables):
     "Does the first of some look-up tables end below its start?"
     data = tables[0].get("LUTData") if tables else None
-    data = np.frombuffer(data, np.uint16) if isinstance(data, bytes) else np.atleast_1d(data or 0)
+    if isinstance(data, bytes):
+        data = np.frombuffer(data[: len(data) // 2 * 2], np.uint16)
+    data = data if isinstance(data, np.ndarray) else np.atleast_1d(data or 0)
     return bool(data.size and data[-1] < data[0])
 
 
@@ -79,6 +105,7 @@ def modality_values(header, stored, name):
         return looked_up_values(header, stored, name)
     slope, intercept = (1.0, 0.0) if table else stated_rescale(header, name)
     counts = relation == "LIN" and header.get("PixelIntensityRelationshipSign") != -1
+    counts &= not header.get("PixelRepresentation")  # signed: the offset says where zero is
     return np.float32(abs(slope)) * stored.astype(np.float32) + np.float32(
         0.0 if counts or slope < 0 else intercept
     )
@@ -129,6 +156,10 @@ def pixel_meaning(header, name="the header"):
             f"contradicts itself: {kind} and PresentationLUTShape {shape} do not go together; the"
             " former is taken"
         )
+    elif modality and modality not in XRAYS and stated is None:
+        shows = "dark" if dark else "bright"
+        doubt = f"does not say what kind of X-ray it is (Modality {modality}): bone is taken to be"
+        doubt += f" {shows}, as in a radiograph"
     elif modality == "RTIMAGE" and stated is None:
         doubt = "does not say how its pixels are related to the beam: bone is taken to be bright"
     usual = not dark if modality == "RTIMAGE" else not fluoroscopy or sign == -1

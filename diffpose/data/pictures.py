@@ -31,7 +31,7 @@ from .dicom import looks_like_dicom, padding_values, stored_pixels
 from .frames import kept_once, settle_frame, without_pixels
 from .grids import holds_real_numbers
 from .headers import UNIT_MM, nifti_header, text_lengths, text_scale
-from .meaning import last_value, modality_values
+from .meaning import XRAYS, last_value, modality_values, xray_modality
 from .memory import PIXELS_MAX, Refused, check_pixels
 from .volumes import NIFTI_ENDINGS, itk_reader, say_unreadable
 from ..errors import UserError, UserNotice, UserTypeError, argument, marked, worded
@@ -269,7 +269,8 @@ def _frame_index(n, frame, name):
             f"{worded('', '; with --each, --frame all registers every one')}"
         )
     index = 0 if frame is None else frame
-    if not isinstance(index, (int, np.integer)) or not -n <= index < n:
+    whole = isinstance(index, (int, np.integer)) and not isinstance(index, bool)
+    if not whole or not -n <= index < n:
         raise UserError(
             f"{argument('frame', repr(frame), frame)}: {name} holds {n} frames; pass 0 ..."
             f" {n - 1}, or 'mean'"
@@ -346,6 +347,9 @@ _RECONSTRUCTED = (
 )
 
 
+_NO_XRAYS = ("CT", "MR", "PT", "NM", "US")  # slices of scans
+
+
 def _dicom_xray(path, frame, name):
     "One frame, or the mean, of a DICOM file; its header becomes that of the frame."
     header, stored = kept_once(path, lambda: without_pixels(*stored_pixels(path)))
@@ -354,6 +358,13 @@ def _dicom_xray(path, frame, name):
         raise UserError(
             f"{name} is a reconstructed volume ({header.SOPClassUID.name}): an X-ray is one of the"
             " projections that it was made from"
+        )
+    header.Modality = xray_modality(header)
+    if header.Modality in _NO_XRAYS:
+        raise UserError(
+            f"{name} is an image of modality {header.Modality}, and an X-ray is one of"
+            f" {', '.join(XRAYS)}; if it is an X-ray all the same, correct its Modality, or save it"
+            " as a picture (PNG, TIFF)"
         )
     stack = stored.reshape(-1, header.Rows, header.Columns)
     said = settle_frame(header, len(stack), frame, name)

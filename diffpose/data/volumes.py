@@ -142,17 +142,51 @@ def _load_pages(folder, pages, floating, sized, placed):
         text_mm_per_unit(folder / pages[0].name, {}, sized)
     sizes = {}
     for path in pages:
-        reader = itk_reader(path)
-        sizes.setdefault((reader.GetSize(), reader.GetNumberOfComponents()), path.name)
-    (size, count), *others = sizes
+        try:
+            reader = itk_reader(path)
+        except RuntimeError as error:
+            raise say_unreadable(path, error) from error
+        kind = sitk.GetPixelIDValueAsString(reader.GetPixelID())
+        sizes.setdefault((reader.GetSize(), reader.GetNumberOfComponents(), kind), path.name)
+    (size, count, _), *others = sizes
     if others or count != 1 or len(size) != 2:
-        said = ", ".join(f"{name}: {size} with {n} values" for (size, n), name in sizes.items())
+        said = sizes.items()
+        found = (f"{name}: {size} with {n} values, {kind}" for (size, n, kind), name in said)
         raise UserError(
-            f"{folder}: the pages of a volume have one size, and one value per pixel ({said})"
+            f"{folder}: the pages of a volume have one size and type, and one value per pixel"
+            f" ({', '.join(found)})"
         )
     check_volume_memory(folder, (*size, len(pages)), 4)
     image = sitk.ReadImage([str(p) for p in pages], *[sitk.sitkFloat32] * floating)
     return voxel_tensor(sitk.GetArrayViewFromImage(image).T, floating), RAS_FROM_LPS @ np.eye(4)
+
+
+def _check_tiff(path):
+    "Refuse a TIFF whose pages differ: ITK reads them all as the first."
+    from PIL import Image, ImageSequence
+
+    if path.suffix.lower() not in _PAGES[:2]:
+        return
+    first = None
+    try:
+        with Image.open(path, formats=["TIFF"]) as picture:
+            for k, page in enumerate(ImageSequence.Iterator(picture)):
+                tags = page.tag_v2
+                bits, *more = (tags.get(t) for t in (258, 339, 277))  # and format, values
+                kind = page.size, (bits or (1,))[0], *more
+                first = first or kind
+                if kind != first:
+                    break
+            else:
+                return
+    except (OSError, ValueError, SyntaxError):  # what Pillow does not know ITK may
+        return
+    raise UserError(
+        f"{path}: the pages of a volume have one size and type, and page {k} of the file is another"
+        f" one ({page.size[0]} x {page.size[1]} pixels of {kind[1]} bits, the first"
+        f" {first[0][0]} x {first[0][1]} of {first[1]}): save those of the scan as a file of their"
+        " own"
+    )
 
 
 def _load_sitk(path, floating, sized, placed):
@@ -167,6 +201,7 @@ def _load_sitk(path, floating, sized, placed):
             f"{path} is a 2D image of {size} pixels, not a volume; X-rays are read with"
             f" {worded('read_xray', '`diffpose register CT XRAY`')}"
         )
+    _check_tiff(path)
     if count != 1 or size[3:] not in ((), (1,)):
         raise UserError(
             f"{path} has shape {size} with {count} values per voxel: one 3D volume is expected"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..calibration.camera import Camera
 from ..calibration.carm import carm_pose, reorientation
+from .dicom import stated_numbers
 from diffpose.data.meaning import (
     FLUOROSCOPY,
     PixelMeaning,
@@ -26,20 +27,29 @@ from diffpose.data.meaning import (
     to_line_integrals,
 )
 from .pictures import xray_pixels
-from ..errors import UserError, UserNotice, UserTypeError, argument
+from ..errors import UserError, UserNotice, UserTypeError, argument, worded
 from ..field import find_field
 
 # %% ../../notebooks/api/035_data_xrays.ipynb #d2094c4c
 def _number(header, *tags):
     "The first of some numbers that a header states, else None."
-    stated = [header.get(tag) for tag in tags if header.get(tag) not in (None, "", [])]
-    return float(np.atleast_1d(stated[0])[0]) if stated else None
+    for tag in tags:
+        stated = stated_numbers(header, tag)
+        if stated.size:
+            return float(stated[0])
+    return None
 
 
 def _pair(header, tag):
     "Two numbers (row, column) that a header states, else None."
-    stated = np.atleast_1d(np.array(header.get(tag) or [], dtype=np.float64))
-    return stated if stated.shape == (2,) and np.isfinite(stated).all() else None
+    stated = stated_numbers(header, tag)
+    return stated if stated.size == 2 else None
+
+
+def _letters(header):
+    "Where rows and columns run (PatientOrientation), two words; else none."
+    said = () if header is None else header.get("PatientOrientation") or ()
+    return [] if isinstance(said, str) or len(said) != 2 else [str(word).upper() for word in said]
 
 
 def _notice(text):
@@ -81,6 +91,11 @@ def _dicom_view(header, name):
     }
     named = _view_position(header)
     arm = header.get("Modality") in FLUOROSCOPY or header.get("PositionerType") == "CARM"
+    angles = {key: angle for key, angle in said.items() if angle is not None}
+    if len(angles) == 1 and (arm or named is None):
+        other = next(key for key in said if key not in angles)
+        _notice(f"{name} states one angle of its positioner: the {other[:-6]} one is taken as 0")
+        said[other] = 0.0
     if None not in said.values() and (arm or named is None):
         if named == ("AP", 0.0) and abs(said["primary_angle"]) < 30:
             _notice(
@@ -90,6 +105,13 @@ def _dicom_view(header, name):
             )
         return said | {"view": "PA"}
     if named is None:
+        codes = [item.get("CodeMeaning") for item in header.get("ViewCodeSequence") or ()]
+        word = str(header.get("ViewPosition") or "") or " ".join(filter(None, codes))
+        if word:
+            _notice(
+                f"{name} is of the view {word}, from which no angles follow (AP, PA, LL and RL are"
+                f" known): pass {argument('camera')} with angles, or a start"
+            )
         return said
     return {"view": named[0], "primary_angle": named[1], "secondary_angle": 0.0}
 
@@ -106,8 +128,8 @@ _TOWARD = {  # letters of PatientOrientation in the world, RAS
 
 def _dicom_axes(header, said, name):
     "Which way the axes of the image run, from letters and the angles that are `said`."
-    words = [str(word).upper() for word in header.get("PatientOrientation") or ()]
-    if len(words) != 2 or not all(words) or not set("".join(words)) <= _TOWARD.keys():
+    words = _letters(header)
+    if not words or not all(words) or not set("".join(words)) <= _TOWARD.keys():
         return {}
     view, stated = said.get("view"), [said.get("primary_angle"), said.get("secondary_angle")]
     letters = np.array([np.sum([_TOWARD[c] for c in word], axis=0) for word in words])
@@ -152,15 +174,15 @@ def _dicom_pitch(header, name, sdd=None):
     tag = next((t for t in _PITCHES if header.get(t)), None)
     if tag is None:
         return None
-    pitch = [float(p) for p in np.atleast_1d(header.get(tag))]
-    if len(pitch) != 2 or not all(math.isfinite(p) and p > 0 for p in pitch):
-        raise UserError(
-            f"{name}: {tag} is {pitch}, two positive numbers are expected; pass"
-            f" {argument('spacing')} (detector pixel, mm: one number or (row, column))"
-        )
+    pitch = _positive_pair(header, tag, name)
     if tag == "DetectorElementSpacing":
-        binned = np.array(pitch) * _binning(header)
-        return (binned[::-1] if _quarter_turns(header) % 2 else binned).tolist()
+        if header.get("DetectorBinning") and _binning(header, None) is None:
+            _notice(
+                f"{name} has DetectorBinning {header.get('DetectorBinning')}, two numbers from 1"
+                f" are expected: taken as not binned; pass {argument('spacing')} (detector pixel,"
+                " mm) if it is"
+            )
+        return _binned_pitch(header).tolist()
     if _in_patient(header, tag):
         scale = _magnification(header, tag, name, sdd)
         return scale and [p * scale for p in pitch]
@@ -174,10 +196,31 @@ def _dicom_pitch(header, name, sdd=None):
     return pitch
 
 
-def _binning(header):
+def _positive_pair(header, tag, name):
+    "Size of a pixel (row, column) that a header states, two positive numbers."
+    pitch = _pair(header, tag)
+    if pitch is None or (pitch <= 0).any():
+        raise UserError(
+            f"{name}: {tag} is {header.get(tag)}, two positive numbers are expected; pass"
+            f" {argument('spacing')} (detector pixel, mm: one number or (row, column))"
+        )
+    return pitch.tolist()
+
+
+def _binning(header, unknown=(1.0, 1.0)):
     "Elements of the detector (row, column) that make a pixel."
     binning = _pair(header, "DetectorBinning")
-    return np.ones(2) if binning is None or (binning < 1).any() else binning
+    if binning is None or (binning < 1).any():
+        return unknown if unknown is None else np.array(unknown)
+    return binning
+
+
+def _binned_pitch(header):
+    "Size of a pixel of the image (row, column) by the detector's elements [mm]; None if unknown."
+    elements = _pair(header, "DetectorElementSpacing")
+    if elements is None or not (elements > 0).all():
+        return None
+    return (elements * _binning(header))[:: -1 if _quarter_turns(header) % 2 else 1]
 
 
 def _quarter_turns(header):
@@ -208,9 +251,20 @@ def _object_distance(header):
 
 def _magnification(header, tag, name, sdd=None):
     "From the patient, where pixels are as large as `tag` says, to the detector; None if unknown."
-    stated = _number(header, "EstimatedRadiographicMagnificationFactor")
+    factor = "EstimatedRadiographicMagnificationFactor"
+    stated = _number(header, factor)
     sdd = _number(header, "DistanceSourceToDetector") if sdd is None else sdd
     sod = _object_distance(header)
+    if stated is not None and stated < 1:
+        _notice(f"{name} has {factor} {stated:g}, and no X-ray shrinks a patient: passed over")
+        stated = None
+    known = not _by_fiducial(header, tag) and sdd and sod and 0 < sod < sdd
+    if stated and known and abs(stated * sod / sdd - 1) > 0.1:
+        _notice(
+            f"{name} contradicts itself: {factor} is {stated:g}, and its distances make"
+            f" {sdd / sod:.3f}; the former is taken. Pass {argument('spacing')} (detector pixel,"
+            " mm) if that is wrong"
+        )
     if stated or _by_fiducial(header, tag) or not sdd or not sod or not 0 < sod < sdd:
         return stated
     _notice(
@@ -241,7 +295,7 @@ def _check_pitch(header, shape, pitch, name):
         size = size[::-1]
     field = _pair(header, "FieldOfViewDimensions")
     active = _pair(header, "DetectorActiveDimensions")
-    elements = _pair(header, "DetectorElementSpacing")
+    binned = _binned_pitch(header)
     for tag, stated, whole in (
         ("FieldOfViewDimensions", field, True),
         ("DetectorActiveDimensions", active, not header.get("FieldOfViewOrigin")),
@@ -257,11 +311,13 @@ def _check_pitch(header, shape, pitch, name):
                 f" resized, pass {argument('spacing')} (detector pixel, mm); the depth hangs on it"
             )
             return
-    binned = None if elements is None else elements * _binning(header)
-    if binned is not None and (abs(binned / pitch - 1) > 0.03).all() and (binned > 0).all():
+    off = np.zeros(2) if binned is None else abs(binned / pitch - 1)
+    if binned is not None and off.max() > 0.03:
+        axis = int(off.argmax())
         _notice(
-            f"{name} contradicts itself: a pixel is {pitch[0]:.4g} mm, and DetectorElementSpacing"
-            f" with DetectorBinning {binned[0]:.4g} mm; the former is taken. Pass"
+            f"{name} contradicts itself: a pixel is {pitch[axis]:.4g} mm"
+            f" {('high', 'wide')[axis]}, and DetectorElementSpacing with DetectorBinning"
+            f" {binned[axis]:.4g} mm; the former is taken. Pass"
             f" {argument('spacing')} (detector pixel, mm) if that is wrong"
         )
 
@@ -281,25 +337,51 @@ def _axis_on_detector(header, element):
     return (0.0 if corner is None else corner) + active / element / 2
 
 
+def _corner(header, size, name):
+    """Corner of an image of this size [mm] on the detector (row, column), in elements, and what
+    says so; None where nothing does.
+    """
+    for tag, whole in (
+        ("FieldOfViewOrigin", None),
+        ("DetectorActiveOrigin", "DetectorActiveDimensions"),
+        ("PhysicalDetectorSize", "PhysicalDetectorSize"),
+    ):
+        stated, extent = _pair(header, tag), whole and _pair(header, whole)
+        if stated is not None and (
+            whole is None or extent is not None and (abs(size - extent) < 0.03 * extent).all()
+        ):
+            return (np.zeros(2) if tag == whole else stated), tag
+    projected = header.get("PositionOfIsocenterProjection")
+    if projected:
+        _notice(
+            f"{name} says where the beam's axis meets the detector (PositionOfIsocenterProjection"
+            f" {list(projected)}), and not which part of the detector it is (FieldOfViewOrigin):"
+            " the axis is taken to meet the image's centre; pass"
+            f" {argument('camera', 'Camera(..., x0=, y0=)', 'FILE')} if it does not"
+        )
+    return None, ""
+
+
 def _dicom_principal(header, shape, pitch, name):
     "Principal point right of the image's centre and below it [mm], where the header places it."
-    origin, turns = _pair(header, "FieldOfViewOrigin"), _quarter_turns(header)
-    if origin is None:
-        return {}
+    turns = _quarter_turns(header)
     element = _pair(header, "DetectorElementSpacing")
     pixel = np.array(pitch)[::-1] if turns % 2 else np.array(pitch)  # along the detector's axes
     if element is None or not (element > 0).all():
         element = pixel / _binning(header)
+    size = np.array(shape)[::-1] if turns % 2 else np.array(shape)
+    origin, where = _corner(header, size * pixel, name)
+    if origin is None:
+        return {}
     axis = _axis_on_detector(header, element)
     if axis is None:
         if origin.any():
             _notice(
-                f"{name} is a part of its detector (FieldOfViewOrigin {origin.tolist()}), and does"
+                f"{name} is a part of its detector ({where} {origin.tolist()}), and does"
                 " not say how large that is: the beam's axis is taken to meet the image's centre;"
                 f" pass {argument('camera', 'Camera(..., x0=, y0=)', 'FILE')} if it does not"
             )
         return {}
-    size = np.array(shape)[::-1] if turns % 2 else np.array(shape)
     off = axis * element - (origin * element + size * pixel / 2)
     for _ in range(turns):  # clockwise
         off = np.array([off[1], -off[0]])
@@ -307,7 +389,7 @@ def _dicom_principal(header, shape, pitch, name):
         off[1] = -off[1]
     if abs(off).max() > 0.5:
         _notice(
-            f"{name} is a part of its detector (FieldOfViewOrigin {origin.tolist()}): the beam's"
+            f"{name} is a part of its detector ({where} {origin.tolist()}): the beam's"
             f" axis meets the image {off[1]:.1f} mm right of its centre and {off[0]:.1f} mm below"
             " it, if it meets the middle of the detector"
         )
@@ -393,7 +475,7 @@ def _seen_from_patient(header, name):
     at_zero, sense = _LYING_ON_TABLE[lying]
     primary, secondary = (at_zero + sense * first + 180) % 360 - 180, sense * second
     header.PositionerPrimaryAngle, header.PositionerSecondaryAngle = primary, secondary
-    if len(header.get("PatientOrientation") or ()) != 2:
+    if not _letters(header):
         # as radiologists hang it, for the head is up on the detector; or the feet are
         left = "LPRA"[round(primary / 90) % 4]
         words = [left, "F"] if sense > 0 else [left.translate(_OPPOSITE), "H"]
@@ -436,7 +518,7 @@ def _rt_geometry(header, shape, pitch, name):
         said |= {"secondary_angle": 0.0, "reverse_x_axis": x, "reverse_y_axis": y}
     first = _pair(header, "RTImagePosition")
     usual = [1, 0, 0, 0, -1, 0]  # rows to the right, columns away from the gantry
-    way = [float(x) for x in header.get("RTImageOrientation") or usual]
+    way = stated_numbers(header, "RTImageOrientation").tolist() or usual
     odd = [
         f"{tag} {_number(header, tag):g}"
         for tag in ("PatientSupportAngle", "XRayImageReceptorAngle", "GantryPitchAngle")
@@ -445,6 +527,8 @@ def _rt_geometry(header, shape, pitch, name):
     if len(way) != 6 or not np.allclose(way, usual, atol=1e-3):
         odd.append(f"RTImageOrientation {way}")
     odd += [] if lying in _LYING else [f"PatientPosition {lying}"]
+    plane = str(header.get("RTImagePlane") or "NORMAL")
+    odd += [] if plane == "NORMAL" else [f"RTImagePlane {plane}"]
     if odd:
         _notice(
             f"{name} has {', '.join(odd)}, which no camera here follows: its angles, or the way the"
@@ -452,7 +536,7 @@ def _rt_geometry(header, shape, pitch, name):
         )
     elif first is not None and pitch:
         across, down = first[0], -first[1]  # of the first pixel's centre, from the axis
-        moved = [float(x) for x in header.get("XRayImageReceptorTranslation") or ()]
+        moved = stated_numbers(header, "XRayImageReceptorTranslation").tolist()
         moved = moved if len(moved) == 3 else [0.0, 0.0, 0.0]
         across, down = across + moved[0], down - moved[1]
         said["x0"] = -across - pitch[1] * (shape[1] - 1) / 2
@@ -460,16 +544,51 @@ def _rt_geometry(header, shape, pitch, name):
     return said
 
 # %% ../../notebooks/api/035_data_xrays.ipynb #5b0c9a26
+BEHIND = 1.5  # times the distance of the axis: where a plane through the axis is moved to
+
+
+def _behind_patient(said, pitch, name):
+    """Pixels (row, column) of the same rays in a plane behind the patient, where that of the image
+    (`said`) goes through the patient.
+    """
+    if not (said["sdd"] and said["sid"]) or said["sdd"] > said["sid"]:
+        return pitch
+    scale = BEHIND * said["sid"] / said["sdd"]
+    _notice(
+        f"{name} lies in a plane {said['sdd']:g} mm from the source (RTImageSID), and the axis"
+        f" {said['sid']:g} mm: the same rays are taken to a plane {scale:g} times as far, with"
+        " pixels as many times as large"
+    )
+    for key in ("sdd", "x0", "y0"):
+        said |= {key: said[key] * scale} if said.get(key) else {}
+    return [p * scale for p in pitch]
+
+
+def _check_rotation(header, name):
+    "Say where an image is turned on its detector by no quarter turns."
+    turn = _number(header, "FieldOfViewRotation") or 0.0
+    if abs(turn / 90 - round(turn / 90)) > 0.01:
+        _notice(
+            f"{name} has FieldOfViewRotation {turn:g}, and multiples of 90 degrees are expected:"
+            f" taken as {90 * _quarter_turns(header)}; pass {argument('camera')} if that is wrong"
+        )
+
+
 def _dicom_geometry(header, shape, name, spacing, sdd=None):
     """Geometry that a header states, as keyword arguments of a Camera; says what it leaves open of
     the pixel pitch, unless `spacing` is known. `sdd` overrules the header's.
     """
     if header.get("Modality") == "RTIMAGE":
-        stated = _pair(header, "ImagePlanePixelSpacing")
+        tag, stated = "ImagePlanePixelSpacing", None
+        if header.get(tag) and spacing is None:
+            stated = _positive_pair(header, tag, name)
         pitch = stated if spacing is None else spacing
         said = _rt_geometry(header, shape, pitch if pitch is None else list(pitch), name)
-        pitch = None if spacing is not None or stated is None else stated
+        pitch = stated
+        if sdd is None and pitch is not None:
+            pitch = _behind_patient(said, pitch, name)
     else:
+        _check_rotation(header, name)
         pitch = _dicom_pitch(header, name, sdd) if spacing is None else None
         said = {
             "sdd": _number(header, "DistanceSourceToDetector"),
@@ -562,10 +681,10 @@ def _camera_of(shape, header, pitch, sdd, spacing, name, parallel=False):
                 f"{argument('spacing')} (detector pixel, mm: one number or (row, column))",
             ),
         )
-        if key not in said
+        if key not in said or key == "delx" and "dely" not in said
     ]
     if missing:
-        why = "" if "delx" in said else _why_no_pitch(header)
+        why = "" if {"delx", "dely"} <= said.keys() else _why_no_pitch(header)
         raise UserError(
             f"{name} does not say enough of its geometry{why}: pass {' and '.join(missing)}, or"
             f" {argument('camera', 'Camera(...)', 'FILE')}"
@@ -599,9 +718,8 @@ def turned_camera(camera, flip, rotate):
 
 def _turned_letters(header, flip, rotate):
     "A header whose PatientOrientation is that of the turned picture."
-    said = () if header is None else header.get("PatientOrientation") or ()
-    words = [str(word).upper() for word in said]
-    if len(words) == 2 and (flip or rotate):
+    words = _letters(header)
+    if words and (flip or rotate):
         header.PatientOrientation = _turned_words(*words, flip, rotate // 90)
     return header
 
@@ -613,7 +731,7 @@ def _hung(camera, header, flip, rotate, name):
     turned = turned_camera(camera, flip, rotate)
     if header is not None and header.get("Modality") == "RTIMAGE":
         return turned
-    letters = header is not None and len(header.get("PatientOrientation") or ()) == 2
+    letters = _letters(header)
     said = "its PatientOrientation follows"
     if rotate % 180 == 0:
         said += ", so that the pose is that of the picture as stored"
@@ -654,6 +772,19 @@ def _doubt_polarity(values, shutter, dark, header, name):
         f" {argument('polarity', repr(other), other.replace('_', '-'))} if bone is"
         f" {other.removeprefix('bone_')} in the file"
     )
+
+
+def _doubt_relation(header, log, name):
+    "Say where fluoroscopy says that its values are neither counts nor their logarithm."
+    said = "" if header is None else header.get("PixelIntensityRelationship")
+    said = str(said or "").strip().upper()
+    if said not in ("", "LIN", "LOG") and header.get("Modality") in FLUOROSCOPY:
+        other = worded(f"already_line_integral={not log}", "--line-integrals")
+        _notice(
+            f"{name} has PixelIntensityRelationship {said}, which is neither that of counts (LIN)"
+            f" nor of their logarithm (LOG): taken as {'the latter' if log else 'the former'}; pass"
+            f" {other} if that is wrong"
+        )
 
 
 def _check_arguments(camera, polarity, sdd, parallel):
@@ -753,6 +884,7 @@ def read_xray(
         )
     dark = (polarity or stated.polarity) == "bone_dark"
     log = stated.log if already_line_integral is None else already_line_integral
+    _doubt_relation(None if already_line_integral is not None else header, log, name)
     values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
     shutter = _shutter(None if return_mask == "pixels" else header, values)
     if polarity is None:
@@ -767,9 +899,19 @@ def read_xray(
     return shown, camera, _turned_image(mask[None, None], flip, rotate)
 
 # %% ../../notebooks/api/035_data_xrays.ipynb #7266b961
+_BELOW = 0.02  # share of pixels that noise about a dark level may have below zero
+
+
 def _linearise(values, shutter, dark, log, i0, last=None, name="the image"):
     "Line integrals from pixel values, by the table above; what is behind a shutter sets no limit."
     finite = values[values.isfinite() & shutter]
+    below = 0.0 if log or not dark else (finite < 0).float().mean().item()
+    if below > _BELOW:
+        _notice(
+            f"{below:.0%} of the pixels of {name} are below zero, which no count is: they are taken"
+            " as the darkest. If its zero lies elsewhere, save it with whole numbers from 0 on, or"
+            f" as logarithms {worded('(already_line_integral=True)', '(--line-integrals)')}"
+        )
     finite = finite if finite.numel() else values[values.isfinite()]
     if finite.numel() == 0:
         raise UserError("the X-ray has no finite pixel")
@@ -819,15 +961,19 @@ def _flat_border(values):
 
 
 def _edges(header, kind, shape):
-    "Upper, lower, left and right edge of a rectangle: 1-based rows and columns."
+    "Upper, lower, left and right edge of a rectangle: 1-based rows and columns; None without any."
     usual = (1, shape[0], 1, shape[1])
     names = ("UpperHorizontal", "LowerHorizontal", "LeftVertical", "RightVertical")
-    said = (_number(header, f"{kind}{name}Edge") for name in names)
+    said = [_number(header, f"{kind}{name}Edge") for name in names]
+    if all(x is None for x in said):
+        return None
     return [round(x) if x is not None else default for x, default in zip(said, usual)]
 
 
 def _rectangle(header, kind, shape):
-    upper, lower, left, right = _edges(header, kind, shape)
+    if (edges := _edges(header, kind, shape)) is None:
+        return None
+    upper, lower, left, right = edges
     window = np.zeros(shape, dtype=bool)
     window[max(upper - 1, 0) : max(lower, 0), max(left - 1, 0) : max(right, 0)] = True
     return window
@@ -838,8 +984,10 @@ def _circle(header, kind, shape):
     centre = _pair(header, f"CenterOfCircular{kind}")
     radius = _number(header, f"RadiusOfCircular{kind}")
     if centre is None or radius is None:
-        return np.ones(shape, dtype=bool)
-    pitch = _pair(header, "ImagerPixelSpacing")
+        return None
+    tags = (tag for tag in (*_PITCHES, "ImagePlanePixelSpacing") if header.get(tag))
+    tag = next(tags, "ImagerPixelSpacing")
+    pitch = _binned_pitch(header) if tag == "DetectorElementSpacing" else _pair(header, tag)
     tall = 1.0 if pitch is None else pitch[0] / pitch[1]
     row, column = np.ogrid[1 : shape[0] + 1, 1 : shape[1] + 1]
     return np.hypot((row - centre[0]) * tall, column - centre[1]) <= radius
@@ -848,9 +996,9 @@ def _circle(header, kind, shape):
 def _polygon(header, kind, shape):
     from PIL import Image, ImageDraw
 
-    said = np.array(header.get(f"VerticesOfThePolygonal{kind}") or [], dtype=np.float64)
+    said = stated_numbers(header, f"VerticesOfThePolygonal{kind}")
     if said.size < 6 or said.size % 2:
-        return np.ones(shape, dtype=bool)
+        return None
     corners = [(column - 1, row - 1) for row, column in said.reshape(-1, 2).tolist()]
     picture = Image.new("1", shape[::-1])
     ImageDraw.Draw(picture).polygon(corners, fill=1, outline=1)
@@ -860,13 +1008,19 @@ def _polygon(header, kind, shape):
 def _bitmap(header, kind, shape):
     "An overlay, whose ones are covered."
     window, group = np.ones(shape, dtype=bool), header.get("ShutterOverlayGroup")
-    if kind == "Shutter" and group is not None and (group, 0x3000) in header:
+    if kind != "Shutter" or group is None or (group, 0x3000) not in header:
+        return None
+    try:
         covered = header.overlay_array(group) != 0
         origin = header.get((group, 0x0050))
         row, column = (1, 1) if origin is None else (int(x) for x in origin.value)
-        row, column = max(row - 1, 0), max(column - 1, 0)
-        part = window[row : row + covered.shape[-2], column : column + covered.shape[-1]]
-        part &= ~covered[..., : part.shape[0], : part.shape[1]].reshape(part.shape)
+    except (AttributeError, ValueError, TypeError):  # of another size than it says
+        return None
+    covered = covered.reshape(-1, *covered.shape[-2:])[0]
+    covered = covered[max(1 - row, 0) :, max(1 - column, 0) :]
+    row, column = max(row - 1, 0), max(column - 1, 0)
+    part = window[row : row + covered.shape[0], column : column + covered.shape[1]]
+    part &= ~covered[: part.shape[0], : part.shape[1]]
     return window
 
 
@@ -887,8 +1041,15 @@ def _shutter(header, values):
     shape = tuple(values.shape)
     for kind in ("Shutter", "Collimator"):
         said = header.get(f"{kind}Shape") or []
-        shapes = [said] if isinstance(said, str) else list(said)
-        windows = [_SHAPES[s](header, kind, shape) for s in shapes if s in _SHAPES]
+        shapes = [s.strip().upper() for s in ([said] if isinstance(said, str) else said)]
+        found = {s: _SHAPES[s](header, kind, shape) if s in _SHAPES else None for s in shapes}
+        windows = [window for window in found.values() if window is not None]
+        if odd := ", ".join(s for s, window in found.items() if window is None):
+            warnings.warn(
+                f"the header names a {kind.lower()} of shape {odd} and not where it is, or it is"
+                f" none of {', '.join(_SHAPES)}: it is passed over",
+                stacklevel=2,
+            )
         if windows and (window := torch.from_numpy(np.logical_and.reduce(windows))).any():
             doubt = _doubt_shutter(header, kind, window, values)
         else:
@@ -911,7 +1072,7 @@ def _doubt_shutter(header, kind, window, values):
         return ""
     shape, pitch = tuple(values.shape), _pair(header, "ImagerPixelSpacing")
     if pitch is not None and (pitch > 0).all() and "RECTANGULAR" in str(header.get(f"{kind}Shape")):
-        _, lower, _, right = _edges(header, kind, shape)
+        _, lower, _, right = _edges(header, kind, shape) or (1, *shape[:1], 1, shape[1])
         ends = np.array([lower, right]) / pitch / shape
         if (pitch < 0.9).all() and (abs(ends - 0.975) < 0.075).all():
             return "would be that of the whole image if its edges were in millimetres"

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -190,13 +191,34 @@ def _matrix_in(item: "pydicom.Dataset", path: Path) -> np.ndarray:  # 4 4
 
 
 def _read_xray(path: Path) -> XrayGeometry:
-    "The camera that an X-ray's header states."
+    """The camera that an X-ray's header states; of a run, that of its frames, without the angles
+    if it turns.
+    """
     from diffpose.data import read_xray
+    from diffpose.data.frames import decoded_once
+    from diffpose.data.pictures import count_frames
 
-    camera = read_xray(path, return_mask=False)[1]
-    if camera is None:
+    with decoded_once():
+        n = count_frames(path)
+        cameras = [read_xray(path, frame=k)[1] for k in sorted({0, n // 2, n - 1})]
+    still = [
+        camera and replace(camera, primary_angle=None, secondary_angle=None, view=None)
+        for camera in cameras
+    ]
+    if None in still:
         raise UserError(f"{path} does not say how it was taken")
-    return XrayGeometry(str(path), stated=camera)
+    if any(camera != still[0] for camera in still):
+        raise UserError(
+            f"the {n} frames of {path} have different cameras: save the one that is meant as a file"
+            " of its own"
+        )
+    turns = any(camera != cameras[0] for camera in cameras)
+    if turns:
+        warnings.warn(
+            UserNotice(f"the angles differ between the {n} frames of {path}: they are left out"),
+            stacklevel=2,
+        )
+    return XrayGeometry(str(path), stated=still[0] if turns else cameras[0])
 
 # %% ../../notebooks/api/143_exchange_transforms.ipynb #ba4ab0a1
 def _detector(geometry: XrayGeometry) -> np.ndarray:  # 4 3 [mm], in OpenCV's camera
