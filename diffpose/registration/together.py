@@ -122,12 +122,14 @@ class JointResult:
         """
         evidence = self.evidence[view]
         others = tuple(f"view {k + 1}: " for k in range(len(self.poses)) if k != view)
+        # what is said of other views is left out, unless it alone is why nothing converged
+        own = [reason for reason in self.reasons if not reason.startswith(others)]
         place = torch.linalg.inv(self.motions.matrix[body])
         pose = self.poses[view] if body == 0 else RigidTransform(place @ self.poses[view].matrix)
         return Result(
             pose,
             self.verdict,
-            [reason for reason in self.reasons if not reason.startswith(others)],
+            own or list(self.reasons),
             self.covariances[view, body],
             self.error_mm[view, body].norm().item(),
             evidence["similarity"],
