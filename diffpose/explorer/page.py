@@ -243,6 +243,7 @@ class Page:
             self.stage.style(f"--ratio: {width / height:.4f}")
             self._source(self.under, "xray", self.window.xray())
         self.empty.set_visibility(shot is None)
+        self.stage.classes(remove="bare", add="bare" if shot is None else "")
         self.look()
         self.cut()
         for part in (
@@ -275,14 +276,13 @@ class Page:
         )
         if shot is not None and session.busy and shot.place.pose is not self.drawn:
             self.window.changed.set()
-        if shot is not None:
-            self.undo.set_enabled(shot.place.can_undo and not session.busy)
-            self.redo.set_enabled(shot.place.can_redo and not session.busy)
+        idle = shot is not None and not session.busy
+        self.undo.set_enabled(idle and shot.place.can_undo)
+        self.redo.set_enabled(idle and shot.place.can_redo)
         if now != self.seen:
             self.seen = now
-            ready = shot is not None and not session.busy
             for button in (self.go, self.search):
-                button.set_enabled(ready)
+                button.set_enabled(idle)
             self.stop.set_visibility(session.busy)
             self.progress.set_text(session.progress)
             self.busy.set_visibility(session.busy)

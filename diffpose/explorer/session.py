@@ -212,6 +212,7 @@ class Session:
         if self.shots:
             self.shots.pop(self.current)
             self.current = max(0, self.current - 1)
+            self.error, self.notices, self.saved = "", [], None  # what was said of it
 
     def configure(self, **records: Any) -> None:
         "Other options (`patient`, `taken`, `start`, ...); what they change is read anew."
@@ -384,6 +385,7 @@ class Session:
         assert subject is not None
         self._stop.clear()
         self.progress, self.error, self.notices = WORK["search" if search else "carm"], "", []
+        self.saved = None  # of what was found before
         tell = lambda text: setattr(self, "progress", text)
 
         def move(poses: "RigidTransform") -> None:
