@@ -61,9 +61,10 @@ def judge_together(
         error = e["expected_tre_mm"]
         if not error <= t.expected_tre_mm:
             most = max(e["by_source_mm"], key=e["by_source_mm"].get)
+            whose = f" of body {e['body']}, which moved" if e.get("body") else ""
             text = (
                 f"{of}{e['along_mm']:.1f} mm of expected error along the beam and"
-                f" {e['across_mm']:.1f} mm across it, most of it from {SOURCES[most]};"
+                f" {e['across_mm']:.1f} mm across it{whose}, most of it from {SOURCES[most]};"
                 f" {t.expected_tre_mm:.1f} mm is allowed"
             )
             doubts.append(Reason(text, "uncertain", error, t.expected_tre_mm))
