@@ -250,7 +250,8 @@ class Work:
         if self.fused is not None:  # views that contradict each other are worth little together
             state, _, H = self.fused
         rows, slope = u.prior(state)
-        # views alone say nothing of how bodies moved: of that no row here depends
+        # views alone say nothing of how bodies moved, and no row here depends on it
+        H = H.nan_to_num(0.0, 0.0, 0.0)  # of images that say nothing the error is infinite already
         unit = H.diagonal().clamp(min=0).sqrt()
         unit = torch.where(unit > 0, unit, 1.0)
         inverse = torch.linalg.pinv(H / unit / unit[:, None], rtol=1e-12, hermitian=True)
