@@ -463,6 +463,13 @@ def _of_many(verdicts: Sequence[str]) -> dict:
     return said
 
 
+def of_all(reasons: Sequence[Sequence[str]], names: Sequence[str]) -> list[str]:
+    "Why several X-rays have the verdict that they share: each reason once, with its X-ray's name."
+    number = re.compile(r"view (\d+): ")
+    called = lambda found: f"{names[int(found[1]) - 1]}: "
+    return [*dict.fromkeys(number.sub(called, text, 1) for each in reasons for text in each)]
+
+
 def folder_html(
     folder: Path,  # of results
     patient: Mapping[str, str] | None = None,  # who it is; None: not told
@@ -488,7 +495,7 @@ def folder_html(
         return page_html(title, _of_many(verdicts), [], patient, table)
     names = [Path(str(row["folder"])).name for row in rows]
     views = [view_of(folder / name) for name in names]
-    reasons = [f"{view['name']}: {reason}" for view in views for reason in view["reasons"]]
+    reasons = of_all([view["reasons"] for view in views], [view["name"] for view in views])
     for view, row in zip(views, rows):
         for other in row.get("in_other_cameras", ()):
             words = off_in(other, views[other["view"]]["name"])

@@ -413,7 +413,7 @@ def track_sequence(
         begin = job.begin(subject, frames.camera, view, frames.names[0])
         bodies = {} if named is None else load_bodies(named, subject)
         with alone(folder):
-            how = view, list(bodies.values()), batch
+            how = view, list(bodies.values()), batch, written
             found, drr = _follow(step, case, frames, subject, begin, even, folder, *how)
             apart = of_bodies(found, bodies)
             if smooth:
@@ -447,6 +447,7 @@ def _follow(
     view: str | None = None,  # at zero angles
     bodies: Sequence[Sequence[int]] = (),  # labels
     batch: int = 1,  # frames that are registered at once
+    written: Sequence[str] = (),  # names of what a whole sequence leaves behind
 ) -> "tuple[Track, DRR]":
     "Frame after frame; the table of those that are done, where it is interrupted."
     from diffpose.drr import DRR
@@ -476,6 +477,8 @@ def _follow(
         if done:
             kept = gathered(done, points, even, arms)
             write_track(folder, kept, frames.names, _about(even, False, False))
+            for name in {*written} - {*TRACK_FILES}:  # those of a run before would not fit
+                (folder / name).unlink(missing_ok=True)
         raise
     return gathered(done, points, even, arms), drr
 
@@ -486,8 +489,9 @@ def _words(found: "Track", folder: Path, files: Sequence[str]) -> tuple[list[str
     lost = [k for k, state in enumerate(states) if state == "lost"]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     errors = sorted(found.expected_tre_mm)
+    many = "1 frame" if len(states) == 1 else f"{len(states)} frames"
     said = (
-        f"{len(states)} frames: {counts}; expected error {errors[len(errors) // 2]:.2f} mm"
+        f"{many}: {counts}; expected error {errors[len(errors) // 2]:.2f} mm"
         f" (median), {errors[-1]:.2f} mm at most; {found.frames_per_second:.1f} frames per second"
         f" (median)\n{folder}: {', '.join(files)}"
     )

@@ -39,6 +39,7 @@ CAMERA_FIELDS = {
     "sdd": "Source to detector [mm]",
     "spacing": "Pixel [mm]",
     "crop": "Crop: top,left,height,width",
+    "frame": "Frame of several: 0, 1, ... or mean",
 }
 
 
@@ -89,18 +90,23 @@ class Page:
             }
             self.ui.notify(explained(error)[0][:600], **options)
 
+    def _shown(self) -> "Page":
+        "The page that is looked at: another than this, if it was loaded anew meanwhile."
+        return self.window.page or self
+
     async def do(self, work: Callable, *args: Any) -> Any:
         "Work that takes its time; then all is shown anew. None where it failed."
         self.waiting.set_visibility(True)
         try:
             found = await asyncio.get_running_loop().run_in_executor(None, work, *args)
         except Exception as error:
-            self.tell(error)
+            self._shown().tell(error)
             return None
         finally:
             self.waiting.set_visibility(False)
-        with self.client:
-            self.refresh()
+        page = self._shown()
+        with page.client:
+            page.refresh()
         return found if found is not None else True
 
     def moved(self, pose: "RigidTransform | None" = None) -> None:
@@ -237,6 +243,7 @@ class Page:
             self.stage.style(f"--ratio: {width / height:.4f}")
             self._source(self.under, "xray", self.window.xray())
         self.empty.set_visibility(shot is None)
+        self.stage.classes(remove="bare", add="bare" if shot is None else "")
         self.look()
         self.cut()
         for part in (
@@ -263,18 +270,19 @@ class Page:
             session.progress,
             session.error,
             len(session.notices),
-            shot and shot.found,
+            shot is None,
+            None if shot is None else id(shot.found),
+            shot is not None and shot.left,
         )
         if shot is not None and session.busy and shot.place.pose is not self.drawn:
             self.window.changed.set()
-        if shot is not None:
-            self.undo.set_enabled(shot.place.can_undo and not session.busy)
-            self.redo.set_enabled(shot.place.can_redo and not session.busy)
+        idle = shot is not None and not session.busy
+        self.undo.set_enabled(idle and shot.place.can_undo)
+        self.redo.set_enabled(idle and shot.place.can_redo)
         if now != self.seen:
             self.seen = now
-            ready = shot is not None and not session.busy
             for button in (self.go, self.search):
-                button.set_enabled(ready)
+                button.set_enabled(idle)
             self.stop.set_visibility(session.busy)
             self.progress.set_text(session.progress)
             self.busy.set_visibility(session.busy)
@@ -282,6 +290,7 @@ class Page:
             self.window.changed.set()
 
 # %% ../../notebooks/api/168_explorer_page.ipynb #78cf53ec
+LEFT = "The patient was moved since: what is saved is what was found, not where it lies now."
 NOTHING = "Open a CT, then an X-ray: the patient can be dragged before it."
 KEYS = (
     ("Drag", "turn"),
@@ -476,7 +485,7 @@ def configure(session: Session, said: dict[str, str | None]) -> None:
         restarts = int(said["restarts"] or 0)
     except ValueError:
         raise UserError("source to detector and restarts are numbers") from None
-    case, how = session.case, {k: said[k] for k in ("spacing", "crop", "polarity")}
+    case, how = session.case, {k: said[k] for k in ("spacing", "crop", "frame", "polarity")}
     session.configure(
         taken=replace(case.taken, sdd=sdd, **how),
         patient=replace(case.patient, orientation=said["orientation"]),
@@ -653,6 +662,8 @@ def result(page: Page) -> None:
                 ).classes("soft")
             for reason in found.reasons:
                 ui.label(str(reason)).classes("reason")
+            if shot.left:
+                ui.label(LEFT).classes("reason")
             with ui.row().classes("line"):
                 name = (
                     ui.input("Folder for the results", value=folder)

@@ -59,6 +59,7 @@ def blended(
 LINES = 255, 128, 26  # their red, green and blue
 NARROW, WIDE = 0.0021, 0.008  # the blurs, of the greater side of a picture
 STEEP, FAINT = 60.0, 0.8  # opacity by a difference of black and white, and what is taken off it
+MOST, LEAST = 0.99, 1.0  # in a faint picture this share's line is opaque; less is rounding [grey]
 
 
 def lines(
@@ -69,7 +70,9 @@ def lines(
 
     level, side = picture.astype(np.float32), max(picture.shape)
     narrow, wide = (gaussian_filter(level, share * side) for share in (NARROW, WIDE))
-    return (STEEP * (narrow - wide) - 255 * FAINT).clip(0, 255).round().astype(np.uint8)
+    rise, opaque = narrow - wide, 255 * (1 + FAINT) / STEEP
+    steep = STEEP * max(1.0, opaque / max(float(np.quantile(rise, MOST)), LEAST))
+    return (steep * rise - 255 * FAINT).clip(0, 255).round().astype(np.uint8)
 
 
 def outlined(

@@ -61,6 +61,12 @@ class Shot:
     found: Found | None = None  # what a registration led to
     job: Job | None = None  # as it was when that was found
     joint: Joint | None = None  # what was found in all X-rays together, this one among them
+    lay: "RigidTransform | None" = None  # where the patient lay when that was found
+
+    @property
+    def left(self) -> bool:
+        "Was the patient moved since it was found?"
+        return self.lay is not None and bool((self.lay.matrix != self.place.pose.matrix).any())
 
 
 @dataclass
@@ -182,12 +188,13 @@ class Session:
         "Open the CT of this name within the root; the X-rays stay open."
         self._idle()
         path = self.root.find(name)
-        # label map and landmarks were those of another
+        # label map and landmarks, and where the error is stated, were those of another
         self._adopt(
             replace(
                 self.case,
                 ct=path,
                 patient=replace(self.case.patient, labelmap=None, labels=None, structures=None),
+                targets=replace(self.case.targets, landmarks=None),
             )
         )
         self.landmarks.clear()
@@ -207,6 +214,7 @@ class Session:
         if self.shots:
             self.shots.pop(self.current)
             self.current = max(0, self.current - 1)
+            self.error, self.notices, self.saved = "", [], None  # what was said of it
 
     def configure(self, **records: Any) -> None:
         "Other options (`patient`, `taken`, `start`, ...); what they change is read anew."
@@ -379,6 +387,7 @@ class Session:
         assert subject is not None
         self._stop.clear()
         self.progress, self.error, self.notices = WORK["search" if search else "carm"], "", []
+        self.saved = None  # of what was found before
         tell = lambda text: setattr(self, "progress", text)
 
         def move(poses: "RigidTransform") -> None:
@@ -421,6 +430,7 @@ class Session:
             shot.found, shot.job, shot.joint = one, job, joint
             if one.drr.subject.orientation == shot.view:
                 shot.place.move(one.result.pose)
+            shot.lay = shot.place.pose
 
     def wait(self) -> None:
         "Until a registration has ended."

@@ -61,9 +61,10 @@ def judge_together(
         error = e["expected_tre_mm"]
         if not error <= t.expected_tre_mm:
             most = max(e["by_source_mm"], key=e["by_source_mm"].get)
+            whose = f" of body {e['body']}, which moved" if e.get("body") else ""
             text = (
                 f"{of}{e['along_mm']:.1f} mm of expected error along the beam and"
-                f" {e['across_mm']:.1f} mm across it, most of it from {SOURCES[most]};"
+                f" {e['across_mm']:.1f} mm across it{whose}, most of it from {SOURCES[most]};"
                 f" {t.expected_tre_mm:.1f} mm is allowed"
             )
             doubts.append(Reason(text, "uncertain", error, t.expected_tre_mm))
@@ -122,12 +123,14 @@ class JointResult:
         """
         evidence = self.evidence[view]
         others = tuple(f"view {k + 1}: " for k in range(len(self.poses)) if k != view)
+        # what is said of other views is left out, unless it alone is why nothing converged
+        own = [reason for reason in self.reasons if not reason.startswith(others)]
         place = torch.linalg.inv(self.motions.matrix[body])
         pose = self.poses[view] if body == 0 else RigidTransform(place @ self.poses[view].matrix)
         return Result(
             pose,
             self.verdict,
-            [reason for reason in self.reasons if not reason.startswith(others)],
+            own or list(self.reasons),
             self.covariances[view, body],
             self.error_mm[view, body].norm().item(),
             evidence["similarity"],

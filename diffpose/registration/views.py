@@ -222,6 +222,7 @@ class Work:
             "along_mm": error[:, 0].max().item(),
             "across_mm": error[:, 1].max().item(),
             "expected_tre_mm": error.norm(dim=-1).max().item(),
+            "body": int(error.norm(dim=-1).argmax()),  # whose error that is
             "by_source_mm": by,
         }
 
@@ -249,7 +250,12 @@ class Work:
         if self.fused is not None:  # views that contradict each other are worth little together
             state, _, H = self.fused
         rows, slope = u.prior(state)
-        inverse = scaled_inverse(H)
+        # views alone say nothing of how bodies moved, and no row here depends on it
+        H = H.nan_to_num(0.0, 0.0, 0.0)  # of images that say nothing the error is infinite already
+        unit = H.diagonal().clamp(min=0).sqrt()
+        unit = torch.where(unit > 0, unit, 1.0)
+        inverse = torch.linalg.pinv(H / unit / unit[:, None], rtol=1e-12, hermitian=True)
+        slope = slope / unit
         share = (1 - ((slope @ inverse) * slope).sum(1)).clamp(min=BLIND)  # that the images decide
         off, found = rows / share.sqrt(), []
         free = iter((rows / share).tolist())
