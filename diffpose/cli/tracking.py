@@ -10,7 +10,7 @@ import contextlib
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
@@ -45,7 +45,7 @@ from .registration import ended
 from .solving import check_start
 from .words import NOT_CONVERGED, in_options, reported
 from .xrays import found_xrays
-from ..errors import UserError
+from ..errors import UserError, UserNotice
 from ..paths import alone, check_writable, existing, written_together
 from ..report import FILM_PX, overlay, reduced, windowed
 from ..results import CONVENTIONS, TWIST, in_context, numbers, write_json
@@ -158,21 +158,47 @@ def _alike(camera: "Camera") -> "Camera":
     return replace(camera, primary_angle=None, secondary_angle=None, sid=None)
 
 
+def _unlit(path: Path, frame: str | None) -> bool:
+    "Has no pixel of a frame seen any light? The first frames of a sequence, before the beam."
+    from diffpose.data.pictures import xray_pixels
+
+    return not (xray_pixels(path, None if frame is None else int(frame), False).values > 0).any()
+
+
+def _one_frame(
+    path: Path,
+    taken: Taken,  # with its number
+    case: Case,
+    view: str | None,
+    mask: "Callable[[tuple], Tensor | None]",  # 1 1 H W bool, for a size
+) -> "tuple[Tensor, Camera, Tensor] | None":
+    "A frame, its camera and the pixels that count; None where nothing reached the detector."
+    try:
+        image, camera, counts = as_recorded(path, taken, case.counted, view)
+    except UserError:
+        if _unlit(path, taken.frame):
+            return None
+        raise
+    trusted = mask(tuple(image.shape[-2:]))
+    return cut_out(taken, image, camera, counts if trusted is None else counts & trusted)
+
+
 def load_frames(
     files: Sequence[Path],  # of `sequence_files`
     case: Case,
     view: str | None = "any",  # as for `load_xray`
 ) -> Frames:
-    "All frames, read and checked. Each file is decoded once."
-    import torch
-
+    """All frames, read and checked. Each file is decoded once. In a frame without light no pixel
+    counts, and its camera is that of the frame before.
+    """
     from diffpose.data.memory import check_memory
     from diffpose.data.frames import decoded_once
     from diffpose.data.pictures import count_frames
 
     if case.taken.frame is not None:
         raise UserError("--frame is for one frame of several, and a sequence has all of them")
-    parts: list = []
+    names: list[str] = []
+    lit: dict[int, tuple[Tensor, Camera, Tensor]] = {}
     with tempfile.TemporaryDirectory() as scratch, decoded_once(), _said_once():
         video = lambda path: path.suffix.lower() in VIDEOS
         paths = [unpacked(p, Path(scratch)) if video(p) else p for p in files]
@@ -182,22 +208,43 @@ def load_frames(
             for k in range(n):
                 name = f"{file.name} frame {k}" if n > 1 else file.name
                 taken = replace(case.taken, frame=str(k) if n > 1 else None)
-                image, camera, counts = as_recorded(path, taken, case.counted, view)
-                trusted = mask(tuple(image.shape[-2:]))
-                counts = counts if trusted is None else counts & trusted
-                image, camera, counts = cut_out(taken, image, camera, counts)
-                if k == 0:
-                    size = (len(parts) + n, *image.shape[-2:])
+                names.append(name)
+                found = _one_frame(path, taken, case, view, mask)
+                if found is None:
+                    continue
+                if not lit or k == 0:
+                    size = (len(names) + n - k - 1, *found[0].shape[-2:])
                     check_memory("the sequence", size, 5, "give fewer frames, or --resize them")
-                if parts and _alike(camera) != _alike(parts[0][1]):
+                first = next(iter(lit), None)
+                if first is not None and _alike(found[1]) != _alike(lit[first][1]):
                     raise UserError(
-                        f"{name} was taken by another camera than {parts[0][3]}:"
-                        f" {_camera_words(camera)} and {_camera_words(parts[0][1])}. One sequence"
-                        " has one camera: give its frames alone, or use `diffpose register --each`"
+                        f"{name} was taken by another camera than {names[first]}:"
+                        f" {_camera_words(found[1])} and {_camera_words(lit[first][1])}. One"
+                        " sequence has one camera: give its frames alone, or use `diffpose register"
+                        " --each`"
                     )
-                parts.append((image, camera, counts, name))
-    images, cameras, masks, names = zip(*parts)
-    return Frames(torch.cat(images), torch.cat(masks), list(cameras), list(names))
+                lit[len(names) - 1] = found
+    return _with_unlit(lit, names)
+
+
+def _with_unlit(lit: "dict[int, tuple[Tensor, Camera, Tensor]]", names: list[str]) -> Frames:
+    "All frames, with empty ones where nothing reached the detector."
+    import torch
+
+    if not lit:
+        raise UserError("no frame has a pixel above 0: nothing reached the detector")
+    unlit = [name for k, name in enumerate(names) if k not in lit]
+    if unlit:
+        some = ", ".join(unlit[:3]) + (", ..." if len(unlit) > 3 else "")
+        text = f"nothing reached the detector in {len(unlit)} of {len(names)} frames ({some})"
+        warnings.warn(UserNotice(f"{text}: there the patient is lost"), stacklevel=3)
+    image, camera, counts = lit[min(lit)]
+    parts = []
+    for k in range(len(names)):
+        image, camera, counts = lit.get(k, (0 * image, camera, counts & False))
+        parts.append((image, camera, counts))
+    images, cameras, masks = zip(*parts)
+    return Frames(torch.cat(images), torch.cat(masks), list(cameras), names)
 
 
 def _camera_words(camera: "Camera") -> str:
