@@ -34,7 +34,7 @@ from diffpose.results import load_poses, pose_from_dict, pose_to_dict, write_jso
 from diffpose.data import containers
 from diffpose.data import max_memory, read, read_xray
 from diffpose.data.memory import bytes_of, check_memory
-from diffpose.data.dicom import _even_places
+from diffpose.data.slices import _even_places
 from diffpose.data.volumes import load_volume
 from diffpose.deepfluoro import check_layout
 from diffpose.deepfluoro.checking import open_hdf5

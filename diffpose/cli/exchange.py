@@ -79,7 +79,7 @@ def _turned(
     found: "XrayGeometry", camera: "Camera", flip: str | None, rotate: int
 ) -> "tuple[XrayGeometry, Camera]":
     "What a file says, and its camera, of the picture after it is flipped and turned."
-    from diffpose.data.xrays import turned_camera
+    from diffpose.data.cameras import turned_camera
 
     if found.bent:
         raise UserError(

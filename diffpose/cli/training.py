@@ -200,7 +200,7 @@ def _scans(where: Path, inside: list[Path]) -> list[Path]:
     folders = [p for p in inside if p.is_dir() and not p.name.startswith(".")]
     if not folders:
         return []
-    from diffpose.data.dicom import holds_scan
+    from diffpose.data.series import holds_scan
 
     scans = [] if holds_scan(where, within=False) else [p for p in folders if holds_scan(p)]
     if scans:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .dicom import frame_headers, stated_numbers
+from .stored import frame_headers, stated_numbers
 from ..errors import UserError, UserNotice, argument
 
 # %% ../../notebooks/api/033_data_frames.ipynb #5d0c0a02

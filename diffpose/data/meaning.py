@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor
 
-from .dicom import looked_up_values, stated_rescale
+from .stored import looked_up_values, stated_rescale
 from ..errors import UserError
 from ..field import find_field
 from ..guards import shaped

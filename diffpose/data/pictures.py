@@ -27,12 +27,13 @@ from diffpose.data.containers import (
     read_text_header,
     scaled_voxels,
 )
-from .dicom import looks_like_dicom, padding_values, stored_pixels
+from .dicom import looks_like_dicom
 from .frames import kept_once, settle_frame, without_pixels
 from .grids import holds_real_numbers
 from .headers import UNIT_MM, nifti_header, text_lengths, text_scale
 from .meaning import XRAYS, last_value, modality_values, xray_modality
 from .memory import PIXELS_MAX, Refused, check_pixels
+from .stored import padding_values, stored_pixels
 from .volumes import NIFTI_ENDINGS, itk_reader, say_unreadable
 from ..errors import UserError, UserNotice, UserTypeError, argument, marked, worded
 
