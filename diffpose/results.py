@@ -166,8 +166,13 @@ ARM_KEYS = {  # in a file: words of `read_carm_words`
 }
 
 
+_NAMED = "(LAO|RAO|CRA(N(IAL)?)?|CAU(D(AL)?)?|ROLL|SOD|SID|TABLE)"
+_LIES = "(head|feet)[\\s-]*first|supine|prone|(left|right)[\\s-]+decubitus|decubitus"
 _ARM = re.compile(
-    r"(LAO|RAO|CRAN?|CAUD?|ROLL|SOD|SID|TABLE|[HF]F(S|P|DL|DR))(?=[\s:=]*[-+]?\.?\d|[\s,;]|$)", re.I
+    rf"({_NAMED}|[HF]F(S|P|DL|DR))(?=[\s:=]*[-+\u2212\u2013]?\.?\d|[\s,;]|$)"
+    rf"|[-+\u2212\u2013]?[\d.]+\s*[°º˚]?\s*(deg|degrees|mm)?\s*{_NAMED}(?=[\s,;]|$)"
+    rf"|({_LIES})(?=[\s,;]|$)",
+    re.I,
 )
 
 

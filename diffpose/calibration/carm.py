@@ -142,6 +142,7 @@ _DIRECTIONS = {  # of the table [right, up, head]: where the patient's right, fr
 }
 _SIGNED = {"LAO": ("primary", 1), "RAO": ("primary", -1), "CRAN": ("secondary", 1)}
 _SIGNED |= {"CRA": ("secondary", 1), "CAUD": ("secondary", -1), "CAU": ("secondary", -1)}
+_SIGNED |= {"CRANIAL": ("secondary", 1), "CAUDAL": ("secondary", -1)}
 _SIGNED |= {"ROLL": ("roll", 1), "SOD": ("sod", 1), "SID": ("sid", 1), "TABLE": ("table", 1)}
 CARM_WORDS = "LAO 30 CRAN 10 SOD 700"  # an example, for messages
 
@@ -155,17 +156,38 @@ def table_from_patient(
     return torch.stack([way[s] * axes[k] for s, k in _DIRECTIONS[position].split()], -1)
 
 
+_LIES = re.compile(
+    r"(?i)\b(?:(head|feet)[\s-]*first[\s,-]*)?"
+    r"(?:(supine|prone)|(left|right)[\s-]+decubitus|decubitus[\s-]+(left|right))\b"
+)
+
+
+def _plain(text: str) -> list[str]:
+    "Words and numbers, each word before its number, and how the patient lies in DICOM's word."
+
+    def lies(found: re.Match) -> str:
+        end, flat, *side = found.groups()
+        way = flat[0] if flat else "D" + next(filter(None, side))[0]
+        return f" {'FF' if end and end.lower() == 'feet' else 'HF'}{way.upper()} "
+
+    text = re.sub("[\u2212\u2013]", "-", re.sub(r"[,;:=()°º˚]", " ", text))
+    words = re.findall(r"[A-Za-z]+|[-+]?[\d.]+(?:e[-+]?\d+)?|\S", _LIES.sub(lies, text))
+    words = [w for w in words if w.lower() not in ("deg", "degrees", "mm")]
+    if words and re.match(r"[-+]?[\d.]", words[0]):  # 30 LAO 10 CRAN
+        for k in range(len(words) - 1):
+            if re.match(r"[-+]?[\d.]", words[k]) and words[k + 1].upper() in _SIGNED:
+                words[k : k + 2] = words[k + 1], words[k]
+    return words
+
+
 def read_carm_words(
     text: str,  # such as "LAO 30 CRAN 10 SOD 700 HFP"
     what: str = "the C-arm's words",  # for messages
 ) -> dict:  # those that are said of primary, secondary, roll [deg], sod, sid, table [mm], position
     "What is said of a C-arm, in the words of the room."
     found: dict = {}
-    words = re.findall(r"[A-Za-z]+|[-+]?[\d.]+(?:e[-+]?\d+)?", re.sub(r"[,;:=()°]", " ", text))
-    bare = re.sub(r"(?i)\b(deg|degrees|mm)\b", "", text)
-    words = [w for w in words if w.lower() not in ("deg", "degrees", "mm")]
-    odd = re.sub(r"[A-Za-z]+|[-+]?[\d.]+(?:e[-+]?\d+)?|[\s,;:=()°]", "", bare)
-    while words and not odd:
+    words, odd = _plain(text), ""
+    while words:
         word = words.pop(0).upper()
         name, sign = ("position", 0) if word in _DIRECTIONS else _SIGNED.get(word, ("", 0))
         n = {"position": 0, "table": 3}.get(name, 1)
