@@ -173,6 +173,17 @@ def test_the_patient_is_dragged_and_taken_back(browser, served):
     assert not visit.faults
 
 
+def test_a_connection_that_was_lost_comes_back(browser, served):
+    "A laptop slept, or a busy machine did not answer in time: the page goes on."
+    with opened(browser, served) as visit:
+        page = visit.page
+        settled(page)
+        page.evaluate("() => { window.socket.disconnect(); setTimeout(() => window.socket.connect(), 300); }")
+        page.wait_for_function("() => window.socket.connected", timeout=30_000)
+        after(page, lambda: page.keyboard.press("ArrowLeft"))
+        after(page, lambda: page.keyboard.press("Control+z"))
+
+
 def test_pictures_follow_the_hand(browser, served, record_property):
     "What is asserted is that they keep coming, for other processes may have the cores, and this browser emulates a GPU; `benchmarks/window.py` measures."
     with opened(browser, served) as visit:

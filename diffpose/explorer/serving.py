@@ -124,7 +124,16 @@ async def opened(window: Window, ui: Any) -> None:
         if window.page is page:
             window.page = None
 
+    def back():  # after a sleep, or a while without an answer
+        if window.page is None and window.tab == tab:
+            window.page = page
+            window.changed.set()
+
     client.on_disconnect(left)
+    client.on_connect(back)
+
+
+RECONNECT_S = 60.0  # for so long a page is kept whose browser does not answer
 
 
 def free_port() -> int:
@@ -190,4 +199,5 @@ def serve(
             show_welcome_message=False,
             favicon="🦴",
             dark=True,
+            reconnect_timeout=RECONNECT_S,
         )
