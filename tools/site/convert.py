@@ -34,7 +34,7 @@ def slug(heading):
 
 
 def page_of(source):
-    "`notebooks/api/075_drr.ipynb` is the page `notebooks/api/drr`, as with nbdev's Quarto."
+    "`notebooks/api/082_drr.ipynb` is the page `notebooks/api/drr`, as with nbdev's Quarto."
     return re.sub(r"(^|/)\d+[a-z]?_", r"\1", re.sub(r"\.(ipynb|md|qmd)$", "", source))
 
 
